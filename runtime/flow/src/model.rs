@@ -1,0 +1,85 @@
+//! A flow that was checked. It cannot be built unchecked: only [`crate::check`] makes one.
+//!
+//! `with:` is kept as it was written: `${secrets.x}` and `${env.X}` are filled in by
+//! [`crate::substitute`] when a replica is made, never before.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+use towpath_protocol::start::{Mode, Retry};
+
+/// A flow: one trigger and the actions that follow it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Flow {
+    /// Its name.
+    pub name: String,
+    /// One sentence.
+    pub description: String,
+    /// What sets the trigger off.
+    pub fires: Fires,
+    /// The trigger's step; none for a webhook trigger without an image, whose messages go straight
+    /// to the actions that follow it.
+    pub trigger_id: String,
+    /// All steps that run as containers, in an order in which each comes after those it follows.
+    /// The trigger is first, if it has an image.
+    pub steps: Vec<Step>,
+}
+
+/// What sets a trigger off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fires {
+    /// A schedule: `every: 30s`.
+    Every(Duration),
+    /// A request to the flow's URL: `webhook: true`.
+    Webhook,
+}
+
+/// A step that runs as containers.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Step {
+    /// Its id, unique in the flow.
+    pub id: String,
+    /// Whether it is the trigger.
+    pub is_trigger: bool,
+    /// What it takes messages from, as (step, port); empty for the trigger.
+    pub after: Vec<(String, String)>,
+    /// The image.
+    pub image: String,
+    /// What to run in it; the image's own entrypoint and command when empty.
+    pub command: Vec<String>,
+    /// How the process is spoken to.
+    pub mode: Mode,
+    /// `with:`, as written: an object.
+    pub with: Value,
+    /// Environment variables of the step process, as written.
+    pub env: BTreeMap<String, String>,
+    /// How many replicas there are, unless an operator scaled it.
+    pub replicas: u32,
+    /// The most messages in the hands of one replica; the manifest's, or 16, when none.
+    pub concurrency: Option<u32>,
+    /// How long the step has for one message; zero is without limit.
+    pub timeout: Duration,
+    /// When a message that failed is tried again.
+    pub retry: Retry,
+    /// What a replica may use.
+    pub limits: Limits,
+}
+
+/// What one replica may use, and what it may do.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Processors: 0.5 is half of one.
+    pub cpus: f64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Whether the root file system can be written (`writable: true`).
+    pub writable: bool,
+    /// Whether the step keeps root and the engine's default capabilities (`privileges: image`).
+    pub image_privileges: bool,
+}

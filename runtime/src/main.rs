@@ -1,0 +1,3 @@
+//! The binary `towpath`: the CLI and the control plane.
+
+fn main() {}

@@ -1,0 +1,147 @@
+//! Everything an agent needs, as one JSON document on its standard input.
+//!
+//! Standard input, because it is in no `docker inspect`, no log and no file: the document holds the
+//! broker's credentials and the step's secrets.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::manifest::Kind;
+
+/// The document.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Start {
+    /// [`crate::CONTRACT`] of the control plane.
+    pub contract: u32,
+    /// `amqp://user:password@host:5672/vhost`, as seen from the container.
+    pub broker_url: String,
+    /// Who this is.
+    pub identity: Identity,
+    /// What the step is: ticks are handed over as ticks, everything else as messages.
+    pub kind: Kind,
+    /// Where things come from and go to.
+    pub routes: Routes,
+    /// The step's `with:`, secrets filled in.
+    pub config: Box<RawValue>,
+    /// The secrets in it: replaced by `***` in every log line, reason and report.
+    #[serde(default)]
+    pub redact: Vec<String>,
+    /// How it is to be treated.
+    pub settings: Settings,
+    /// Start without consuming, until told to (see [`PAUSE_SIGNAL`]).
+    #[serde(default)]
+    pub paused: bool,
+}
+
+/// The signal that makes an agent stop consuming and finish what it holds: SIGUSR1.
+pub const PAUSE_SIGNAL: &str = "SIGUSR1";
+
+/// The signal that makes a paused agent consume again: SIGUSR2.
+pub const RESUME_SIGNAL: &str = "SIGUSR2";
+
+/// Which replica of which step this is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    /// Which Towpath: several may share an engine and a broker.
+    pub instance: String,
+    /// The flow.
+    pub flow: String,
+    /// The step's id in the flow.
+    pub step: String,
+    /// The number of the replica, from 1.
+    pub replica: u32,
+    /// The hash of what this replica was made from.
+    pub spec: String,
+}
+
+/// The broker's names that this agent uses. It declares none of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Routes {
+    /// The queue to consume.
+    pub queue: String,
+    /// The exchange that outputs are published to.
+    pub outputs_exchange: String,
+    /// Where the outputs of each port go. A port that is not here leads nowhere: its outputs are
+    /// counted and dropped.
+    pub outputs: BTreeMap<String, Output>,
+    /// The routing key that brings a message back to this step: `<flow>.<step>`.
+    pub own_key: String,
+    /// The exchange that delivers to a step by its key: `own_key` without a delay.
+    pub steps_exchange: String,
+    /// The exchanges of the delay ladder; number `n` waits for `2^n ×` [`DELAY_UNIT_MS`].
+    pub delay_exchanges: Vec<String>,
+    /// The exchange for dead letters.
+    pub dead_exchange: String,
+    /// The exchange for reports, checkpoints and the ends of runs; see [`crate::office`].
+    pub office_exchange: String,
+}
+
+/// Where the outputs of a port go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// The routing key.
+    pub key: String,
+    /// The most messages to put in one batch: a slow successor wants small ones, so that its
+    /// replicas share the work.
+    pub batch_max: u32,
+}
+
+/// The finest delay, in milliseconds. A delay is a number of these, and its bits are the levels
+/// of the ladder that a message waits in, one after the other: any delay is exact to this unit,
+/// and no message waits behind a longer one.
+pub const DELAY_UNIT_MS: u64 = 250;
+
+/// The number of levels of the ladder: the longest delay is `(2^24 − 1) × 250 ms`, 48 days.
+pub const DELAY_LEVELS: usize = 24;
+
+/// How a step is to be treated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// How it is spoken to.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The most messages in the hands of the step at a time.
+    pub concurrency: u32,
+    /// How long the step has for one message, in milliseconds; 0 is without limit.
+    pub timeout_ms: u64,
+    /// When a message that failed is tried again.
+    pub retry: Retry,
+    /// How often a step may say "later" of one message before it is a dead letter.
+    pub rebounds_max: u32,
+    /// The largest body, in bytes.
+    pub body_bytes_max: usize,
+    /// How long a drain may take before the step is killed, in milliseconds.
+    pub drain_ms: u64,
+    /// The container's memory limit in bytes, to name it when it was the cause; 0 is none.
+    #[serde(default)]
+    pub memory_bytes: u64,
+}
+
+/// How a step process is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// With the frames of [`crate::frame`].
+    #[default]
+    Frames,
+    /// Through `towpath-lines`, which stands between: the program knows nothing of Towpath.
+    Lines,
+}
+
+/// When a message that failed is tried again: after `initial × factor^(attempt − 1)`, at most
+/// `max`, give or take `jitter`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Retry {
+    /// How many attempts there are in all, from 1.
+    pub attempts: u32,
+    /// The wait after the first, in milliseconds.
+    pub initial_ms: u64,
+    /// What each wait is multiplied by.
+    pub factor: f64,
+    /// The longest wait, in milliseconds.
+    pub max_ms: u64,
+    /// The part of each wait that is left to chance, from 0 to 1.
+    pub jitter: f64,
+}
