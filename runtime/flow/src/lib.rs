@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The flow file: parsed with positions, checked all at once, never half valid.
+
+pub mod model;

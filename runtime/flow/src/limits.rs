@@ -1,0 +1,82 @@
+//! Every limit and every default of a flow file, in one place, each with its reason.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use towpath_protocol::start::Retry;
+
+/// The largest flow file: 1 MiB. It is read, sent and kept whole.
+pub const FILE_BYTES_MAX: usize = 1 << 20;
+
+/// The most levels of nesting: far more than a flow has, far less than a stack holds.
+pub const NESTING_MAX: usize = 64;
+
+/// The most diagnostics that are reported of one file; nobody reads more.
+pub const DIAGNOSTICS_MAX: usize = 100;
+
+/// The most actions of one flow. Each is at least one container and one queue.
+pub const ACTIONS_MAX: usize = 100;
+
+/// The most characters of a name: four of them make a container's name.
+pub const NAME_CHARS_MAX: usize = 48;
+
+/// The most characters of a description: one sentence, in a table.
+pub const DESCRIPTION_CHARS_MAX: usize = 500;
+
+/// How many replicas a step may have: one host runs them.
+pub const REPLICAS: RangeInclusive<u64> = 1..=64;
+
+/// How many messages may be in the hands of one replica.
+pub const CONCURRENCY: RangeInclusive<u64> = 1..=4096;
+
+/// How often a trigger may fire: a container is not a real-time clock.
+pub const EVERY: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);
+
+/// How long a step may have for one message. Zero, which is without limit, is apart.
+pub const TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(7 * 24 * 3600);
+
+/// The time limit of actions and webhook triggers. A poll trigger has none: it reads as long as
+/// there is something to read.
+pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// Above this a step may hold a message for longer than the broker waits for an acknowledgement
+/// (30 minutes): it then delivers the message again while the first attempt still runs.
+pub const TIMEOUT_WARNING: Duration = Duration::from_secs(25 * 60);
+
+/// How many attempts there may be.
+pub const RETRY_ATTEMPTS: RangeInclusive<u64> = 1..=100;
+
+/// How long the waits between attempts may be: the broker's delay ladder reaches to 48 days.
+pub const RETRY_WAIT: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(30 * 24 * 3600);
+
+/// What each wait may be multiplied by.
+pub const RETRY_FACTOR: RangeInclusive<f64> = 1.0..=10.0;
+
+/// The part of a wait that may be left to chance.
+pub const RETRY_JITTER: RangeInclusive<f64> = 0.0..=1.0;
+
+/// What a replica's memory limit may be: agent and step need 16 MiB to start.
+pub const MEMORY_BYTES: RangeInclusive<u64> = (16 << 20)..=(1 << 40);
+
+/// What it is when the flow says nothing: 256 MiB.
+pub const MEMORY_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// How many processors a replica may have.
+pub const CPUS: RangeInclusive<f64> = 0.01..=256.0;
+
+/// How many it has when the flow says nothing.
+pub const CPUS_DEFAULT: f64 = 1.0;
+
+/// How many processes and threads a replica may have: the agent alone has several.
+pub const PIDS: RangeInclusive<u64> = 16..=32_768;
+
+/// How many when the flow says nothing.
+pub const PIDS_DEFAULT: u32 = 256;
+
+/// When a message that failed is tried again, unless the flow says otherwise: eight attempts
+/// within about two minutes.
+pub const RETRY_DEFAULT: Retry =
+    Retry { attempts: 8, initial_ms: 1_000, factor: 2.0, max_ms: 600_000, jitter: 0.2 };

@@ -1,0 +1,107 @@
+//! What carries messages, as the control plane uses it.
+//!
+//! # Invariants
+//!
+//! - `declare` may be repeated; it never removes anything and never drops a message.
+//! - `publish` returns only after the broker's confirm.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+pub mod topology;
+
+use topology::Topology;
+
+/// What carries messages: RabbitMQ, or a simulation with faults.
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    /// Says whether the broker answers now.
+    async fn is_up(&self) -> bool;
+    /// Declares what is not there yet, and removes bindings that a flow no longer has.
+    async fn declare(&self, topology: &Topology) -> Result<(), BrokerError>;
+    /// Publishes one batch and waits for its confirm.
+    async fn publish(&self, publication: Publication) -> Result<(), BrokerError>;
+    /// Counts what is ready in each of the queues, in deliveries. A queue that is not there is left out.
+    async fn depths(&self, queues: &[String]) -> Result<BTreeMap<String, Depth>, BrokerError>;
+    /// Deletes a queue; refused if it holds deliveries and `even_if_full` is not said.
+    async fn delete_queue(&self, queue: &str, even_if_full: bool) -> Result<(), BrokerError>;
+    /// Deletes an exchange.
+    async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError>;
+    /// Consumes a queue for ever, through any trouble, one delivery after the other; each must be
+    /// settled through its [`Delivery::settle`] before more than `window` others come.
+    async fn consume(&self, queue: &str, window: u16) -> mpsc::Receiver<Delivery>;
+    /// Answers a question that was asked over direct reply-to.
+    async fn reply(&self, reply_to: &str, correlation: &str, body: Bytes) -> Result<(), BrokerError>;
+}
+
+/// One batch to publish.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// The exchange.
+    pub exchange: String,
+    /// The routing key.
+    pub key: String,
+    /// The AMQP `type`, such as [`towpath_protocol::message::BATCH_TYPE`].
+    pub kind: &'static str,
+    /// Lines.
+    pub body: Bytes,
+    /// How many.
+    pub count: u32,
+}
+
+/// What a queue holds, in deliveries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Depth {
+    /// Ready to be taken.
+    pub ready: u64,
+    /// How many consumers it has.
+    pub consumers: u64,
+}
+
+/// A delivery to the control plane.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The AMQP `type`.
+    pub kind: String,
+    /// The lines.
+    pub body: Bytes,
+    /// The routing key it was published with.
+    pub key: String,
+    /// The exchange it was published to.
+    pub exchange: String,
+    /// Where to answer, and as what.
+    pub reply: Option<(String, String)>,
+    /// The queue that gave it up and why, if the broker dead-lettered it: from `x-death`.
+    pub given_up_by: Option<(String, String)>,
+    /// To settle it: `true` acknowledges, `false` gives it back.
+    pub settle: tokio::sync::oneshot::Sender<bool>,
+}
+
+/// What the broker would not do.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// It does not answer.
+    #[error("the broker cannot be reached")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It refuses what is published: a queue is full.
+    #[error("the broker takes no more for `{key}` now")]
+    Full {
+        /// The routing key.
+        key: String,
+    },
+    /// It refuses.
+    #[error("the broker refuses to {what}")]
+    Refused {
+        /// What it was asked to do.
+        what: String,
+        /// Why it does not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The confirm did not come in time; the batch may have been taken.
+    #[error("the broker did not confirm in time")]
+    TimedOut,
+}
