@@ -25,7 +25,11 @@ pub struct Start {
     pub routes: Routes,
     /// The step's `with:`, secrets filled in.
     pub config: Box<RawValue>,
-    /// The secrets in it: replaced by `***` in every log line, reason and report.
+    /// Environment variables of the step process, on top of the image's; secrets filled in. Here,
+    /// not in the container's own environment, because that is what `docker inspect` shows.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The secrets in both: replaced by `***` in every log line, reason and report.
     #[serde(default)]
     pub redact: Vec<String>,
     /// How it is to be treated.
@@ -117,6 +121,10 @@ pub struct Settings {
     /// The container's memory limit in bytes, to name it when it was the cause; 0 is none.
     #[serde(default)]
     pub memory_bytes: u64,
+    /// Whether the step process keeps every right that its container has (`privileges: image`),
+    /// instead of losing all capabilities.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_privileges: bool,
 }
 
 /// How a step process is spoken to.
