@@ -1,0 +1,197 @@
+//! The step's side of the connection to its agent: what every context shares.
+
+use std::cell::Cell;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use tokio::sync::oneshot;
+use towpath_protocol::frame::Saved;
+use towpath_protocol::{DEFAULT_PORT, MessageId};
+
+use crate::error::{Result, StepError};
+use crate::outbox::Outbox;
+use crate::write::{self, Envelope};
+
+thread_local! {
+    /// A frame is written here first: serializing calls the author's code, which may log.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A scratch buffer larger than this is given back after use.
+const KEEP_CAPACITY: usize = 64 << 10;
+
+/// What every context shares.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) hello: Greeting,
+    pub(crate) outbox: Arc<Outbox>,
+    ports: BTreeSet<String>,
+    /// Only a poll trigger has a position.
+    has_checkpoints: bool,
+    saves: Mutex<HashMap<(MessageId, u64), oneshot::Sender<()>>>,
+    draining: AtomicBool,
+    cancelled: Arc<Cancelled>,
+}
+
+/// What of the agent's hello is needed later.
+#[derive(Debug, Clone)]
+pub(crate) struct Greeting {
+    pub(crate) flow: String,
+    pub(crate) step: String,
+    pub(crate) replica: u32,
+    pub(crate) concurrency: u32,
+    pub(crate) timeout_ms: u64,
+    pub(crate) body_bytes_max: usize,
+}
+
+/// Messages that the agent has given up on, known as soon as the frame is read: a handler that
+/// blocks the main loop until after its time limit must not be believed.
+#[derive(Debug, Default)]
+pub(crate) struct Cancelled {
+    any: AtomicBool,
+    ids: Mutex<HashSet<MessageId>>,
+}
+
+impl Cancelled {
+    pub(crate) fn insert(&self, id: MessageId) {
+        self.lock().insert(id);
+        self.any.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn remove(&self, id: MessageId) {
+        let mut ids = self.lock();
+        ids.remove(&id);
+        self.any.store(!ids.is_empty(), Ordering::Release);
+    }
+
+    pub(crate) fn contains(&self, id: MessageId) -> bool {
+        self.any.load(Ordering::Acquire) && self.lock().contains(&id)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<MessageId>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Link {
+    pub(crate) fn new(
+        hello: Greeting,
+        outbox: Arc<Outbox>,
+        ports: BTreeSet<String>,
+        has_checkpoints: bool,
+        cancelled: Arc<Cancelled>,
+    ) -> Self {
+        Self {
+            hello,
+            outbox,
+            ports,
+            has_checkpoints,
+            saves: Mutex::default(),
+            draining: AtomicBool::new(false),
+            cancelled,
+        }
+    }
+
+    /// Emits an output of a message when there is room for it.
+    pub(crate) async fn emit<T: Serialize + ?Sized>(
+        &self,
+        id: MessageId,
+        envelope: &Envelope<'_>,
+        value: &T,
+    ) -> Result<()> {
+        if let Some(port) = envelope.port
+            && port != DEFAULT_PORT
+            && !self.ports.contains(port)
+        {
+            return Err(StepError::permanent(format!(
+                "the step has no port `{port}`: name it with `.port::<T>(\"{port}\")`"
+            )));
+        }
+        let mut frame = SCRATCH.take();
+        frame.clear();
+        let written = write::emit(&mut frame, id, envelope, value, self.hello.body_bytes_max);
+        if matches!(written, Ok(true)) {
+            self.outbox.push_when_room(&frame).await;
+        }
+        give_back(frame);
+        written.map(|_| ())
+    }
+
+    /// Writes what became of a message, unless the agent does not want to know any more.
+    pub(crate) fn settle(&self, id: MessageId, result: &Result<()>) {
+        if self.cancelled.contains(id) {
+            return;
+        }
+        let mut frame = SCRATCH.take();
+        frame.clear();
+        match result {
+            Ok(()) => write::done(&mut frame, id),
+            Err(error) => write::failed(&mut frame, id, error),
+        }
+        self.outbox.push(&frame);
+        give_back(frame);
+    }
+
+    /// Saves a position and waits until it is durable.
+    pub(crate) async fn checkpoint<K: Serialize + ?Sized>(
+        &self,
+        id: MessageId,
+        number: u64,
+        value: &K,
+    ) -> Result<()> {
+        if !self.has_checkpoints {
+            return Err(StepError::permanent(
+                "only a poll trigger saves checkpoints",
+            ));
+        }
+        let mut frame = Vec::new();
+        write::checkpoint(&mut frame, id, number, value)?;
+        let (saved, is_saved) = oneshot::channel();
+        self.saves().insert((id, number), saved);
+        self.outbox.push_when_room(&frame).await;
+        is_saved
+            .await
+            .map_err(|_| StepError::retry("the agent left before the checkpoint was saved"))
+    }
+
+    /// A position is durable.
+    pub(crate) fn saved(&self, saved: Saved) {
+        // The handler that waits may have been cancelled meanwhile.
+        self.saves()
+            .remove(&(saved.id, saved.number))
+            .map(|waiting| waiting.send(()));
+    }
+
+    /// Writes a log line, unless too many wait already.
+    pub(crate) fn log(&self, id: Option<MessageId>, level: &str, text: &str) {
+        let mut frame = Vec::new();
+        write::log(&mut frame, id, level, text);
+        self.outbox.push_log(&frame);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The cancel frame was handled: the id may come again.
+    pub(crate) fn cancel_handled(&self, id: MessageId) {
+        self.saves().retain(|(of, _), _| *of != id);
+        self.cancelled.remove(id);
+    }
+
+    fn saves(&self) -> MutexGuard<'_, HashMap<(MessageId, u64), oneshot::Sender<()>>> {
+        self.saves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn give_back(frame: Vec<u8>) {
+    if frame.capacity() <= KEEP_CAPACITY {
+        SCRATCH.set(frame);
+    }
+}

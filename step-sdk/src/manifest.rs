@@ -1,0 +1,62 @@
+//! The manifest of a step, made from its types.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::Value;
+use towpath_protocol::manifest::Manifest;
+use towpath_protocol::{CONTRACT, DEFAULT_PORT};
+
+use crate::handler::Handler;
+
+/// What a step says of itself that is not in its types.
+#[derive(Debug, Clone)]
+pub(crate) struct Description {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) text: String,
+    pub(crate) concurrency: Option<u32>,
+    pub(crate) ports: BTreeMap<String, Value>,
+}
+
+impl Description {
+    /// The names of all ports.
+    pub(crate) fn port_names(&self) -> BTreeSet<String> {
+        self.ports
+            .keys()
+            .cloned()
+            .chain([DEFAULT_PORT.to_owned()])
+            .collect()
+    }
+}
+
+/// Returns the JSON Schema of a type.
+pub(crate) fn schema_of<T: JsonSchema>() -> Value {
+    SchemaGenerator::default()
+        .into_root_schema_for::<T>()
+        .to_value()
+}
+
+/// Makes the manifest.
+pub(crate) fn manifest<H: Handler>(handler: &H, description: &Description) -> Manifest {
+    let mut generator = SchemaGenerator::default();
+    let mut ports = description.ports.clone();
+    let output = handler.output_schema(&mut generator);
+    ports
+        .entry(DEFAULT_PORT.to_owned())
+        .or_insert(output.map_or(Value::Null, |it| it.to_value()));
+    let batch = handler
+        .batch_max()
+        .and_then(|max| u32::try_from(max.saturating_mul(2)).ok());
+    Manifest {
+        contract: CONTRACT,
+        name: description.name.clone(),
+        version: description.version.clone(),
+        description: description.text.clone(),
+        kind: handler.kind(),
+        config: Some(schema_of::<H::Config>()),
+        input: handler.input_schema(&mut generator).map(|it| it.to_value()),
+        ports,
+        concurrency: description.concurrency.or(batch),
+    }
+}

@@ -1,0 +1,272 @@
+//! The main loop: takes frames, starts handlers, lets frames leave when input runs dry.
+//!
+//! # Invariants
+//!
+//! - A handler that needs no waiting costs no task: it is polled where it is read.
+//! - Fates are written by the handler's own task, after its outputs.
+//! - A batch is gathered while the one before it is worked on, and never waits for more.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use towpath_protocol::MessageId;
+use towpath_protocol::frame::{Tick, ToStep};
+use towpath_protocol::message::Message;
+
+use crate::context::About;
+use crate::error::{Result, StepError};
+use crate::handler::{Given, Handler, Shared};
+use crate::panics::{Guarded, guard};
+
+/// Why the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Told to, and everything in hand is finished.
+    Drained,
+    /// The agent is gone.
+    AgentGone,
+}
+
+/// Serves an agent until it is told to leave or the agent is gone.
+///
+/// `input` brings chunks of whole lines.
+pub(crate) async fn serve<H: Handler>(
+    handler: Rc<H>,
+    shared: Shared<H::Config, H::State>,
+    input: &mut mpsc::Receiver<Vec<u8>>,
+) -> Ending {
+    let mut server = Server {
+        batch_max: handler.batch_max(),
+        handler,
+        shared,
+        tasks: JoinSet::new(),
+        in_hand: HashMap::new(),
+        gathered: Gathered {
+            inputs: Vec::new(),
+            abouts: Vec::new(),
+        },
+        batch_runs: false,
+    };
+    loop {
+        if input.is_empty() {
+            server.start_batch();
+            server.shared.link.outbox.flush();
+        }
+        if server.shared.link.outbox.is_gone() {
+            return Ending::AgentGone;
+        }
+        if server.shared.link.is_draining() && server.is_idle() {
+            return Ending::Drained;
+        }
+        // Each branch is cancel-safe: `recv`, `join_next` and `notified` lose nothing when dropped
+        // (a notification that was not consumed stays).
+        tokio::select! {
+            biased;
+            Some(finished) = server.tasks.join_next(), if !server.tasks.is_empty() => {
+                if let Ok(ids) = finished {
+                    server.finished(&ids);
+                }
+            }
+            chunk = input.recv() => match chunk {
+                Some(chunk) => server.take(&chunk),
+                None => return Ending::AgentGone,
+            },
+            () = server.shared.link.outbox.dirtied() => {}
+        }
+    }
+}
+
+struct Server<H: Handler> {
+    handler: Rc<H>,
+    shared: Shared<H::Config, H::State>,
+    batch_max: Option<usize>,
+    /// Handlers that wait for something. Each returns the messages it settled.
+    tasks: JoinSet<Finished>,
+    /// How to cancel each of them.
+    in_hand: HashMap<MessageId, AbortHandle>,
+    gathered: Gathered<H::Input>,
+    batch_runs: bool,
+}
+
+/// Messages that wait to be handled together.
+struct Gathered<I> {
+    inputs: Vec<I>,
+    abouts: Vec<Arc<About>>,
+}
+
+enum Finished {
+    One(MessageId),
+    Batch,
+}
+
+impl<H: Handler> Server<H> {
+    fn is_idle(&self) -> bool {
+        self.tasks.is_empty() && self.gathered.inputs.is_empty()
+    }
+
+    /// Handles each line of a chunk.
+    fn take(&mut self, chunk: &[u8]) {
+        for line in chunk.split(|byte| *byte == b'\n') {
+            if line.is_empty() {
+                continue;
+            }
+            match serde_json::from_slice::<ToStep<'_>>(line) {
+                Ok(frame) => self.on_frame(&frame),
+                Err(error) => self.shared.link.log(
+                    None,
+                    "warn",
+                    &format!("a frame from the agent is not understood and ignored: {error}"),
+                ),
+            }
+        }
+    }
+
+    fn on_frame(&mut self, frame: &ToStep<'_>) {
+        match frame {
+            ToStep::Message(message) => {
+                self.start(Given::Body(message.body), about_message(message));
+            }
+            ToStep::Tick(tick) => self.start(Given::Tick(tick), about_tick(tick)),
+            ToStep::Cancel(cancel) => self.cancel(cancel.id),
+            ToStep::Saved(saved) => self.shared.link.saved(*saved),
+            ToStep::Drain(_) => self.shared.link.drain(),
+            ToStep::Hello(_) => {}
+        }
+    }
+
+    fn start(&mut self, given: Given<'_>, about: About) {
+        let about = Arc::new(about);
+        let id = about.id;
+        let read = guard(|| self.handler.read(given, &about)).and_then(|input| input);
+        let input = match read {
+            Ok(input) => input,
+            Err(error) => return self.shared.link.settle(id, &Err(error)),
+        };
+        if let Some(max) = self.batch_max {
+            self.gathered.inputs.push(input);
+            self.gathered.abouts.push(about);
+            if self.gathered.inputs.len() >= max {
+                self.start_batch();
+            }
+            return;
+        }
+        let handler = Rc::clone(&self.handler);
+        // Calling the function runs nothing of it, so a panic can only be in the work.
+        let mut work = Guarded::new(id, handler.handle(input, about, &self.shared));
+        // Work that needs no waiting is done at once. If it waits, its task polls it again with a
+        // waker of its own, so that no wake-up is lost.
+        let mut ctx = std::task::Context::from_waker(Waker::noop());
+        match std::pin::Pin::new(&mut work).poll(&mut ctx) {
+            Poll::Ready(result) => self
+                .shared
+                .link
+                .settle(id, &result.and_then(|result| result)),
+            Poll::Pending => {
+                let link = Arc::clone(&self.shared.link);
+                let task = self.tasks.spawn_local(async move {
+                    let result = work.await;
+                    link.settle(id, &result.and_then(|result| result));
+                    Finished::One(id)
+                });
+                self.in_hand.insert(id, task);
+            }
+        }
+    }
+
+    /// Starts a batch with what was gathered, unless one is being worked on.
+    fn start_batch(&mut self) {
+        let Some(max) = self.batch_max else { return };
+        if self.batch_runs || self.gathered.inputs.is_empty() {
+            return;
+        }
+        let count = self.gathered.inputs.len().min(max);
+        let inputs: Vec<_> = self.gathered.inputs.drain(..count).collect();
+        let abouts: Vec<_> = self.gathered.abouts.drain(..count).collect();
+        let ids: Vec<_> = abouts.iter().map(|about| about.id).collect();
+        let handler = Rc::clone(&self.handler);
+        let work = Guarded::new(ids[0], handler.handle_batch(inputs, abouts, &self.shared));
+        let link = Arc::clone(&self.shared.link);
+        self.batch_runs = true;
+        self.tasks.spawn_local(async move {
+            match work.await {
+                Ok(results) => {
+                    for (id, result) in ids.iter().zip(&results) {
+                        link.settle(*id, result);
+                    }
+                }
+                Err(panic) => {
+                    let result: Result<()> = Err(panic);
+                    for id in ids {
+                        link.settle(id, &result);
+                    }
+                }
+            }
+            Finished::Batch
+        });
+    }
+
+    fn finished(&mut self, finished: &Finished) {
+        match finished {
+            Finished::One(id) => {
+                self.in_hand.remove(id);
+            }
+            Finished::Batch => self.batch_runs = false,
+        }
+    }
+
+    /// Aborts the handler of a message; one in a batch that runs is only no longer settled.
+    fn cancel(&mut self, id: MessageId) {
+        if let Some(task) = self.in_hand.remove(&id) {
+            task.abort();
+        }
+        if let Some(index) = self.gathered.abouts.iter().position(|about| about.id == id) {
+            self.gathered.abouts.remove(index);
+            self.gathered.inputs.remove(index);
+        }
+        self.shared.link.cancel_handled(id);
+    }
+}
+
+fn about_message(message: &Message<'_>) -> About {
+    let mut about = About::new(message.id, message.attempt);
+    about.rebounds = message.rebounds;
+    about.key = message.key.as_deref().map(Into::into);
+    about.lineage = Some(message.lineage.get().into());
+    about.headers_raw = message.headers.map(|raw| raw.get().into());
+    about
+}
+
+fn about_tick(tick: &Tick<'_>) -> About {
+    About::new(tick.id, tick.attempt)
+}
+
+/// Reads the agent's hello.
+pub(crate) fn greeting(
+    line: &[u8],
+) -> Result<(crate::link::Greeting, Box<serde_json::value::RawValue>)> {
+    let frame: ToStep<'_> = serde_json::from_slice(line)
+        .map_err(|error| StepError::permanent(format!("the first frame is not hello: {error}")))?;
+    let ToStep::Hello(hello) = frame else {
+        return Err(StepError::permanent("the first frame is not hello"));
+    };
+    if hello.contract != towpath_protocol::CONTRACT {
+        return Err(StepError::permanent(format!(
+            "the agent speaks version {} of the step protocol, and this step version {}",
+            hello.contract,
+            towpath_protocol::CONTRACT
+        )));
+    }
+    let greeting = crate::link::Greeting {
+        flow: hello.flow.into_owned(),
+        step: hello.step.into_owned(),
+        replica: hello.replica,
+        concurrency: hello.concurrency,
+        timeout_ms: hello.timeout_ms,
+        body_bytes_max: hello.body_bytes_max,
+    };
+    Ok((greeting, hello.config.to_owned()))
+}
