@@ -142,20 +142,19 @@ pub enum Severity {
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Diagnostic {
+pub(crate) struct Diagnostic {
     /// Its kind.
-    pub code: Code,
+    pub(crate) code: Code,
     /// What is wrong, in a sentence without a final period.
-    pub message: String,
+    pub(crate) message: String,
     /// Where, in bytes; none if it is about the whole file.
-    pub span: Option<Range<usize>>,
+    pub(crate) span: Option<Range<usize>>,
     /// What is at that place; may be empty.
-    pub label: String,
+    pub(crate) label: String,
     /// Other places that matter, each with what is there.
-    pub related: Vec<(Range<usize>, String)>,
+    pub(crate) related: Vec<(Range<usize>, String)>,
     /// What to do, if it is known.
-    pub help: Vec<String>,
+    pub(crate) help: Vec<String>,
 }
 
 impl Diagnostic {
@@ -215,14 +214,25 @@ impl Diagnostics {
         }
         let text = source.shown();
         let lines = Lines::new(&text);
-        let findings = items.iter().map(|item| Finding::new(&source.name, item, &lines)).collect();
-        Self { name: source.name.clone(), text, findings }
+        let findings = items
+            .iter()
+            .map(|item| Finding::new(&source.name, item, &lines))
+            .collect();
+        Self {
+            name: source.name.clone(),
+            text,
+            findings,
+        }
     }
 
     /// Of findings that were made elsewhere, for instance by the control plane, to show them with
     /// the lines of the file.
     pub fn from_findings(source: &Source, findings: Vec<Finding>) -> Self {
-        Self { name: source.name.clone(), text: source.shown(), findings }
+        Self {
+            name: source.name.clone(),
+            text: source.shown(),
+            findings,
+        }
     }
 
     /// What messages call the file.
@@ -247,7 +257,10 @@ impl Diagnostics {
 
     /// How many of them are of a severity.
     pub fn count(&self, severity: Severity) -> usize {
-        self.findings.iter().filter(|finding| finding.severity == severity).count()
+        self.findings
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
     }
 
     /// As a person reads them: every one with its lines, an empty line between, and no line break

@@ -79,7 +79,13 @@ impl Finding {
 
     /// Whether it is about the whole file and not about a place in it.
     pub fn is_about_the_whole_file(&self) -> bool {
-        self.place == Place { line: 1, column: 1, end_line: 1, end_column: 1 }
+        self.place
+            == Place {
+                line: 1,
+                column: 1,
+                end_line: 1,
+                end_column: 1,
+            }
     }
 }
 
@@ -87,7 +93,12 @@ impl Place {
     fn new(span: Range<usize>, lines: &Lines<'_>) -> Self {
         let (line, column) = lines.position(span.start);
         let (end_line, end_column) = lines.position(span.end);
-        Self { line, column, end_line, end_column }
+        Self {
+            line,
+            column,
+            end_line,
+            end_column,
+        }
     }
 
     pub(crate) fn span(&self, lines: &Lines<'_>) -> Range<usize> {

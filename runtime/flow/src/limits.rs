@@ -78,5 +78,10 @@ pub const PIDS_DEFAULT: u32 = 256;
 
 /// When a message that failed is tried again, unless the flow says otherwise: eight attempts
 /// within about two minutes.
-pub const RETRY_DEFAULT: Retry =
-    Retry { attempts: 8, initial_ms: 1_000, factor: 2.0, max_ms: 600_000, jitter: 0.2 };
+pub const RETRY_DEFAULT: Retry = Retry {
+    attempts: 8,
+    initial_ms: 1_000,
+    factor: 2.0,
+    max_ms: 600_000,
+    jitter: 0.2,
+};

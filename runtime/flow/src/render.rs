@@ -23,25 +23,39 @@ pub(crate) fn all(name: &str, text: &str, findings: &[Finding], paint: Paint) ->
         Paint::Plain => Renderer::plain(),
         Paint::Coloured => Renderer::styled(),
     };
-    let rendered: Vec<String> =
-        findings.iter().map(|finding| one(name, text, &lines, finding, &renderer)).collect();
+    let rendered: Vec<String> = findings
+        .iter()
+        .map(|finding| one(name, text, &lines, finding, &renderer))
+        .collect();
     rendered.join("\n\n")
 }
 
-fn one(name: &str, text: &str, lines: &Lines<'_>, finding: &Finding, renderer: &Renderer) -> String {
+fn one(
+    name: &str,
+    text: &str,
+    lines: &Lines<'_>,
+    finding: &Finding,
+    renderer: &Renderer,
+) -> String {
     let level = match finding.severity {
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
         Severity::Note => Level::NOTE,
     };
-    let title = level.primary_title(finding.message.as_str()).id(finding.code.as_str());
+    let title = level
+        .primary_title(finding.message.as_str())
+        .id(finding.code.as_str());
     let group = if finding.is_about_the_whole_file() {
         title.element(Origin::path(name))
     } else {
         title.element(snippet(name, text, lines, finding))
     };
-    let group: Group<'_> =
-        group.elements(finding.help.iter().map(|help| Level::HELP.message(help.as_str())));
+    let group: Group<'_> = group.elements(
+        finding
+            .help
+            .iter()
+            .map(|help| Level::HELP.message(help.as_str())),
+    );
     renderer.render(&[group])
 }
 
@@ -53,10 +67,21 @@ fn snippet<'a>(
     finding: &'a Finding,
 ) -> Snippet<'a, annotate_snippets::Annotation<'a>> {
     let primary = finding.place.span(lines);
-    let related: Vec<_> =
-        finding.related.iter().map(|related| (related.place.span(lines), related)).collect();
-    let start = related.iter().map(|(span, _)| span.start).chain([primary.start]).min();
-    let end = related.iter().map(|(span, _)| span.end).chain([primary.end]).max();
+    let related: Vec<_> = finding
+        .related
+        .iter()
+        .map(|related| (related.place.span(lines), related))
+        .collect();
+    let start = related
+        .iter()
+        .map(|(span, _)| span.start)
+        .chain([primary.start])
+        .min();
+    let end = related
+        .iter()
+        .map(|(span, _)| span.end)
+        .chain([primary.end])
+        .max();
     let (line, window) =
         lines.around(&(start.unwrap_or(primary.start)..end.unwrap_or(primary.end)));
     let inside = |span: std::ops::Range<usize>| span.start - window.start..span.end - window.start;
@@ -69,6 +94,8 @@ fn snippet<'a>(
         .path(name)
         .annotation(main)
         .annotations(related.into_iter().map(|(span, related)| {
-            AnnotationKind::Context.span(inside(span)).label(related.label.as_str())
+            AnnotationKind::Context
+                .span(inside(span))
+                .label(related.label.as_str())
         }))
 }

@@ -17,7 +17,10 @@ pub struct Source {
 impl Source {
     /// A file.
     pub fn new(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
-        Self { name: name.into(), bytes: bytes.into() }
+        Self {
+            name: name.into(),
+            bytes: bytes.into(),
+        }
     }
 
     /// The text, or why there is none. The text is never larger than [`FILE_BYTES_MAX`].
@@ -36,14 +39,21 @@ impl Source {
             let at = error.valid_up_to();
             Diagnostic::new(Code::NotUtf8, "the file is not text in UTF-8")
                 .at(at..at + char::REPLACEMENT_CHARACTER.len_utf8())
-                .label(format!("the byte {:#04x} is no part of a character", self.bytes[at]))
+                .label(format!(
+                    "the byte {:#04x} is no part of a character",
+                    self.bytes[at]
+                ))
                 .help("save it as UTF-8")
         })
     }
 
     /// Something to show lines of: the text, with what cannot be read replaced.
     pub(crate) fn shown(&self) -> String {
-        let length = if self.bytes.len() > FILE_BYTES_MAX { 0 } else { self.bytes.len() };
+        let length = if self.bytes.len() > FILE_BYTES_MAX {
+            0
+        } else {
+            self.bytes.len()
+        };
         String::from_utf8_lossy(&self.bytes[..length]).into_owned()
     }
 }
@@ -58,7 +68,12 @@ pub(crate) struct Lines<'a> {
 impl<'a> Lines<'a> {
     pub(crate) fn new(text: &'a str) -> Self {
         let starts = std::iter::once(0)
-            .chain(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1))
+            .chain(
+                text.bytes()
+                    .enumerate()
+                    .filter(|(_, byte)| *byte == b'\n')
+                    .map(|(at, _)| at + 1),
+            )
             .collect();
         Self { text, starts }
     }
@@ -66,7 +81,10 @@ impl<'a> Lines<'a> {
     /// The line and the column (in characters) of an offset, both from 1.
     pub(crate) fn position(&self, offset: usize) -> (u32, u32) {
         let offset = self.text.floor_char_boundary(offset.min(self.text.len()));
-        let line = self.starts.partition_point(|start| *start <= offset).saturating_sub(1);
+        let line = self
+            .starts
+            .partition_point(|start| *start <= offset)
+            .saturating_sub(1);
         let column = self.text[self.starts[line]..offset].chars().count();
         (small(line + 1), small(column + 1))
     }

@@ -1,0 +1,287 @@
+//! What can only be checked with facts: whether steps fit their images, and whether secrets and
+//! variables are there.
+
+use towpath_protocol::CONTRACT;
+use towpath_protocol::manifest::{Kind, Manifest};
+
+use crate::diagnostic::{Code, Diagnostic};
+use crate::document::{Document, Draft, describe, within};
+use crate::facts::{Facts, ImageFact};
+use crate::graph::{Edge, Graph};
+use crate::model::Fires;
+use crate::placeholder::{Piece, pieces};
+use crate::text::{did_you_mean, list, shown};
+use crate::tree::Node;
+
+mod with;
+
+/// Checks every step.
+pub(crate) fn check(
+    document: &Document<'_>,
+    graph: &Graph,
+    root: &Node,
+    text: &str,
+    facts: &Facts,
+    found: &mut Vec<Diagnostic>,
+) {
+    let mut unknown = Vec::new();
+    for (at, draft) in document.drafts.iter().enumerate() {
+        for edge in &graph.edges[at] {
+            found.extend(port(document, facts, draft, edge));
+        }
+        if !draft.has_image {
+            continue;
+        }
+        match facts.image(&draft.step.image) {
+            ImageFact::Unknown => unknown.push(draft.step.id.as_str()),
+            ImageFact::Missing => found.push(missing(facts, draft)),
+            ImageFact::Unreadable(why) => found.push(unreadable(draft, why)),
+            ImageFact::Known(None) => {}
+            ImageFact::Known(Some(manifest)) => {
+                manifest_fits(draft, manifest, document.fires, found);
+            }
+        }
+    }
+    if !unknown.is_empty() {
+        unknown.retain(|id| !id.is_empty());
+        found.push(Diagnostic::new(
+            Code::NotChecked,
+            format!(
+                "images were not looked at: `with` and ports of {} were not checked",
+                list(&unknown)
+            ),
+        ));
+    }
+    names(root, text, facts, found);
+}
+
+fn missing(facts: &Facts, draft: &Draft<'_>) -> Diagnostic {
+    let image = &draft.step.image;
+    let there = facts
+        .images
+        .iter()
+        .filter(|(_, fact)| matches!(fact, ImageFact::Known(_)));
+    Diagnostic::new(
+        Code::MissingImage,
+        format!("the image {} does not exist", shown(image)),
+    )
+    .at(draft.image_span.clone())
+    .label("neither on the engine nor to be had")
+    .help(
+        did_you_mean(image, there.map(|(name, _)| name.as_str()))
+            .unwrap_or_else(|| "build it, or look at how it is spelt".to_owned()),
+    )
+}
+
+fn unreadable(draft: &Draft<'_>, why: &str) -> Diagnostic {
+    Diagnostic::new(
+        Code::BadManifest,
+        format!(
+            "the manifest of the image {} cannot be read",
+            shown(&draft.step.image)
+        ),
+    )
+    .at(draft.image_span.clone())
+    .label(why.lines().next().unwrap_or_default().to_owned())
+    .help("build the image again with a manifest of this Towpath")
+}
+
+fn manifest_fits(
+    draft: &Draft<'_>,
+    manifest: &Manifest,
+    fires: Option<Fires>,
+    found: &mut Vec<Diagnostic>,
+) {
+    let image = shown(&draft.step.image);
+    if manifest.contract != CONTRACT {
+        let age = if manifest.contract > CONTRACT {
+            "Towpath"
+        } else {
+            "the image"
+        };
+        found.push(
+            Diagnostic::new(
+                Code::WrongContract,
+                format!("the image {image} speaks another version of the step protocol"),
+            )
+            .at(draft.image_span.clone())
+            .label(format!(
+                "it speaks version {}, this Towpath version {CONTRACT}",
+                manifest.contract
+            ))
+            .help(format!("bring {age} up to date")),
+        );
+        return;
+    }
+    let expected = match (draft.step.is_trigger, fires) {
+        (true, Some(Fires::Every(_))) => Some(Kind::Poll),
+        (true, Some(Fires::Webhook)) => Some(Kind::Webhook),
+        (true, None) => None,
+        (false, _) => Some(Kind::Action),
+    };
+    if let Some(expected) = expected.filter(|expected| *expected != manifest.kind) {
+        found.push(wrong_kind(draft, manifest.kind, expected));
+    }
+    with::check(draft, manifest, found);
+}
+
+fn wrong_kind(draft: &Draft<'_>, is: Kind, expected: Kind) -> Diagnostic {
+    let noun = |kind| match kind {
+        Kind::Poll => "a trigger that is fired by a schedule",
+        Kind::Webhook => "a trigger that takes webhooks",
+        Kind::Action => "an action",
+    };
+    let place = match expected {
+        Kind::Poll => "a trigger with `every` needs a trigger that is fired by a schedule",
+        Kind::Webhook => "a trigger with `webhook` needs a trigger that takes webhooks",
+        Kind::Action => "an action needs an action",
+    };
+    let help = match (is, expected) {
+        (Kind::Poll, Kind::Webhook) => {
+            "write `every: 30s` in place of `webhook: true`, or use another image"
+        }
+        (Kind::Webhook, Kind::Poll) => {
+            "write `webhook: true` in place of `every`, or use another image"
+        }
+        (Kind::Action, _) => "move it to `actions`, or use another image",
+        (_, Kind::Action) => "make it the `trigger`, or use another image",
+        _ => "use another image",
+    };
+    Diagnostic::new(
+        Code::WrongKind,
+        format!("the image {} is {}", shown(&draft.step.image), noun(is)),
+    )
+    .at(draft.image_span.clone())
+    .label(place)
+    .help(help)
+}
+
+/// The port must be one of those that the step before has, if that is known.
+fn port(
+    document: &Document<'_>,
+    facts: &Facts,
+    draft: &Draft<'_>,
+    edge: &Edge,
+) -> Option<Diagnostic> {
+    let from = &document.drafts[edge.from];
+    let ports: Vec<&str> = if from.has_image {
+        match facts.image(&from.step.image) {
+            ImageFact::Known(Some(manifest)) => manifest.ports.keys().map(String::as_str).collect(),
+            _ => return None,
+        }
+    } else if from.step.is_trigger && from.image_span.is_empty() {
+        vec![towpath_protocol::DEFAULT_PORT]
+    } else {
+        return None;
+    };
+    if ports.contains(&edge.port.as_str()) {
+        return None;
+    }
+    let help = match ports.as_slice() {
+        [] => format!(
+            "{} emits nothing: follow another step",
+            describe(&from.step)
+        ),
+        _ => did_you_mean(&edge.port, ports.iter().copied()).unwrap_or_else(|| {
+            let example = format!("{}.{}", from.step.id, ports[0]);
+            format!(
+                "its ports are {}; write for instance `after: {example}`",
+                list(&ports)
+            )
+        }),
+    };
+    let span = edge.span.clone().unwrap_or_else(|| draft.place.clone());
+    Some(
+        Diagnostic::new(
+            Code::UnknownPort,
+            format!("{} has no port {}", describe(&from.step), shown(&edge.port)),
+        )
+        .at(span)
+        .label(format!("{} takes messages from it", describe(&draft.step)))
+        .help(help),
+    )
+}
+
+/// Secrets and variables that the file speaks of must be there.
+fn names(root: &Node, text: &str, facts: &Facts, found: &mut Vec<Diagnostic>) {
+    let (mut secrets, mut variables) = (Vec::new(), Vec::new());
+    for (node, value) in placeholder_texts(root) {
+        for piece in pieces(value) {
+            match piece {
+                Piece::Secret(name) => secrets.push((node, name)),
+                Piece::Env(name) => variables.push((node, name)),
+                Piece::Literal(_) | Piece::Bad(..) => {}
+            }
+        }
+    }
+    match &facts.secrets {
+        Some(known) => {
+            for (node, name) in secrets
+                .into_iter()
+                .filter(|(_, name)| !known.contains(*name))
+            {
+                let help = did_you_mean(name, known.iter().map(String::as_str));
+                found.push(
+                    Diagnostic::new(
+                        Code::UnknownSecret,
+                        format!("the secret {} does not exist", shown(name)),
+                    )
+                    .at(within(text, node, &format!("${{secrets.{name}}}")))
+                    .label("no such secret")
+                    .help(
+                        help.unwrap_or_else(|| format!("create it: `towpath secret set {name}`")),
+                    ),
+                );
+            }
+        }
+        None => found.extend(not_checked("secrets", secrets)),
+    }
+    match &facts.env {
+        Some(known) => {
+            for (node, name) in variables
+                .into_iter()
+                .filter(|(_, name)| !known.contains(*name))
+            {
+                let help = did_you_mean(name, known.iter().map(String::as_str));
+                found.push(
+                    Diagnostic::new(
+                        Code::UnknownEnv,
+                        format!("the environment variable {} is not set", shown(name)),
+                    )
+                    .at(within(text, node, &format!("${{env.{name}}}")))
+                    .label("not set where the flow is applied")
+                    .help(help.unwrap_or_else(|| format!("set it: `export {name}=…`"))),
+                );
+            }
+        }
+        None => found.extend(not_checked("environment variables", variables)),
+    }
+}
+
+fn not_checked(what: &str, mentioned: Vec<(&Node, &str)>) -> Option<Diagnostic> {
+    let mut names: Vec<&str> = mentioned.into_iter().map(|(_, name)| name).collect();
+    names.sort_unstable();
+    names.dedup();
+    (!names.is_empty()).then(|| {
+        Diagnostic::new(
+            Code::NotChecked,
+            format!("{what} were not looked at: {} may be missing", list(&names)),
+        )
+    })
+}
+
+/// Every text in which placeholders are filled in.
+fn placeholder_texts(root: &Node) -> Vec<(&Node, &str)> {
+    let trigger = root.entry("trigger").map(|entry| &entry.value);
+    let actions = root
+        .entry("actions")
+        .map(|entry| entry.value.items())
+        .unwrap_or_default();
+    trigger
+        .into_iter()
+        .chain(actions)
+        .flat_map(|step| ["with", "env", "command"].map(|key| step.entry(key)))
+        .flatten()
+        .flat_map(|entry| entry.value.texts())
+        .collect()
+}

@@ -1,0 +1,395 @@
+//! `with:` against the JSON Schema in the manifest of the step's image.
+//!
+//! # Invariants
+//!
+//! - A message never has a value of `with` in it, only keys, types and what the schema says.
+
+use std::ops::Range;
+
+use jsonschema::error::{TypeKind, ValidationErrorKind};
+use jsonschema::paths::{Location, LocationSegment};
+use jsonschema::{JsonType, ValidationError};
+use serde_json::Value;
+use towpath_protocol::manifest::Manifest;
+
+use crate::diagnostic::{Code, Diagnostic};
+use crate::document::{Draft, describe};
+use crate::placeholder;
+use crate::text::{did_you_mean, list, shown};
+use crate::tree::{Content, Node};
+
+/// Checks the step's `with`.
+pub(super) fn check(draft: &Draft<'_>, manifest: &Manifest, found: &mut Vec<Diagnostic>) {
+    let Some(schema) = &manifest.config else {
+        return;
+    };
+    if !draft.step.with.is_object() {
+        return; // It was reported as such.
+    }
+    let validator = match jsonschema::options()
+        .with_pattern_options(jsonschema::PatternOptions::regex())
+        .build(schema)
+    {
+        Ok(validator) => validator,
+        Err(error) => {
+            found.push(
+                Diagnostic::new(
+                    Code::BadManifest,
+                    format!(
+                        "the schema in the manifest of the image {} cannot be used",
+                        shown(&draft.step.image)
+                    ),
+                )
+                .at(draft.image_span.clone())
+                .label(error.masked().to_string())
+                .help("this is a mistake of the image, not of the flow"),
+            );
+            return;
+        }
+    };
+    let mut reporter = Reporter {
+        draft,
+        manifest,
+        schema,
+        found,
+    };
+    for error in validator.iter_errors(&draft.step.with) {
+        reporter.report(&error);
+    }
+}
+
+struct Reporter<'a, 't> {
+    draft: &'a Draft<'t>,
+    manifest: &'a Manifest,
+    schema: &'a Value,
+    found: &'a mut Vec<Diagnostic>,
+}
+
+/// A place in `with`.
+struct Spot<'t> {
+    /// `with.page.size`
+    path: String,
+    /// The value; none if there is no `with` at all.
+    node: Option<&'t Node>,
+    /// Where its key is, or where the value is if it has none.
+    key_span: Range<usize>,
+}
+
+impl<'t> Reporter<'_, 't> {
+    fn report(&mut self, error: &ValidationError<'_>) {
+        if is_forgivable(error) {
+            return;
+        }
+        let spot = self.spot(error.instance_path());
+        let at_value = |spot: &Spot<'_>| {
+            spot.node
+                .map_or_else(|| spot.key_span.clone(), |node| node.span.clone())
+        };
+        let step = describe(&self.draft.step);
+        let diagnostic = match error.kind() {
+            ValidationErrorKind::AdditionalProperties { unexpected }
+            | ValidationErrorKind::UnevaluatedProperties { unexpected } => {
+                for key in unexpected {
+                    let diagnostic = self.unknown(&spot, key, error.schema_path());
+                    self.found.push(diagnostic);
+                }
+                return;
+            }
+            ValidationErrorKind::Required { property } => {
+                let key = property.as_str().unwrap_or_default();
+                let about = self.about(error.schema_path(), key);
+                Diagnostic::new(
+                    Code::MissingWith,
+                    format!("`{}` of {step} has no {}", spot.path, shown(key)),
+                )
+                .at(spot.key_span.clone())
+                .label(format!("{} is missing", shown(key)))
+                .maybe_help(about.map(|about| format!("{}: {about}", shown(key))))
+            }
+            ValidationErrorKind::AnyOf { context }
+            | ValidationErrorKind::OneOfNotValid { context } => {
+                return self.alternatives(error, context);
+            }
+            kind => {
+                let expected =
+                    expected(kind).unwrap_or_else(|| format!("otherwise: {}", error.masked()));
+                let text = match spot.node.map(|node| &node.content) {
+                    Some(Content::Text(text)) => text.as_str(),
+                    _ => "",
+                };
+                let help = match kind {
+                    ValidationErrorKind::Enum { options } => did_you_mean(text, words(options)),
+                    _ if placeholder::has_any(text) => {
+                        Some("a placeholder is always filled in as text".to_owned())
+                    }
+                    _ => None,
+                };
+                let label = spot.node.map(|node| format!("this is {}", node.kind()));
+                Diagnostic::new(
+                    Code::BadWith,
+                    format!("`{}` of {step} must be {expected}", spot.path),
+                )
+                .at(at_value(&spot))
+                .label(label.unwrap_or_default())
+                .maybe_help(help)
+            }
+        };
+        self.found.push(diagnostic);
+    }
+
+    /// None of several schemas fits: says what the closest of them lacks.
+    fn alternatives(
+        &mut self,
+        error: &ValidationError<'_>,
+        context: &[Vec<ValidationError<'static>>],
+    ) {
+        let here = error.instance_path();
+        let is_here = |inner: &ValidationError<'_>| inner.instance_path() == here;
+        let branches: Vec<&Vec<ValidationError<'static>>> =
+            context.iter().filter(|branch| !branch.is_empty()).collect();
+        // Branches for a value of another type are not meant.
+        let closest = branches
+            .iter()
+            .filter(|branch| {
+                !branch.iter().any(|inner| {
+                    is_here(inner) && matches!(inner.kind(), ValidationErrorKind::Type { .. })
+                })
+            })
+            .min_by_key(|branch| branch.len());
+        let all: Vec<&ValidationError<'static>> =
+            branches.iter().flat_map(|branch| branch.iter()).collect();
+        let words: Vec<&str> = all.iter().flat_map(|inner| options(inner)).collect();
+        let is_enum = !words.is_empty()
+            && all
+                .iter()
+                .all(|inner| is_here(inner) && !options(inner).is_empty() || is_type(inner));
+        if is_enum {
+            return self.one_of(here, &words);
+        }
+        match closest {
+            Some(branch) => branch.iter().for_each(|inner| self.report(inner)),
+            None => {
+                let types: Vec<String> = all
+                    .iter()
+                    .filter_map(|inner| expected(inner.kind()))
+                    .collect();
+                let spot = self.spot(here);
+                let label = spot.node.map(|node| format!("this is {}", node.kind()));
+                self.found.push(
+                    Diagnostic::new(
+                        Code::BadWith,
+                        format!(
+                            "`{}` of {} must be {}",
+                            spot.path,
+                            describe(&self.draft.step),
+                            types.join(" or ")
+                        ),
+                    )
+                    .at(spot.node.map_or(spot.key_span, |node| node.span.clone()))
+                    .label(label.unwrap_or_default()),
+                );
+            }
+        }
+    }
+
+    fn one_of(&mut self, here: &Location, words: &[&str]) {
+        let spot = self.spot(here);
+        let help = match spot.node.map(|node| &node.content) {
+            Some(Content::Text(text)) => did_you_mean(text, words.iter().copied()),
+            _ => None,
+        };
+        self.found.push(
+            Diagnostic::new(
+                Code::BadWith,
+                format!(
+                    "`{}` of {} must be one of {}",
+                    spot.path,
+                    describe(&self.draft.step),
+                    list(words)
+                ),
+            )
+            .at(spot.node.map_or(spot.key_span, |node| node.span.clone()))
+            .label("this is none of them")
+            .maybe_help(help),
+        );
+    }
+
+    fn unknown(&self, spot: &Spot<'_>, key: &str, schema_path: &Location) -> Diagnostic {
+        let entry = spot.node.and_then(|node| node.entry(key));
+        let known = self.properties(schema_path);
+        let help =
+            did_you_mean(key, known.iter().copied()).unwrap_or_else(|| match known.as_slice() {
+                [] => "it takes no keys at all".to_owned(),
+                _ => format!("its keys are {}", list(&known)),
+            });
+        Diagnostic::new(
+            Code::UnknownWith,
+            format!(
+                "`{}` of {} has no key {}",
+                spot.path,
+                describe(&self.draft.step),
+                shown(key)
+            ),
+        )
+        .at(entry.map_or_else(|| spot.key_span.clone(), |entry| entry.key_span.clone()))
+        .label(format!("{} does not know it", shown(&self.manifest.name)))
+        .help(help)
+    }
+
+    /// The object schema that a keyword of the schema belongs to.
+    fn object_schema(&self, schema_path: &Location) -> Option<&Value> {
+        let (parent, _) = schema_path.as_str().rsplit_once('/')?;
+        self.schema.pointer(parent)
+    }
+
+    fn properties(&self, schema_path: &Location) -> Vec<&str> {
+        self.object_schema(schema_path)
+            .and_then(|schema| schema.get("properties"))
+            .and_then(Value::as_object)
+            .map(|properties| properties.keys().map(String::as_str).collect())
+            .unwrap_or_default()
+    }
+
+    /// What the schema says of a property.
+    fn about(&self, schema_path: &Location, key: &str) -> Option<String> {
+        let property = self
+            .object_schema(schema_path)?
+            .get("properties")?
+            .get(key)?;
+        let about = property.get("description")?.as_str()?;
+        let first = about
+            .split("\n\n")
+            .next()?
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
+        Some(first.trim_end_matches('.').chars().take(200).collect())
+    }
+
+    fn spot(&self, path: &Location) -> Spot<'t> {
+        let mut spot = match self.draft.with {
+            Some(entry) => Spot {
+                path: "with".to_owned(),
+                node: Some(&entry.value),
+                key_span: entry.key_span.clone(),
+            },
+            None => Spot {
+                path: "with".to_owned(),
+                node: None,
+                key_span: self.draft.place.clone(),
+            },
+        };
+        for segment in path.iter() {
+            match (segment, spot.node) {
+                (LocationSegment::Property(key), Some(node)) => {
+                    spot.path = format!("{}.{}", spot.path, shown(&key).trim_matches('`'));
+                    let Some(entry) = node.entry(&key) else { break };
+                    spot.key_span = entry.key_span.clone();
+                    spot.node = Some(&entry.value);
+                }
+                (LocationSegment::Index(index), Some(node)) => {
+                    spot.path = format!("{}[{index}]", spot.path);
+                    let Some(item) = node.items().get(index) else {
+                        break;
+                    };
+                    spot.key_span = item.span.clone();
+                    spot.node = Some(item);
+                }
+                (_, None) => break,
+            }
+        }
+        spot
+    }
+}
+
+/// A text with placeholders will be another text when it is used: only its type is known.
+fn is_forgivable(error: &ValidationError<'_>) -> bool {
+    match error.kind() {
+        ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+            context
+                .iter()
+                .any(|branch| !branch.is_empty() && branch.iter().all(is_forgivable))
+        }
+        ValidationErrorKind::Type { .. } => false,
+        _ => error.instance().as_str().is_some_and(placeholder::has_any),
+    }
+}
+
+fn is_type(error: &ValidationError<'_>) -> bool {
+    matches!(error.kind(), ValidationErrorKind::Type { .. })
+}
+
+/// The words that would have been right.
+fn options<'e>(error: &'e ValidationError<'_>) -> Vec<&'e str> {
+    match error.kind() {
+        ValidationErrorKind::Enum { options } => words(options),
+        ValidationErrorKind::Constant { expected_value } => {
+            expected_value.as_str().into_iter().collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn words(options: &Value) -> Vec<&str> {
+    options
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+/// What a value must be, after "must be".
+fn expected(kind: &ValidationErrorKind) -> Option<String> {
+    Some(match kind {
+        ValidationErrorKind::Type {
+            kind: TypeKind::Single(kind),
+        } => type_word(*kind).to_owned(),
+        ValidationErrorKind::Type {
+            kind: TypeKind::Multiple(kinds),
+        } => kinds.iter().map(type_word).collect::<Vec<_>>().join(" or "),
+        ValidationErrorKind::Enum { options } => match words(options).as_slice() {
+            [] => return None,
+            [one] => shown(one),
+            words => format!("one of {}", list(words)),
+        },
+        ValidationErrorKind::Constant { expected_value } => match expected_value.as_ref() {
+            Value::String(text) => shown(text),
+            other => shown(&other.to_string()),
+        },
+        ValidationErrorKind::Minimum { limit } => format!("{limit} or more"),
+        ValidationErrorKind::Maximum { limit } => format!("{limit} or less"),
+        ValidationErrorKind::ExclusiveMinimum { limit } => format!("more than {limit}"),
+        ValidationErrorKind::ExclusiveMaximum { limit } => format!("less than {limit}"),
+        ValidationErrorKind::MultipleOf { multiple_of } => format!("a multiple of {multiple_of}"),
+        ValidationErrorKind::MinLength { limit: 1 } => "text that is not empty".to_owned(),
+        ValidationErrorKind::MinLength { limit } => format!("text of {limit} characters or more"),
+        ValidationErrorKind::MaxLength { limit } => format!("text of {limit} characters or less"),
+        ValidationErrorKind::MinItems { limit: 1 } => "a list that is not empty".to_owned(),
+        ValidationErrorKind::MinItems { limit } => format!("a list of {limit} or more"),
+        ValidationErrorKind::MaxItems { limit } => format!("a list of {limit} or less"),
+        ValidationErrorKind::MinProperties { limit } => {
+            format!("a mapping of {limit} keys or more")
+        }
+        ValidationErrorKind::MaxProperties { limit } => {
+            format!("a mapping of {limit} keys or less")
+        }
+        ValidationErrorKind::UniqueItems => "a list in which nothing is twice".to_owned(),
+        ValidationErrorKind::Pattern { pattern } => format!("text that matches {}", shown(pattern)),
+        ValidationErrorKind::Format { format } => format!("text that is a {format}"),
+        ValidationErrorKind::FalseSchema => "left out".to_owned(),
+        _ => return None,
+    })
+}
+
+fn type_word(kind: JsonType) -> &'static str {
+    match kind {
+        JsonType::Array => "a list",
+        JsonType::Boolean => "true or false",
+        JsonType::Integer => "a whole number",
+        JsonType::Null => "nothing",
+        JsonType::Number => "a number",
+        JsonType::Object => "a mapping",
+        JsonType::String => "text",
+    }
+}

@@ -1,0 +1,131 @@
+//! Every key of a flow file, with a sentence about it. The check, the schema for editors and the
+//! page of the manual are all held to these tables.
+
+/// A key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+}
+
+const fn key(name: &'static str, about: &'static str) -> Key {
+    Key { name, about }
+}
+
+/// Of the file.
+pub(crate) const FLOW: &[Key] = &[
+    key(
+        "flow",
+        "The name of the flow: a small letter, then small letters, digits and `-`, at most 48.",
+    ),
+    key("description", "What the flow does, in a sentence."),
+    key("trigger", "The step that brings messages in."),
+    key(
+        "actions",
+        "The steps that handle messages, each after the one before unless `after` says otherwise.",
+    ),
+];
+
+/// Of every step.
+pub(crate) const STEP: &[Key] = &[
+    key("id", "The name of the step, unique in the flow."),
+    key("image", "The container image of the step."),
+    key(
+        "with",
+        "The configuration of the step; what it takes is in its manifest. `${secrets.name}` and `${env.NAME}` are filled in when the flow is deployed.",
+    ),
+    key(
+        "env",
+        "Environment variables of the step's process, for programs that read them.",
+    ),
+    key(
+        "command",
+        "What to run in the image, as a list, in place of what the image says.",
+    ),
+    key(
+        "mode",
+        "How the program is spoken to: `frames` (the step protocol) or `lines` (a JSON body a line on standard input, JSON lines on standard output).",
+    ),
+    key("replicas", "How many containers the step has."),
+    key(
+        "concurrency",
+        "The most messages in the hands of one replica at a time.",
+    ),
+    key(
+        "timeout",
+        "How long the step has for one message; 0 is without limit.",
+    ),
+    key("retry", "When a message that failed is tried again."),
+    key("memory", "How much memory a replica may use."),
+    key(
+        "cpus",
+        "How many processors a replica may use; 0.5 is half of one.",
+    ),
+    key("pids", "How many processes and threads a replica may have."),
+    key(
+        "writable",
+        "Whether the root file system of the container can be written.",
+    ),
+    key(
+        "privileges",
+        "`image` leaves the step root and the engine's default capabilities, for images that need them.",
+    ),
+];
+
+/// Of the trigger alone.
+pub(crate) const TRIGGER: &[Key] = &[
+    key(
+        "every",
+        "Fires the trigger on a schedule: the time from one firing to the next.",
+    ),
+    key(
+        "webhook",
+        "`true` gives the flow a URL; each request to it is a message.",
+    ),
+];
+
+/// Of actions alone.
+pub(crate) const ACTION: &[Key] = &[key(
+    "after",
+    "The step, or the list of steps, that it takes messages from: `step`, or `step.port` for a port other than `out`. The step before, if it says nothing.",
+)];
+
+/// Of `retry`.
+pub(crate) const RETRY: &[Key] = &[
+    key(
+        "attempts",
+        "How many attempts there are in all, the first included.",
+    ),
+    key("initial", "The wait after the first attempt."),
+    key("factor", "What each wait is multiplied by to get the next."),
+    key("max", "The longest wait."),
+    key(
+        "jitter",
+        "The part of each wait that is left to chance, from 0 to 1.",
+    ),
+];
+
+/// Words of later versions, each with what to do until then.
+pub(crate) const RESERVED: &[(&str, &str)] = &[
+    ("cron", "write `every: 30s` (or `5m`, `2h`, `1d`) instead"),
+    (
+        "when",
+        "let a `towpath/jq` step choose: what its filter does not give out goes no further",
+    ),
+    (
+        "order_by",
+        "use `replicas: 1` and `concurrency: 1` where the order matters",
+    ),
+    ("rate", "limit it with `replicas` and `concurrency`"),
+    ("batch", "each message is handled alone"),
+    ("overlap", "a trigger is never fired while it still runs"),
+    ("connection", "a flow has one connection, `default`"),
+    ("connections", "a flow has one connection, `default`"),
+    ("ports", "the ports of a step are in its manifest"),
+    ("deadline", "use `timeout` and `retry`"),
+    ("priority", "all messages are equal"),
+    (
+        "schedule",
+        "write `every: 30s` (or `5m`, `2h`, `1d`) instead",
+    ),
+];

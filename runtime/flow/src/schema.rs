@@ -1,0 +1,140 @@
+//! The JSON Schema of a flow file, for editors. It says less than [`crate::check`]: what a file
+//! must look like, not whether it makes sense.
+
+use serde_json::{Map, Value, json};
+
+use crate::keys::{self, Key};
+use crate::limits;
+use crate::text;
+
+/// The schema: JSON Schema 2020-12, kept in `docs/flow.schema.json`.
+pub fn schema() -> Value {
+    let trigger = object(&[keys::STEP, keys::TRIGGER], &["id"]);
+    let action = object(&[keys::STEP, keys::ACTION], &["id", "image"]);
+    let mut schema = object(&[keys::FLOW], &["flow", "trigger", "actions"]);
+    schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    schema["title"] = json!("Towpath flow");
+    schema["description"] = json!("One trigger and the actions that follow it.");
+    schema["$defs"] = json!({
+        "name": {
+            "type": "string",
+            "pattern": format!("^[a-z][a-z0-9-]{{0,{}}}$", limits::NAME_CHARS_MAX - 1),
+        },
+        "duration": { "type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$", "examples": ["30s", "5m"] },
+        "size": { "type": "string", "pattern": "^[0-9]+(KiB|MiB|GiB)$", "examples": ["256MiB"] },
+        "image": { "type": "string", "minLength": 1, "pattern": "^[^\\s$]+$", "examples": ["towpath/jq:1"] },
+        "after": { "type": "string", "minLength": 1, "examples": ["orders", "orders.rejected"] },
+        "retry": object(&[keys::RETRY], &[]),
+        "trigger": trigger,
+        "action": action,
+    });
+    schema["$defs"]["trigger"]["oneOf"] = json!([
+        { "required": ["every", "image"] },
+        { "required": ["webhook"] },
+    ]);
+    schema
+}
+
+fn object(tables: &[&[Key]], required: &[&str]) -> Value {
+    let properties: Map<String, Value> = tables
+        .iter()
+        .flat_map(|table| table.iter())
+        .map(|key| {
+            let mut schema = value(key.name);
+            schema["description"] = json!(key.about);
+            (key.name.to_owned(), schema)
+        })
+        .collect();
+    json!({
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": false,
+    })
+}
+
+/// The schema of what stands behind a key.
+fn value(key: &str) -> Value {
+    let whole = |range: &std::ops::RangeInclusive<u64>| json!({ "type": "integer", "minimum": range.start(), "maximum": range.end() });
+    let real = |range: &std::ops::RangeInclusive<f64>| json!({ "type": "number", "minimum": range.start(), "maximum": range.end() });
+    let with_default = |mut schema: Value, default: Value| {
+        schema["default"] = default;
+        schema
+    };
+    let retry = limits::RETRY_DEFAULT;
+    let wait = |ms| json!(text::duration(std::time::Duration::from_millis(ms)));
+    match key {
+        "flow" | "id" => json!({ "$ref": "#/$defs/name" }),
+        "description" => json!({ "type": "string", "maxLength": limits::DESCRIPTION_CHARS_MAX }),
+        "trigger" => json!({ "$ref": "#/$defs/trigger" }),
+        "actions" => json!({
+            "type": "array",
+            "items": { "$ref": "#/$defs/action" },
+            "minItems": 1,
+            "maxItems": limits::ACTIONS_MAX,
+        }),
+        "image" => json!({ "$ref": "#/$defs/image" }),
+        "with" => json!({ "type": ["object", "null"] }),
+        "env" => json!({
+            "type": ["object", "null"],
+            "propertyNames": { "pattern": "^[A-Za-z_][A-Za-z0-9_]*$" },
+            "additionalProperties": { "type": "string" },
+        }),
+        "command" => json!({ "type": "array", "items": { "type": "string" } }),
+        "mode" => json!({ "enum": ["frames", "lines"], "default": "frames" }),
+        "replicas" => with_default(whole(&limits::REPLICAS), json!(1)),
+        "concurrency" => whole(&limits::CONCURRENCY),
+        "timeout" => json!({
+            "anyOf": [{ "$ref": "#/$defs/duration" }, { "const": 0 }],
+            "default": text::duration(limits::TIMEOUT_DEFAULT),
+        }),
+        "retry" => json!({ "anyOf": [{ "$ref": "#/$defs/retry" }, { "type": "null" }] }),
+        "memory" => json!({
+            "$ref": "#/$defs/size",
+            "default": text::size(limits::MEMORY_BYTES_DEFAULT),
+        }),
+        "cpus" => with_default(real(&limits::CPUS), json!(limits::CPUS_DEFAULT)),
+        "pids" => with_default(whole(&limits::PIDS), json!(limits::PIDS_DEFAULT)),
+        "writable" => json!({ "type": "boolean", "default": false }),
+        "privileges" => json!({ "enum": ["image"] }),
+        "every" | "initial" | "max" => {
+            let schema = json!({ "$ref": "#/$defs/duration" });
+            match key {
+                "initial" => with_default(schema, wait(retry.initial_ms)),
+                "max" => with_default(schema, wait(retry.max_ms)),
+                _ => schema,
+            }
+        }
+        "webhook" => json!({ "const": true }),
+        "after" => json!({
+            "anyOf": [
+                { "$ref": "#/$defs/after" },
+                { "type": "array", "items": { "$ref": "#/$defs/after" }, "minItems": 1, "uniqueItems": true },
+            ],
+        }),
+        "attempts" => with_default(whole(&limits::RETRY_ATTEMPTS), json!(retry.attempts)),
+        "factor" => with_default(real(&limits::RETRY_FACTOR), json!(retry.factor)),
+        "jitter" => with_default(real(&limits::RETRY_JITTER), json!(retry.jitter)),
+        // A test holds that every key has a case above.
+        _ => json!({ "not": {} }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_a_schema() {
+        let tables = [
+            keys::FLOW,
+            keys::STEP,
+            keys::TRIGGER,
+            keys::ACTION,
+            keys::RETRY,
+        ];
+        for key in tables.iter().flat_map(|table| table.iter()) {
+            assert_ne!(value(key.name), json!({ "not": {} }), "{}", key.name);
+        }
+    }
+}
