@@ -1,21 +1,5 @@
-//! What the office, the scheduler and replay put into the store and take out of it.
-//!
-//! The methods of [`super::Store`] that they use:
-//!
-//! ```text
-//! checkpoint(flow, step, connection) -> Option<Box<RawValue>>
-//! save_checkpoint(flow, step, connection, run, number, value) -> bool   false: not the active run
-//! run_started(&RunRecord) -> bool            false: the flow has an active run for this connection
-//! run_published(run)                         Recorded → Published; nothing else changes
-//! run_retries(run, reason, next)             of an active run: attempts + 1, reason, next_at
-//! run_ended(run, RunState, at, emitted: Option<u64>, reason: Option<String>) -> bool
-//! active_run(flow) -> Option<RunRecord>      Recorded or Published
-//! last_run(flow) -> Option<RunRecord>        the newest by `due`, whatever its state
-//! insert_dead_letters(Vec<DeadLetterRecord>) -> u64      in one transaction; how many were new
-//! dead_letter(id) -> Option<DeadLetterRecord>
-//! change_dead_letter(id, from: DeadState, to: DeadState) -> bool        compare and set
-//! open_dead_letters() -> Vec<OpenDeadLetters>
-//! ```
+//! What the office, the scheduler and replay put into the store and take out of it: the shapes of
+//! runs and dead letters.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;

@@ -1,0 +1,298 @@
+//! Flows, their versions, and how far an operator scaled their steps.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+
+use super::{Store, StoreError, now_ms};
+use crate::reconcile::FlowState;
+
+/// The most versions of a flow that are kept.
+const VERSIONS_MAX: u32 = 50;
+
+/// A flow and its newest version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowRecord {
+    /// Its name.
+    pub name: String,
+    /// What it should be doing.
+    pub state: FlowState,
+    /// Its version, from 1.
+    pub version: u32,
+    /// The part of its webhook URL that cannot be guessed; kept when it is applied again.
+    pub webhook_key: Option<String>,
+    /// What the file was called.
+    pub file: String,
+    /// The flow file.
+    pub source: Vec<u8>,
+    /// The environment variables that the flow names, as they were when it was applied.
+    pub env: BTreeMap<String, String>,
+    /// The hash of file and environment.
+    pub hash: String,
+    /// When this version was applied, in milliseconds since 1970.
+    pub applied_at: u64,
+    /// How many replicas an operator wants, by step.
+    pub scales: BTreeMap<String, u32>,
+}
+
+/// A version to store.
+#[derive(Debug, Clone)]
+pub struct NewVersion {
+    /// The flow.
+    pub flow: String,
+    /// What the file was called.
+    pub file: String,
+    /// The flow file.
+    pub source: Vec<u8>,
+    /// The environment variables that the flow names.
+    pub env: BTreeMap<String, String>,
+    /// The hash of file and environment.
+    pub hash: String,
+    /// The flow's webhook key, if it has a webhook: used unless it has one already.
+    pub webhook_key: Option<String>,
+    /// The ids of all its steps: what was scaled and is gone is forgotten.
+    pub steps: Vec<String>,
+}
+
+/// One version of a flow, in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct VersionRecord {
+    /// The version, from 1.
+    pub version: u32,
+    /// When it was applied, in milliseconds since 1970.
+    pub applied_at: u64,
+    /// The hash of its file and environment.
+    pub hash: String,
+}
+
+const SELECT: &str = "SELECT f.name, f.state, f.version, f.webhook_key, v.file, v.source, v.env, v.hash, v.applied_at
+    FROM flows f JOIN versions v ON v.flow = f.name AND v.version = f.version";
+
+impl Store {
+    /// All flows, by name.
+    pub async fn flows(&self) -> Result<Vec<FlowRecord>, StoreError> {
+        self.with("list flows", |connection| {
+            let mut statement = connection.prepare_cached(&format!("{SELECT} ORDER BY f.name"))?;
+            let mut flows =
+                statement.query_map([], read_flow)?.collect::<rusqlite::Result<Vec<_>>>()?;
+            for flow in &mut flows {
+                flow.scales = scales(connection, &flow.name)?;
+            }
+            Ok(flows)
+        })
+        .await
+    }
+
+    /// A flow.
+    pub async fn flow(&self, name: &str) -> Result<Option<FlowRecord>, StoreError> {
+        let name = name.to_owned();
+        self.with("read a flow", move |connection| {
+            let found = connection
+                .prepare_cached(&format!("{SELECT} WHERE f.name = ?1"))?
+                .query_row([&name], read_flow)
+                .optional()?;
+            let Some(mut flow) = found else { return Ok(None) };
+            flow.scales = scales(connection, &name)?;
+            Ok(Some(flow))
+        })
+        .await
+    }
+
+    /// Stores a new version of a flow, which may be its first, and returns its number. A flow that
+    /// was paused or stopped stays so.
+    pub async fn store_version(&self, new: NewVersion) -> Result<u32, StoreError> {
+        let env = serde_json::to_string(&new.env).expect("a map of strings is JSON");
+        self.with("store a version of a flow", move |connection| {
+            let transaction = connection.transaction()?;
+            let before: Option<u32> = transaction
+                .query_row("SELECT version FROM flows WHERE name = ?1", [&new.flow], |row| row.get(0))
+                .optional()?;
+            let version = before.unwrap_or(0) + 1;
+            transaction.execute(
+                "INSERT INTO flows (name, state, version, webhook_key, created_at) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (name) DO UPDATE SET version = ?3, webhook_key = coalesce(webhook_key, ?4)",
+                params![new.flow, "running", version, new.webhook_key, now_ms()],
+            )?;
+            transaction.execute(
+                "INSERT INTO versions (flow, version, file, source, env, hash, applied_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![new.flow, version, new.file, new.source, env, new.hash, now_ms()],
+            )?;
+            transaction.execute(
+                "DELETE FROM versions WHERE flow = ?1 AND version <= ?2",
+                params![new.flow, version.saturating_sub(VERSIONS_MAX)],
+            )?;
+            for step in scales(&transaction, &new.flow)?.into_keys() {
+                if !new.steps.contains(&step) {
+                    transaction.execute(
+                        "DELETE FROM scales WHERE flow = ?1 AND step = ?2",
+                        params![new.flow, step],
+                    )?;
+                }
+            }
+            transaction.commit()?;
+            Ok(version)
+        })
+        .await
+    }
+
+    /// The versions of a flow that are kept, newest first.
+    pub async fn versions(&self, flow: &str) -> Result<Vec<VersionRecord>, StoreError> {
+        let flow = flow.to_owned();
+        self.with("list versions", move |connection| {
+            connection
+                .prepare_cached(
+                    "SELECT version, applied_at, hash FROM versions WHERE flow = ?1 ORDER BY version DESC",
+                )?
+                .query_map([&flow], |row| {
+                    Ok(VersionRecord {
+                        version: row.get(0)?,
+                        applied_at: row.get(1)?,
+                        hash: row.get(2)?,
+                    })
+                })?
+                .collect()
+        })
+        .await
+    }
+
+    /// Says what a flow should be doing. Returns whether there is such a flow.
+    pub async fn set_state(&self, flow: &str, state: FlowState) -> Result<bool, StoreError> {
+        let flow = flow.to_owned();
+        self.with("change the state of a flow", move |connection| {
+            let changed = connection.execute(
+                "UPDATE flows SET state = ?2 WHERE name = ?1",
+                params![flow, state_text(state)],
+            )?;
+            Ok(changed == 1)
+        })
+        .await
+    }
+
+    /// Says how many replicas a step should have, whatever the flow file says.
+    pub async fn set_scale(&self, flow: &str, step: &str, replicas: u32) -> Result<(), StoreError> {
+        let (flow, step) = (flow.to_owned(), step.to_owned());
+        self.with("scale a step", move |connection| {
+            connection.execute(
+                "INSERT INTO scales (flow, step, replicas) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (flow, step) DO UPDATE SET replicas = ?3",
+                params![flow, step, replicas],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets a flow, its versions, checkpoints and runs. Its dead letters stay.
+    pub async fn delete_flow(&self, flow: &str) -> Result<bool, StoreError> {
+        let flow = flow.to_owned();
+        self.with("delete a flow", move |connection| {
+            Ok(connection.execute("DELETE FROM flows WHERE name = ?1", [&flow])? == 1)
+        })
+        .await
+    }
+}
+
+fn scales(connection: &Connection, flow: &str) -> rusqlite::Result<BTreeMap<String, u32>> {
+    connection
+        .prepare_cached("SELECT step, replicas FROM scales WHERE flow = ?1")?
+        .query_map([flow], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}
+
+fn read_flow(row: &Row<'_>) -> rusqlite::Result<FlowRecord> {
+    let state: String = row.get(1)?;
+    let env: String = row.get(6)?;
+    Ok(FlowRecord {
+        name: row.get(0)?,
+        state: state_of(&state).ok_or_else(|| unreadable(1, format!("the state `{state}`")))?,
+        version: row.get(2)?,
+        webhook_key: row.get(3)?,
+        file: row.get(4)?,
+        source: row.get(5)?,
+        env: serde_json::from_str(&env).map_err(|error| unreadable(6, error))?,
+        hash: row.get(7)?,
+        applied_at: row.get(8)?,
+        scales: BTreeMap::new(),
+    })
+}
+
+fn unreadable(
+    column: usize,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into())
+}
+
+fn state_text(state: FlowState) -> &'static str {
+    match state {
+        FlowState::Running => "running",
+        FlowState::Paused => "paused",
+        FlowState::Stopped => "stopped",
+    }
+}
+
+fn state_of(text: &str) -> Option<FlowState> {
+    [FlowState::Running, FlowState::Paused, FlowState::Stopped]
+        .into_iter()
+        .find(|state| state_text(*state) == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(source: &str, key: Option<&str>) -> NewVersion {
+        NewVersion {
+            flow: "orders".into(),
+            file: "orders.yaml".into(),
+            source: source.into(),
+            env: BTreeMap::from([("SHOP".into(), "http://shop".into())]),
+            hash: source.into(),
+            webhook_key: key.map(str::to_owned),
+            steps: vec!["shape".into()],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flow_keeps_its_key_its_state_and_its_scales_when_it_is_applied_again() {
+        let store = Store::in_memory().unwrap();
+        assert_eq!(store.store_version(version("one", Some("key-1"))).await.unwrap(), 1);
+        assert!(store.set_state("orders", FlowState::Paused).await.unwrap());
+        store.set_scale("orders", "shape", 3).await.unwrap();
+        store.set_scale("orders", "gone", 2).await.unwrap();
+        assert_eq!(store.store_version(version("two", Some("key-2"))).await.unwrap(), 2);
+
+        let flow = store.flow("orders").await.unwrap().unwrap();
+        assert_eq!(flow.webhook_key.as_deref(), Some("key-1"));
+        assert_eq!(flow.state, FlowState::Paused);
+        assert_eq!(flow.scales, BTreeMap::from([("shape".to_owned(), 3)]));
+        assert_eq!(flow.source, b"two");
+        assert_eq!(flow.env["SHOP"], "http://shop");
+        assert_eq!(store.flows().await.unwrap(), [flow]);
+        let versions = store.versions("orders").await.unwrap();
+        assert_eq!(versions.iter().map(|version| version.version).collect::<Vec<_>>(), [2, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_deleted_flow_is_gone_with_all_that_hangs_on_it() {
+        let store = Store::in_memory().unwrap();
+        store.store_version(version("one", None)).await.unwrap();
+        store.set_scale("orders", "shape", 3).await.unwrap();
+        assert!(store.delete_flow("orders").await.unwrap());
+        assert!(!store.delete_flow("orders").await.unwrap());
+        assert_eq!(store.flow("orders").await.unwrap(), None);
+        assert_eq!(store.store_version(version("one", None)).await.unwrap(), 1);
+        assert!(store.flow("orders").await.unwrap().unwrap().scales.is_empty());
+    }
+
+    #[tokio::test]
+    async fn flows_survive_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.store_version(version("one", Some("k"))).await.unwrap();
+        drop(store);
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.flow("orders").await.unwrap().unwrap().source, b"one");
+    }
+}

@@ -1,0 +1,116 @@
+//! The shape of the database, as the steps that made it: `user_version` is how many were taken.
+
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// Each is run once, in a transaction of its own. One that was released is never changed.
+const MIGRATIONS: &[&str] = &["
+CREATE TABLE flows (
+    name        TEXT PRIMARY KEY,
+    state       TEXT NOT NULL,
+    version     INTEGER NOT NULL,
+    webhook_key TEXT,
+    created_at  INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE versions (
+    flow       TEXT NOT NULL REFERENCES flows (name) ON DELETE CASCADE,
+    version    INTEGER NOT NULL,
+    file       TEXT NOT NULL,
+    source     BLOB NOT NULL,
+    env        TEXT NOT NULL,
+    hash       TEXT NOT NULL,
+    applied_at INTEGER NOT NULL,
+    PRIMARY KEY (flow, version)
+) STRICT;
+
+CREATE TABLE scales (
+    flow     TEXT NOT NULL REFERENCES flows (name) ON DELETE CASCADE,
+    step     TEXT NOT NULL,
+    replicas INTEGER NOT NULL,
+    PRIMARY KEY (flow, step)
+) STRICT;
+
+CREATE TABLE checkpoints (
+    flow       TEXT NOT NULL REFERENCES flows (name) ON DELETE CASCADE,
+    step       TEXT NOT NULL,
+    connection TEXT NOT NULL,
+    run        TEXT NOT NULL,
+    number     INTEGER NOT NULL,
+    value      TEXT NOT NULL,
+    saved_at   INTEGER NOT NULL,
+    PRIMARY KEY (flow, step, connection)
+) STRICT;
+
+CREATE TABLE runs (
+    id         TEXT PRIMARY KEY,
+    flow       TEXT NOT NULL REFERENCES flows (name) ON DELETE CASCADE,
+    step       TEXT NOT NULL,
+    connection TEXT NOT NULL,
+    version    INTEGER NOT NULL,
+    why        TEXT NOT NULL,
+    state      TEXT NOT NULL,
+    due        INTEGER NOT NULL,
+    started_at INTEGER NOT NULL,
+    ended_at   INTEGER,
+    emitted    INTEGER,
+    attempts   INTEGER NOT NULL,
+    next_at    INTEGER,
+    reason     TEXT,
+    payload    TEXT
+) STRICT;
+CREATE INDEX runs_by_flow ON runs (flow, due DESC);
+-- Two runs of one trigger at a time would share one checkpoint.
+CREATE UNIQUE INDEX one_active_run ON runs (flow, connection) WHERE state IN ('recorded', 'published');
+
+-- No reference to flows: a dead letter outlives its flow, until someone decides.
+CREATE TABLE dead_letters (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    digest     TEXT NOT NULL UNIQUE,
+    flow       TEXT NOT NULL,
+    step       TEXT NOT NULL,
+    port       TEXT,
+    version    INTEGER NOT NULL,
+    connection TEXT NOT NULL,
+    run        TEXT,
+    message_id TEXT NOT NULL,
+    cause      TEXT NOT NULL,
+    reason     TEXT NOT NULL,
+    chain      TEXT NOT NULL,
+    attempts   TEXT NOT NULL,
+    replica    INTEGER NOT NULL,
+    at         INTEGER NOT NULL,
+    replays    INTEGER NOT NULL,
+    state      TEXT NOT NULL,
+    changed_at INTEGER NOT NULL,
+    message    TEXT NOT NULL
+) STRICT;
+CREATE INDEX dead_letters_by_step ON dead_letters (state, flow, step, connection);
+
+CREATE TABLE secrets (
+    name       TEXT PRIMARY KEY,
+    nonce      BLOB NOT NULL,
+    value      BLOB NOT NULL,
+    changed_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"];
+
+/// Brings a database to the newest shape.
+pub(super) fn run(connection: &mut Connection) -> Result<(), StoreError> {
+    let broken = |source| StoreError::Statement { what: "bring its database up to date", source };
+    let known = u32::try_from(MIGRATIONS.len()).expect("there are a handful of migrations");
+    let found: u32 = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(broken)?;
+    if found > known {
+        return Err(StoreError::TooNew { found, known });
+    }
+    for version in found..known {
+        let transaction = connection.transaction().map_err(broken)?;
+        transaction.execute_batch(MIGRATIONS[version as usize]).map_err(broken)?;
+        transaction.pragma_update(None, "user_version", version + 1).map_err(broken)?;
+        transaction.commit().map_err(broken)?;
+    }
+    Ok(())
+}
