@@ -1,0 +1,77 @@
+//! End to end: what Towpath promises, on real Docker and real RabbitMQ, with counted messages.
+//!
+//! `./test` starts what these need. A test that cannot find it fails, and says so.
+
+mod carrying;
+mod deploying;
+mod faults;
+mod isolation;
+mod languages;
+mod misbehaving;
+mod mistakes;
+mod operating;
+mod scaling;
+
+use std::time::Duration;
+
+use towpath_tests::{Demo, eventually, holds};
+
+/// Long enough for thousands of messages on two busy cores.
+const LONG: Duration = Duration::from_secs(180);
+
+/// Long enough for what happens at once, give or take a report.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Orders from the shop to the CRM by polling, as the demonstration does it.
+fn orders_to_crm(crm_replicas: u32) -> String {
+    format!(
+        r#"
+flow: orders-to-crm
+trigger:
+  id: orders
+  image: towpath/http-poll:test
+  every: 1s
+  with:
+    url: "http://shop:8080/orders"
+    items: orders
+    cursor: updated_at
+    page: {{ style: link }}
+actions:
+  - id: shape
+    image: towpath/jq:test
+    with: {{ filter: "{{id, deal: .number, amount: (.total_cents / 100)}}" }}
+  - id: crm
+    image: towpath/http-request:test
+    replicas: {crm_replicas}
+    concurrency: 16
+    timeout: 30s
+    retry: {{ attempts: 20, initial: 500ms, factor: 1.5, max: 5s }}
+    with:
+      method: PUT
+      url: "http://crm:8080/deals/{{{{ .id }}}}"
+      headers: {{ authorization: "Bearer ${{secrets.crm_token}}" }}
+"#
+    )
+}
+
+/// Waits until the CRM holds `orders` orders exactly once.
+#[track_caller]
+fn crm_holds_exactly(demo: &Demo, orders: u64, limit: Duration) {
+    let stats = eventually("the CRM holds every order", limit, || {
+        let stats = demo.crm_stats()?;
+        holds(stats["orders"].as_u64() == Some(orders), || {
+            stats.to_string()
+        })?;
+        Ok(stats)
+    });
+    assert_eq!(
+        stats["idempotency_keys"].as_u64(),
+        Some(orders),
+        "one key an order: {stats}"
+    );
+    assert_eq!(
+        stats["conflicting"].as_u64(),
+        Some(0),
+        "one order a key: {stats}"
+    );
+}

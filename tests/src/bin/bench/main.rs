@@ -1,0 +1,145 @@
+//! `./bench`: what Towpath costs and what it gives, beside the naive way, in one run.
+//!
+//! It asserts nothing. Every figure is measured here and now, on real RabbitMQ and with real step
+//! processes; ratios are against the naive limit of the same run. Printed as a table, and as JSON
+//! with `--json FILE`.
+
+mod broker;
+mod figures;
+mod naive;
+mod pipeline;
+mod start;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+/// What to measure, from the environment.
+pub(crate) struct Plan {
+    /// `amqp://…`, from here.
+    broker_url: String,
+    /// What it is: `RabbitMQ 4.0.5`.
+    broker_version: String,
+    /// Where the binaries are.
+    binaries: PathBuf,
+    /// How many messages go through the whole flow.
+    messages: u64,
+    /// How many go the naive way.
+    naive_messages: u64,
+    /// How many are timed one by one.
+    idle_messages: u64,
+    /// `amqp://…`, from a container, and the network to be on; none leaves containers out.
+    docker: Option<(String, String)>,
+}
+
+impl Plan {
+    fn from_env() -> Result<Self> {
+        let number = |name: &str, default: u64| -> Result<u64> {
+            match std::env::var(name) {
+                Ok(text) => text
+                    .parse()
+                    .with_context(|| format!("`{name}` is not a number: `{text}`")),
+                Err(_) => Ok(default),
+            }
+        };
+        let own = std::env::current_exe().context("cannot find this program")?;
+        Ok(Self {
+            broker_url: std::env::var("TOWPATH_BENCH_BROKER")
+                .context("`TOWPATH_BENCH_BROKER` is not set: run `./bench`")?,
+            broker_version: std::env::var("TOWPATH_BENCH_BROKER_VERSION")
+                .unwrap_or_else(|_| "unknown".to_owned()),
+            binaries: own
+                .parent()
+                .context("this program is in no folder")?
+                .to_owned(),
+            messages: number("TOWPATH_BENCH_MESSAGES", 1_000_000)?,
+            naive_messages: number("TOWPATH_BENCH_NAIVE_MESSAGES", 50_000)?,
+            idle_messages: number("TOWPATH_BENCH_IDLE_MESSAGES", 1_000)?,
+            docker: std::env::var("TOWPATH_BENCH_AGENT_BROKER")
+                .ok()
+                .zip(std::env::var("TOWPATH_BENCH_NETWORK").ok()),
+        })
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let plan = Plan::from_env()?;
+    let mut figures = figures::Figures::of_this_machine(&plan);
+    figures.progress("the naive way: raw lapin, one message a delivery");
+    let naive = naive::measure(&plan).await.context("the naive way")?;
+    figures.add(
+        "naive",
+        "messages/s through three queues, raw lapin, no work",
+        naive,
+        "msg/s",
+    );
+    let measured = pipeline::measure(&plan, &figures)
+        .await
+        .context("through Towpath")?;
+    figures.add(
+        "flow",
+        "messages/s through a trigger and three actions",
+        measured.rate,
+        "msg/s",
+    );
+    figures.ratio(
+        "flow_over_naive",
+        "the flow over the naive limit",
+        measured.rate / naive,
+    );
+    figures.add(
+        "idle_p50",
+        "idle: trigger to the end of the flow, p50",
+        measured.idle.p50_ms,
+        "ms",
+    );
+    figures.add(
+        "idle_p99",
+        "idle: trigger to the end of the flow, p99",
+        measured.idle.p99_ms,
+        "ms",
+    );
+    figures.add(
+        "agent_idle",
+        "resident memory of an idle agent",
+        measured.agent_idle_mib,
+        "MiB",
+    );
+    figures.add(
+        "step_idle",
+        "resident memory of an idle Rust step",
+        measured.step_idle_mib,
+        "MiB",
+    );
+    figures.add(
+        "agent_loaded",
+        "resident memory of an agent after the load",
+        measured.agent_loaded_mib,
+        "MiB",
+    );
+    figures.add(
+        "step_loaded",
+        "resident memory of a Rust step after the load",
+        measured.step_loaded_mib,
+        "MiB",
+    );
+    if let Some((url, network)) = &plan.docker {
+        figures.progress("containers: from create to the first message");
+        let seconds = start::measure(&plan, url, network)
+            .await
+            .context("starting containers")?;
+        figures.add(
+            "first_message",
+            "from `docker create` to the first message out",
+            seconds * 1000.0,
+            "ms",
+        );
+    }
+    figures.print(
+        std::env::args()
+            .skip_while(|word| word != "--json")
+            .nth(1)
+            .map(PathBuf::from),
+    )
+}

@@ -1,0 +1,458 @@
+//! A trigger and three actions, each an agent with a real step process that parses and writes JSON,
+//! joined by quorum queues: throughput, idle latency, memory.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::StreamExt as _;
+use lapin::options::{
+    BasicAckOptions, BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
+    QueueBindOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Consumer, ExchangeKind};
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use towpath_protocol::MessageId;
+use towpath_protocol::frame::{TickBody, Why};
+use towpath_protocol::manifest::Kind;
+use towpath_protocol::message::{BATCH_COUNT_HEADER, BATCH_TYPE, Lineage, Message};
+use towpath_protocol::office::{CheckpointAnswer, NEWS_KEY, News, REPORT_KEY};
+use towpath_protocol::start::{
+    DELAY_LEVELS, Identity, Mode, Output, Retry, Routes, Settings, Start,
+};
+
+use crate::figures::Figures;
+use crate::{Plan, broker};
+
+/// The steps of the flow, in order: the trigger and three actions.
+const STEPS: [&str; 4] = ["source", "first", "second", "third"];
+const PREFIX: &str = "towpath-bench";
+
+/// What was measured.
+pub(crate) struct Measured {
+    pub(crate) rate: f64,
+    pub(crate) idle: Percentiles,
+    pub(crate) agent_idle_mib: f64,
+    pub(crate) step_idle_mib: f64,
+    pub(crate) agent_loaded_mib: f64,
+    pub(crate) step_loaded_mib: f64,
+}
+
+/// Two percentiles, in milliseconds.
+pub(crate) struct Percentiles {
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+}
+
+/// Runs the flow.
+pub(crate) async fn measure(plan: &Plan, figures: &Figures) -> Result<Measured> {
+    let connection = broker::connect(&plan.broker_url).await?;
+    let channel = broker::publisher(&connection).await?;
+    declare(&channel).await?;
+    let mut office = JoinSet::new();
+    office.spawn(answer(connection.create_channel().await?));
+    let consuming = connection.create_channel().await?;
+    let mut sink = broker::consume(&consuming, &queue("sink"), 0, true).await?;
+
+    figures.progress("idle: one message at a time through a trigger and three actions");
+    let mut agents = spawn(plan, Kind::Webhook, &plan.broker_url).await?;
+    let idle = idle(plan, &channel, &mut sink).await?;
+    let (agent_idle_mib, step_idle_mib) = memory(&agents)?;
+    stop(&mut agents).await?;
+
+    figures.progress("loaded: as fast as they come through a trigger and three actions");
+    let mut agents = spawn(plan, Kind::Poll, &plan.broker_url).await?;
+    let rate = loaded(plan, &channel, &mut sink).await?;
+    let (agent_loaded_mib, step_loaded_mib) = memory(&agents)?;
+    stop(&mut agents).await?;
+    office.shutdown().await;
+    remove(&channel).await?;
+    Ok(Measured {
+        rate,
+        idle,
+        agent_idle_mib,
+        step_idle_mib,
+        agent_loaded_mib,
+        step_loaded_mib,
+    })
+}
+
+/// Fires the trigger and waits for all messages at the end; messages a second.
+async fn loaded(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Result<f64> {
+    let body = serde_json::to_string(&TickBody {
+        why: Why::Manual,
+        due: now_ms(),
+        payload: None,
+    })?;
+    let began = Instant::now();
+    publish(channel, "source", &body).await?;
+    let mut arrived = 0;
+    while arrived < plan.messages {
+        arrived += next(sink).await?.0;
+    }
+    let rate = arrived as f64 / began.elapsed().as_secs_f64();
+    ensure!(
+        arrived == plan.messages,
+        "{arrived} messages arrived of {}",
+        plan.messages
+    );
+    Ok(rate)
+}
+
+/// Sends one message after the other and times each.
+async fn idle(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Result<Percentiles> {
+    let mut times = Vec::new();
+    for number in 0..plan.idle_messages + 50 {
+        let began = Instant::now();
+        publish(channel, "source", &order(number).to_string()).await?;
+        next(sink).await?;
+        // The first ones warm connections and caches up.
+        if number >= 50 {
+            times.push(began.elapsed().as_secs_f64() * 1000.0);
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |part: usize| times[(times.len() - 1) * part / 100];
+    Ok(Percentiles {
+        p50_ms: at(50),
+        p99_ms: at(99),
+    })
+}
+
+/// Takes the next delivery at the end of the flow: how many messages, and their lines.
+async fn next(sink: &mut Consumer) -> Result<(u64, Vec<u8>)> {
+    let delivery = tokio::time::timeout(Duration::from_secs(60), sink.next())
+        .await
+        .context("nothing arrived for a minute")?
+        .context("the consumer ended")??;
+    let count = delivery
+        .properties
+        .headers()
+        .as_ref()
+        .and_then(|headers| headers.inner().get(BATCH_COUNT_HEADER))
+        .and_then(AMQPValue::as_long_uint)
+        .map_or_else(
+            || {
+                delivery
+                    .data
+                    .split(|byte| *byte == b'\n')
+                    .filter(|line| !line.is_empty())
+                    .count() as u64
+            },
+            u64::from,
+        );
+    Ok((count, delivery.data))
+}
+
+/// Publishes one root message to a step's queue.
+pub(crate) async fn publish(channel: &Channel, step: &str, body: &str) -> Result<()> {
+    let id = MessageId::from_bytes(*uuid::Uuid::now_v7().as_bytes());
+    let lineage = Lineage {
+        run: id,
+        version: 1,
+        at: now_ms(),
+        connection: "default".into(),
+        trace: None,
+    };
+    let lineage = RawValue::from_string(serde_json::to_string(&lineage)?)?;
+    let body = RawValue::from_string(body.to_owned())?;
+    let line = serde_json::to_string(&Message::root(id, &lineage, &body))? + "\n";
+    let properties = broker::durable().with_type(BATCH_TYPE.into());
+    let exchange = format!("{PREFIX}.steps");
+    let key = format!("{PREFIX}.{step}");
+    let confirm = channel
+        .basic_publish(
+            exchange.into(),
+            key.into(),
+            BasicPublishOptions::default(),
+            line.as_bytes(),
+            properties,
+        )
+        .await?
+        .await?;
+    ensure!(confirm.is_ack(), "the broker refused a message");
+    Ok(())
+}
+
+/// Starts an agent and a step process for each step, and waits until all consume.
+async fn spawn(plan: &Plan, kind: Kind, broker_url: &str) -> Result<Vec<Child>> {
+    let mut agents = Vec::new();
+    for index in 0..STEPS.len() {
+        let kind = if index == 0 { kind } else { Kind::Action };
+        let mode = if kind == Kind::Poll { "source" } else { "work" };
+        let mut agent = Command::new(plan.binaries.join("towpath-agent"))
+            .arg("--")
+            .arg(plan.binaries.join(format!("bench-{mode}")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot start an agent")?;
+        let document = serde_json::to_vec(&start(index, kind, plan.messages, broker_url)?)?;
+        let mut stdin = agent
+            .stdin
+            .take()
+            .context("an agent has no standard input")?;
+        stdin.write_all(&document).await?;
+        drop(stdin);
+        agents.push(agent);
+    }
+    let connection = broker::connect(&plan.broker_url).await?;
+    for step in STEPS {
+        wait_for_consumer(&connection, &queue(step)).await?;
+    }
+    Ok(agents)
+}
+
+async fn wait_for_consumer(connection: &lapin::Connection, name: &str) -> Result<()> {
+    let channel = connection.create_channel().await?;
+    let options = lapin::options::QueueDeclareOptions {
+        passive: true,
+        durable: true,
+        ..Default::default()
+    };
+    for _ in 0..200 {
+        let seen = channel
+            .queue_declare(name.into(), options, FieldTable::default())
+            .await?;
+        if seen.consumer_count() > 0 {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    anyhow::bail!("no agent consumes {name}")
+}
+
+/// What an agent reads on standard input.
+pub(crate) fn start(index: usize, kind: Kind, messages: u64, broker_url: &str) -> Result<Start> {
+    let step = STEPS[index];
+    let key = format!("{step}.out");
+    Ok(Start {
+        contract: towpath_protocol::CONTRACT,
+        broker_url: broker_url.to_owned(),
+        identity: Identity {
+            instance: PREFIX.into(),
+            flow: PREFIX.into(),
+            step: step.into(),
+            replica: 1,
+            spec: "bench".into(),
+        },
+        kind,
+        routes: Routes {
+            queue: queue(step),
+            outputs_exchange: format!("{PREFIX}.flow"),
+            outputs: BTreeMap::from([(
+                "out".to_owned(),
+                Output {
+                    key,
+                    batch_max: 256,
+                },
+            )]),
+            own_key: format!("{PREFIX}.{step}"),
+            steps_exchange: format!("{PREFIX}.steps"),
+            delay_exchanges: (0..DELAY_LEVELS)
+                .map(|level| format!("{PREFIX}.delay.{level}"))
+                .collect(),
+            dead_exchange: format!("{PREFIX}.dead"),
+            office_exchange: format!("{PREFIX}.office"),
+        },
+        config: RawValue::from_string(json!({ "messages": messages }).to_string())?,
+        env: BTreeMap::new(),
+        redact: Vec::new(),
+        settings: Settings {
+            mode: Mode::Frames,
+            concurrency: if kind == Kind::Poll { 1 } else { 1024 },
+            timeout_ms: if kind == Kind::Poll { 0 } else { 30_000 },
+            retry: Retry {
+                attempts: 8,
+                initial_ms: 1_000,
+                factor: 2.0,
+                max_ms: 600_000,
+                jitter: 0.2,
+            },
+            rebounds_max: 100,
+            body_bytes_max: towpath_protocol::BODY_BYTES_MAX,
+            drain_ms: 10_000,
+            memory_bytes: 0,
+            keep_privileges: false,
+        },
+        paused: false,
+    })
+}
+
+/// Stops the agents as the control plane does: with a drain.
+async fn stop(agents: &mut Vec<Child>) -> Result<()> {
+    for agent in agents.iter() {
+        if let Some(id) = agent.id() {
+            Command::new("kill")
+                .args(["-TERM", &id.to_string()])
+                .status()
+                .await?;
+        }
+    }
+    for mut agent in agents.drain(..) {
+        let status = tokio::time::timeout(Duration::from_secs(20), agent.wait())
+            .await
+            .context("an agent did not drain")??;
+        ensure!(status.success(), "an agent ended with {status}");
+    }
+    Ok(())
+}
+
+/// Resident memory of an agent and of a step, the largest of the actions', in MiB.
+fn memory(agents: &[Child]) -> Result<(f64, f64)> {
+    let (mut agent_mib, mut step_mib) = (0.0_f64, 0.0_f64);
+    for agent in &agents[1..] {
+        let id = agent.id().context("an agent is gone")?;
+        agent_mib = agent_mib.max(resident_mib(id)?);
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+        for child in children.split_whitespace() {
+            step_mib = step_mib.max(resident_mib(child.parse()?)?);
+        }
+    }
+    Ok((agent_mib, step_mib))
+}
+
+fn resident_mib(process: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .context("no VmRSS")?;
+    Ok(kib.parse::<f64>()? / 1024.0)
+}
+
+/// Plays the control plane's part of a trigger's run: there is no checkpoint.
+async fn answer(channel: Channel) -> Result<()> {
+    let mut news = broker::consume(&channel, &queue("news"), 100, false).await?;
+    while let Some(delivery) = news.next().await {
+        let delivery = delivery?;
+        for line in delivery
+            .data
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+        {
+            let Ok(News::AskCheckpoint { run, .. }) = serde_json::from_slice(line) else {
+                continue;
+            };
+            let Some(reply_to) = delivery.properties.reply_to() else {
+                continue;
+            };
+            let body = serde_json::to_vec(&CheckpointAnswer {
+                run,
+                checkpoint: None,
+            })?;
+            let mut properties = BasicProperties::default();
+            if let Some(correlation) = delivery.properties.correlation_id() {
+                properties = properties.with_correlation_id(correlation.clone());
+            }
+            channel
+                .basic_publish(
+                    "".into(),
+                    reply_to.clone(),
+                    BasicPublishOptions::default(),
+                    &body,
+                    properties,
+                )
+                .await?
+                .await?;
+        }
+        channel
+            .basic_ack(delivery.delivery_tag, BasicAckOptions::default())
+            .await?;
+    }
+    Ok(())
+}
+
+pub(crate) fn queue(step: &str) -> String {
+    format!("{PREFIX}.flow.{step}")
+}
+
+/// Declares what the flow needs, as the control plane does.
+pub(crate) async fn declare(channel: &Channel) -> Result<()> {
+    let direct = ["flow", "steps", "office", "dead"].map(|name| format!("{PREFIX}.{name}"));
+    let delays = (0..DELAY_LEVELS).map(|level| format!("{PREFIX}.delay.{level}"));
+    for name in direct.into_iter().chain(delays) {
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
+        channel
+            .exchange_declare(
+                name.into(),
+                ExchangeKind::Direct,
+                options,
+                FieldTable::default(),
+            )
+            .await?;
+    }
+    let follows = ["first", "second", "third", "sink"];
+    for (step, before) in follows.iter().zip(STEPS) {
+        broker::queue(channel, &queue(step)).await?;
+        bind(channel, &queue(step), "flow", &format!("{before}.out")).await?;
+    }
+    for extra in ["source", "news"] {
+        broker::queue(channel, &queue(extra)).await?;
+    }
+    for step in STEPS {
+        bind(channel, &queue(step), "steps", &format!("{PREFIX}.{step}")).await?;
+    }
+    broker::queue(channel, &queue("reports")).await?;
+    bind(channel, &queue("reports"), "office", REPORT_KEY).await?;
+    bind(channel, &queue("news"), "office", NEWS_KEY).await
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<()> {
+    let exchange = format!("{PREFIX}.{exchange}");
+    Ok(channel
+        .queue_bind(
+            queue.into(),
+            exchange.into(),
+            key.into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        )
+        .await?)
+}
+
+/// Removes what was declared.
+pub(crate) async fn remove(channel: &Channel) -> Result<()> {
+    for step in STEPS.iter().chain(&["sink", "news", "reports"]) {
+        channel
+            .queue_delete(queue(step).into(), QueueDeleteOptions::default())
+            .await?;
+    }
+    let direct = ["flow", "steps", "office", "dead"].map(|name| format!("{PREFIX}.{name}"));
+    let delays = (0..DELAY_LEVELS).map(|level| format!("{PREFIX}.delay.{level}"));
+    for name in direct.into_iter().chain(delays) {
+        channel
+            .exchange_delete(name.into(), ExchangeDeleteOptions::default())
+            .await?;
+    }
+    Ok(())
+}
+
+/// An order of some 200 bytes.
+pub(crate) fn order(number: u64) -> serde_json::Value {
+    json!({
+        "id": number, "number": format!("SO-{number:07}"), "customer": {"id": number % 997, "name": "Grace Hopper", "email": "grace@example.com"},
+        "currency": "EUR", "total_cents": 12_345 + number % 1000, "paid": true, "tags": ["web", "gift"],
+    })
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |time| {
+            time.as_secs() * 1000 + u64::from(time.subsec_millis())
+        })
+}

@@ -1,0 +1,119 @@
+//! A step that does what each message tells it to: well-behaved, or any way of going wrong.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use towpath_step::{Context, Result, Step, StepError};
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    /// Anything; it may hold a secret.
+    #[serde(default)]
+    #[expect(dead_code, reason = "it is there to be looked for")]
+    note: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct Order {
+    /// What to do.
+    #[serde(rename = "do")]
+    what: String,
+    /// How often.
+    #[serde(default)]
+    count: u64,
+}
+
+async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
+    match order.what.as_str() {
+        "ok" => Ok(Some(json!({ "ok": true }))),
+        "panic" => panic!("told to panic"),
+        "exit" => std::process::exit(17),
+        "hang" => {
+            std::thread::sleep(Duration::from_secs(3600));
+            Ok(None)
+        }
+        "garbage" => {
+            let mut pipe = std::fs::File::options()
+                .write(true)
+                .open("/proc/self/fd/4")?;
+            pipe.write_all(b"this is not a frame\n")?;
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            Ok(None)
+        }
+        "memory" => {
+            let mut hoard = Vec::new();
+            loop {
+                hoard.push(vec![1_u8; 1 << 20]);
+            }
+        }
+        "flood" => {
+            for number in 0..order.count {
+                ctx.emit(json!({ "number": number })).await?;
+            }
+            Ok(None)
+        }
+        "big" => Ok(Some(json!("x".repeat(2 << 20)))),
+        "permanent" => Err(StepError::permanent("told to give up")),
+        "rebound" if ctx.rebounds() == 0 => Err(StepError::rebound(
+            Duration::from_secs(1),
+            "told to come back",
+        )),
+        "rebound" => Ok(None),
+        "spy" => Err(StepError::permanent(spy().to_string())),
+        other => Err(StepError::permanent(format!("`{other}` is nothing to do"))),
+    }
+}
+
+/// Reads whatever a step process can reach, and says what it found.
+fn spy() -> Value {
+    let own = std::process::id().to_string();
+    let mut broker_found = Vec::new();
+    let mut other_secret_found = Vec::new();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in
+        processes.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok())
+    {
+        for file in ["environ", "cmdline", "mem", "fd/0", "maps"] {
+            if process.file_name().to_string_lossy() == own && file == "mem" {
+                continue;
+            }
+            let path = process.path().join(file);
+            let readable = std::fs::read(&path).unwrap_or_default();
+            let text = String::from_utf8_lossy(&readable);
+            if text.contains("amqp://") || (file == "mem" && std::fs::File::open(&path).is_ok()) {
+                broker_found.push(path.display().to_string());
+            }
+            if text.contains("other-secret-value") {
+                other_secret_found.push(path.display().to_string());
+            }
+        }
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| rest.split_whitespace().next())
+            .unwrap_or("?")
+            .to_owned()
+    };
+    json!({
+        "broker_found": broker_found,
+        "other_secret_found": other_secret_found,
+        "docker_socket": std::path::Path::new("/var/run/docker.sock").exists(),
+        "effective_capabilities": field("CapEff:"),
+        "bounding_capabilities": field("CapBnd:"),
+        "no_new_privs": field("NoNewPrivs:"),
+        "uid": field("Uid:"),
+        "root_writable": std::fs::write("/written", "x").is_ok(),
+    })
+}
+
+fn main() -> ExitCode {
+    Step::action(obey)
+        .about("test-step", "1.0.0", "Does what each message tells it to")
+        .run()
+}

@@ -1,0 +1,308 @@
+//! One Towpath of a test's own.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::machine::{self, BrokerAt, BrokerVersion, Hold, docker, try_docker};
+use crate::{eventually, holds, http};
+
+/// A control plane with its own virtual host, network, containers and folder.
+pub struct Instance {
+    /// Its name, which everything it makes begins with.
+    pub name: String,
+    /// Where it listens: `http://127.0.0.1:port`.
+    pub url: String,
+    /// Where its broker is.
+    pub broker: BrokerAt,
+    folder: TempDir,
+    process: Option<Child>,
+    _hold: Hold,
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Said {
+    /// The exit code.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Said {
+    /// Returns itself if the command was successful.
+    #[track_caller]
+    #[expect(
+        clippy::return_self_not_must_use,
+        reason = "most callers only want to know that it worked"
+    )]
+    pub fn ok(self) -> Self {
+        assert_eq!(
+            self.code, 0,
+            "the command failed:\n{}{}",
+            self.out, self.err
+        );
+        self
+    }
+
+    /// Reads standard output as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out)
+            .unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.out))
+    }
+}
+
+impl Instance {
+    /// Starts one.
+    pub fn start(version: BrokerVersion) -> Self {
+        Self::start_with(version, version.share())
+    }
+
+    /// Starts one that has its broker alone, to restart it.
+    pub fn start_alone(version: BrokerVersion) -> Self {
+        Self::start_with(version, version.alone())
+    }
+
+    fn start_with(version: BrokerVersion, hold: Hold) -> Self {
+        let broker = version.at();
+        let name = format!(
+            "tp-test-{}",
+            &uuid::Uuid::new_v4().simple().to_string()[..8]
+        );
+        broker.add_vhost(&name);
+        let port = free_port();
+        let mut instance = Self {
+            url: format!("http://127.0.0.1:{port}"),
+            name,
+            broker,
+            folder: tempfile::tempdir().expect("a folder can be made"),
+            process: None,
+            _hold: hold,
+        };
+        docker(&["network", "create", &instance.name]);
+        docker(&[
+            "network",
+            "connect",
+            &instance.name,
+            &instance.broker.container,
+        ]);
+        instance.serve();
+        instance
+    }
+
+    /// Starts the control plane and waits until it is ready.
+    pub fn serve(&mut self) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("serve.log"))
+            .expect("a log can be made");
+        let process = self
+            .command(&["serve"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log can be shared"))
+            .stderr(log)
+            .spawn()
+            .expect("the control plane can be started");
+        self.process = Some(process);
+        eventually(
+            "the control plane is ready",
+            Duration::from_secs(60),
+            || {
+                let answer = http::send("GET", &format!("{}/ready", self.url), None, None)
+                    .map_err(|error| format!("{error}\n{}", self.log()))?;
+                holds(answer.status == 200, || {
+                    format!("{} {}\n{}", answer.status, answer.text, self.log())
+                })
+            },
+        );
+    }
+
+    /// Kills the control plane with signal 9.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("the control plane can be killed");
+            process.wait().expect("the control plane can be waited for");
+        }
+    }
+
+    /// What the control plane logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("serve.log")).unwrap_or_default()
+    }
+
+    /// Its folder.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Its API token.
+    pub fn token(&self) -> String {
+        std::fs::read_to_string(self.data().join("token"))
+            .expect("a token")
+            .trim()
+            .to_owned()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(machine::binary("towpath"));
+        let at = |host: &str| format!("amqp://{}@{host}/{}", self.broker.login, self.name);
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env("TOWPATH_SERVER", &self.url)
+            .env("TOWPATH_LISTEN", self.url.trim_start_matches("http://"))
+            .env("TOWPATH_DATA", self.data())
+            .env("TOWPATH_INSTANCE", &self.name)
+            .env("TOWPATH_BROKER__URL", at(&self.broker.host))
+            .env(
+                "TOWPATH_BROKER__AGENT_URL",
+                at(&format!("{}:5672", self.broker.container)),
+            );
+        command
+    }
+
+    /// Runs a command of the CLI.
+    pub fn run(&self, arguments: &[&str]) -> Said {
+        self.run_with(arguments, "")
+    }
+
+    /// Runs a command of the CLI with something on its standard input.
+    pub fn run_with(&self, arguments: &[&str], input: &str) -> Said {
+        use std::io::Write;
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the CLI can be started");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        // A command that reads nothing may be gone already.
+        drop(stdin.write_all(input.as_bytes()));
+        drop(stdin);
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = child.wait_with_output().expect("the CLI ends");
+        Said {
+            code: status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&stdout).into_owned(),
+            err: String::from_utf8_lossy(&stderr).into_owned(),
+        }
+    }
+
+    /// Writes a flow file and returns its path.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).expect("a file can be written");
+        path.to_str().expect("a path in UTF-8").to_owned()
+    }
+
+    /// Applies a flow and waits until it runs.
+    #[track_caller]
+    pub fn apply(&self, flow: &str) -> Said {
+        let path = self.write("flow.yaml", flow);
+        let said = self.run(&["apply", &path, "--timeout", "120s"]);
+        assert!(
+            said.code == 0,
+            "apply failed ({}):\n{}{}\nserve:\n{}",
+            said.code,
+            said.out,
+            said.err,
+            self.log()
+        );
+        said
+    }
+
+    /// The status of a flow.
+    #[track_caller]
+    pub fn status(&self, flow: &str) -> Value {
+        self.run(&["status", flow, "--output", "json"]).ok().json()
+    }
+
+    /// The running containers of a flow or of one of its steps: id by name.
+    pub fn containers(&self, flow: &str, step: Option<&str>) -> BTreeMap<String, String> {
+        let instance = format!("label=io.towpath.instance={}", self.name);
+        let flow = format!("label=io.towpath.flow={flow}");
+        let mut arguments = vec![
+            "ps",
+            "--no-trunc",
+            "--format",
+            "{{.Names}} {{.ID}}",
+            "--filter",
+            &instance,
+            "--filter",
+            &flow,
+        ];
+        let step = step.map(|step| format!("label=io.towpath.step={step}"));
+        if let Some(step) = &step {
+            arguments.extend(["--filter", step]);
+        }
+        docker(&arguments)
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, id)| (name.to_owned(), id.to_owned()))
+            .collect()
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln_log(&self.name, &self.log());
+        }
+        if let Some(mut process) = self.process.take() {
+            drop(process.kill());
+            drop(process.wait());
+        }
+        let filter = format!("label=io.towpath.instance={}", self.name);
+        for list in [["ps", "-aq"], ["volume", "ls"]] {
+            let mut arguments = list.to_vec();
+            if list[0] == "volume" {
+                arguments.push("-q");
+            }
+            arguments.extend(["--filter", &filter]);
+            for id in try_docker(&arguments).unwrap_or_default().lines() {
+                drop(match list[0] {
+                    "ps" => try_docker(&["rm", "-f", "-v", id]),
+                    _ => try_docker(&["volume", "rm", "-f", id]),
+                });
+            }
+        }
+        drop(try_docker(&[
+            "network",
+            "disconnect",
+            "-f",
+            &self.name,
+            &self.broker.container,
+        ]));
+        drop(try_docker(&["network", "rm", &self.name]));
+        drop(self.broker.delete_vhost(&self.name));
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "a test that fails shows what the control plane said"
+)]
+fn eprintln_log(name: &str, log: &str) {
+    let tail: Vec<&str> = log.lines().rev().take(60).collect();
+    eprintln!("--- the last lines of the control plane of {name}:");
+    for line in tail.iter().rev() {
+        eprintln!("{line}");
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("it has an address").port()
+}
