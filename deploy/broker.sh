@@ -74,13 +74,16 @@ broker_ready() {
   note "RabbitMQ $(docker exec "$name" rabbitmqctl version) at 127.0.0.1:$port"
 }
 
-# broker_greets NAME PORT: whether AMQP is spoken there. The engine's proxy accepts connections
-# long before the broker does, so the answer to the protocol header is what counts.
 broker_greets() {
+  [ "$(docker container inspect --format '{{.State.Running}}' "$1")" = true ] && amqp_greets 127.0.0.1 "$2"
+}
+
+# amqp_greets HOST PORT: whether AMQP is spoken there. The engine's proxy accepts connections long
+# before the broker does, so the answer to the protocol header is what counts.
+amqp_greets() {
   local first
-  if [ "$(docker container inspect --format '{{.State.Running}}' "$1")" != true ]; then return 1; fi
   first=$(
-    exec 2>/dev/null 3<>"/dev/tcp/127.0.0.1/$2" || exit 1
+    exec 2>/dev/null 3<>"/dev/tcp/$1/$2" || exit 1
     printf 'AMQP\0\0\011\001' >&3
     timeout 3 head -c 1 <&3 | od -An -tu1 | tr -d ' '
   )
@@ -88,7 +91,7 @@ broker_greets() {
 }
 
 # broker_image OFFICIAL SUITE…: prints the image to use: the official one if it can be had, else
-# the package of the first suite that can be built.
+# the package of the first suite that can be built. Nothing and 1 if neither.
 broker_image() {
   local official=$1 suite
   shift
@@ -102,16 +105,15 @@ broker_image() {
       return
     fi
   done
-  refuse "RabbitMQ can be had neither as the image $official nor as a package of ${*:-this system}" \
-    "pass the URL of one that runs: TOWPATH_BROKER__URL=amqp://user:password@host:5672 ./quickstart" \
-    "or see the log in $STATE/logs for what was tried"
+  echo "RabbitMQ can be had neither as the image $official nor as a package of: $*" >&2
+  return 1
 }
 
 # pull IMAGE: whether it is here, or could be pulled. Asks for the manifest first, because an
 # engine without a way to a registry may take minutes to say so.
 pull() {
   docker image inspect "$1" >/dev/null 2>&1 ||
-    { timeout 10 docker manifest inspect "$1" >/dev/null 2>&1 && timeout 600 docker pull -q "$1"; }
+    { timeout 10 docker manifest inspect "$1" >/dev/null 2>&1 && timeout 600 docker pull -q "$1" && made_image "$1"; }
 }
 
 packaged_broker() {
@@ -145,13 +147,22 @@ base_image() {
     install_packages debootstrap || return 1
   fi
   case $suite in noble) components=main,universe ;; esac
+  trust "$suite"
   mirror=$(mirror_of "$suite")
   rm -rf --one-file-system "$folder"
   # shellcheck disable=SC2086
   debootstrap --variant=minbase --components="$components" "$suite" "$folder" $mirror &&
     tar -C "$folder" --exclude='./var/cache/apt/archives/*.deb' --exclude='./proc/*' --exclude='./sys/*' -c . |
     docker import --change "LABEL $LABEL=base" - "$image" || return 1
+  made_image "$image"
   rm -rf --one-file-system "$folder"
+}
+
+# trust SUITE: the keys of the other distribution are a package away.
+trust() {
+  local keys=debian-archive-keyring
+  case $1 in noble) keys=ubuntu-keyring ;; esac
+  if ! dpkg -s "$keys" >/dev/null 2>&1 && may_install; then install_packages "$keys" || true; fi
 }
 
 # mirror_of SUITE: where this machine gets that suite's distribution from; nothing if it does not
@@ -173,5 +184,6 @@ build_from_base() {
     eval "$(apt-config shell proxy Acquire::http::Proxy)"
   fi
   if [ -n "$proxy" ]; then arguments+=(--build-arg "http_proxy=$proxy"); fi
-  docker build --network host --build-arg "BASE=$2" --label "$LABEL=base" "${arguments[@]}" --tag "$1" "$3"
+  docker build --network host --build-arg "BASE=$2" --label "$LABEL=base" "${arguments[@]}" --tag "$1" "$3" || return 1
+  made_image "$1"
 }

@@ -80,3 +80,28 @@ stop_engine() {
 }
 
 process_gone() { ! kill -0 "$1" 2>/dev/null; }
+
+# network: the instance's own, where its containers find each other by name.
+network() {
+  docker network inspect "$INSTANCE" >/dev/null 2>&1 ||
+    docker network create --label "$LABEL=$INSTANCE" "$INSTANCE"
+  note "$INSTANCE"
+}
+
+# remove_labelled LABEL: containers, volumes and networks of this instance that carry it.
+remove_labelled() {
+  local filter=label=$1=$INSTANCE
+  docker ps --all --quiet --filter "$filter" | xargs -r docker rm --force --volumes
+  docker volume ls --quiet --filter "$filter" | xargs -r docker volume rm --force
+  docker network ls --quiet --filter "$filter" | xargs -r docker network rm
+}
+
+# remove_all: what these scripts and the control plane made. Images that something else uses stay.
+remove_all() {
+  local image
+  remove_labelled io.towpath.instance
+  remove_labelled "$LABEL"
+  if [ -f "$STATE/images" ]; then
+    tac "$STATE/images" | while read -r image; do docker rmi "$image" || true; done
+  fi
+}
