@@ -80,7 +80,7 @@ pub(crate) async fn measure(plan: &Plan, url: &str, network: &str) -> Result<f64
             "--user",
             "65534",
             "--",
-            "/step",
+            "/program",
         ])
         .await?;
         let mut container = Command::new("docker")
