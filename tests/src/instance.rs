@@ -166,6 +166,12 @@ impl Instance {
                 "TOWPATH_BROKER__AGENT_URL",
                 at(&format!("{}:5672", self.broker.container)),
             );
+        // The control plane refuses variables that are no settings, and these are only for tests.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("TOWPATH_TEST_") {
+                command.env_remove(name);
+            }
+        }
         command
     }
 
