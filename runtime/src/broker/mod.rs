@@ -2,8 +2,11 @@
 //!
 //! # Invariants
 //!
-//! - `declare` may be repeated; it never removes anything and never drops a message.
+//! - `declare` may be repeated; it removes bindings that a flow no longer has, nothing else, and never
+//!   drops a message.
 //! - `publish` returns only after the broker's confirm.
+//! - What was declared last is declared again by the broker's own loop: a queue that was deleted by
+//!   hand, or a broker that lost everything, comes back without anybody asking.
 
 use std::collections::BTreeMap;
 
@@ -11,24 +14,30 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+pub mod rabbit;
+pub mod routing;
+pub mod simulated;
 pub mod topology;
 
-use topology::Topology;
+use topology::{FlowTopology, Topology};
 
 /// What carries messages: RabbitMQ, or a simulation with faults.
 #[async_trait]
 pub trait Broker: Send + Sync + 'static {
     /// Says whether the broker answers now.
     async fn is_up(&self) -> bool;
-    /// Declares what is not there yet, and removes bindings that a flow no longer has.
-    async fn declare(&self, topology: &Topology) -> Result<(), BrokerError>;
+    /// Declares what is not there yet, then removes the bindings that `former` needed and
+    /// `topology` does not. `former` is what may have been declared earlier: the earlier versions
+    /// of the flows, and flows that are gone; too much of it does no harm.
+    async fn declare(&self, topology: &Topology, former: &[FlowTopology]) -> Result<(), BrokerError>;
     /// Publishes one batch and waits for its confirm.
     async fn publish(&self, publication: Publication) -> Result<(), BrokerError>;
     /// Counts what is ready in each of the queues, in deliveries. A queue that is not there is left out.
     async fn depths(&self, queues: &[String]) -> Result<BTreeMap<String, Depth>, BrokerError>;
-    /// Deletes a queue; refused if it holds deliveries and `even_if_full` is not said.
+    /// Deletes a queue, if it is there; refused if it holds deliveries or has consumers and
+    /// `even_if_full` is not said.
     async fn delete_queue(&self, queue: &str, even_if_full: bool) -> Result<(), BrokerError>;
-    /// Deletes an exchange.
+    /// Deletes an exchange, if it is there.
     async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError>;
     /// Consumes a queue for ever, through any trouble, one delivery after the other; each must be
     /// settled through its [`Delivery::settle`] before more than `window` others come.
@@ -37,8 +46,8 @@ pub trait Broker: Send + Sync + 'static {
     async fn reply(&self, reply_to: &str, correlation: &str, body: Bytes) -> Result<(), BrokerError>;
 }
 
-/// One batch to publish.
-#[derive(Debug, Clone)]
+/// One batch to publish: one message a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
     /// The exchange.
     pub exchange: String,
@@ -104,4 +113,20 @@ pub enum BrokerError {
     /// The confirm did not come in time; the batch may have been taken.
     #[error("the broker did not confirm in time")]
     TimedOut,
+}
+
+/// An error with all its causes, in one line, for a log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        // Some errors repeat their source.
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = source.source();
+    }
+    text
 }

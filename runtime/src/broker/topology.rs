@@ -1,8 +1,51 @@
 //! Which exchanges, queues and bindings there should be: pure, from names alone.
 //!
 //! The table is in ARCHITECTURE.md ("The broker").
+//!
+//! # Invariants
+//!
+//! - `every_delay_reaches_its_step_after_exactly_that_delay`.
+//! - `every_exchange_leads_somewhere`: what no binding matches reaches the queue of lost messages;
+//!   an unroutable dead letter would block all dead lettering of its queue.
+//! - `dead_lettering_is_at_least_once`: it needs the strategy *and* `reject-publish`, or the broker
+//!   falls back to at-most-once without a word.
+//! - `every_queue_is_bounded`.
 
-use towpath_protocol::start::DELAY_LEVELS;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use towpath_protocol::office::{NEWS_KEY, REPORT_KEY};
+use towpath_protocol::start::{DELAY_LEVELS, DELAY_UNIT_MS};
+
+/// How often a batch may come back unsettled (an agent died with it) before the broker gives it up.
+/// The default is none on RabbitMQ 3 and 20 on 4: an agent that is killed a few times while a
+/// machine is out of memory must not cost messages.
+pub const DELIVERY_LIMIT: u64 = 50;
+
+/// The delivery limit of queues that only the control plane reads: in effect none, because such a
+/// queue has no further place for what it gives up. Not left out: 4.x would then take 20.
+const DELIVERY_LIMIT_NONE: u64 = 1 << 30;
+
+/// The most deliveries in a step's queue. Past it publishers are held back: the trigger slows, the
+/// webhook answers 429. Of single small messages that is some minutes of a busy flow.
+pub const STEP_QUEUE_DELIVERIES_MAX: u64 = 100_000;
+
+/// The most bytes in a step's queue: half a GiB, so that a handful of full ones fit on a small disk.
+pub const STEP_QUEUE_BYTES_MAX: u64 = 512 << 20;
+
+/// The most deliveries in a queue of the ladder or of dead letters. They are shared by all flows,
+/// and a full one holds all of them back, so it is far above what a step's queue holds.
+const SHARED_QUEUE_DELIVERIES_MAX: u64 = 1_000_000;
+
+/// The most bytes in a queue of the ladder or of dead letters: 4 GiB.
+const SHARED_QUEUE_BYTES_MAX: u64 = 4 << 30;
+
+/// The most reports that wait while the control plane is away; the oldest are forgotten, because
+/// each report replaces the ones before it.
+const REPORTS_MAX: u64 = 10_000;
+
+/// The most bytes of reports: 64 MiB.
+const REPORTS_BYTES_MAX: u64 = 64 << 20;
 
 /// The names of one instance on its broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +91,21 @@ impl Names {
     pub fn delays(&self) -> Vec<String> {
         (0..DELAY_LEVELS).map(|level| self.delay(level)).collect()
     }
+    /// The exchange and the routing key by which something comes to a step after a delay, rounded
+    /// up to the next unit and cut to what the ladder can do.
+    pub fn delayed(&self, delay: Duration, flow: &str, step: &str) -> (String, String) {
+        let units = delay.as_millis().div_ceil(u128::from(DELAY_UNIT_MS));
+        let units = u32::try_from(units).unwrap_or(u32::MAX).min((1 << DELAY_LEVELS) - 1);
+        if units == 0 {
+            return (self.steps(), Self::step_key(flow, step));
+        }
+        let mut key = String::with_capacity(2 * DELAY_LEVELS + flow.len() + step.len() + 1);
+        for level in (0..DELAY_LEVELS).rev() {
+            key.push_str(if units >> level & 1 == 1 { "1." } else { "0." });
+        }
+        key.push_str(&Self::step_key(flow, step));
+        (self.delay(units.ilog2() as usize), key)
+    }
     /// The exchange that joins the steps of a flow.
     pub fn flow(&self, flow: &str) -> String {
         format!("{}.flow.{flow}", self.instance)
@@ -87,3 +145,256 @@ pub struct FlowTopology {
     /// Its steps that have a queue, each with the (step, port) it takes messages from.
     pub steps: Vec<(String, Vec<(String, String)>)>,
 }
+
+/// One thing that should be on the broker.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Declaration {
+    /// A durable exchange.
+    Exchange(Exchange),
+    /// A durable queue.
+    Queue(Queue),
+    /// A way from an exchange to a queue or to another exchange.
+    Binding(Binding),
+}
+
+/// A durable exchange.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Exchange {
+    /// Its name.
+    pub name: String,
+    /// How it routes.
+    pub kind: ExchangeKind,
+    /// The exchange that gets what no binding matches.
+    pub alternate: Option<String>,
+}
+
+/// How an exchange routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ExchangeKind {
+    /// Everything everywhere.
+    Fanout,
+    /// By the whole key.
+    Direct,
+    /// By patterns of words.
+    Topic,
+}
+
+/// A durable queue.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Queue {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: QueueKind,
+    /// The most deliveries it holds.
+    pub deliveries_max: u64,
+    /// The most bytes it holds.
+    pub bytes_max: u64,
+    /// How often a delivery may come back.
+    pub delivery_limit: u64,
+    /// How long a delivery stays before it is dead-lettered.
+    pub wait: Option<Duration>,
+    /// Where what it gives up goes, at least once.
+    pub dead_letter_exchange: Option<String>,
+}
+
+/// What a queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum QueueKind {
+    /// A quorum queue: a confirm means that it is on disk; a full one refuses.
+    Durable,
+    /// A classic queue that forgets the oldest when it is full.
+    Forgetful,
+}
+
+/// A way from an exchange to a queue or to another exchange.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Binding {
+    /// The exchange it leads from.
+    pub source: String,
+    /// What it matches.
+    pub key: String,
+    /// Where it leads.
+    pub destination: Destination,
+}
+
+/// Where a binding leads.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Destination {
+    /// A queue.
+    Queue(String),
+    /// An exchange.
+    Exchange(String),
+}
+
+/// A value of a queue's argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Argument {
+    /// A number.
+    Number(u64),
+    /// A text.
+    Text(String),
+}
+
+impl Queue {
+    fn durable(name: String) -> Self {
+        Self {
+            name,
+            kind: QueueKind::Durable,
+            deliveries_max: SHARED_QUEUE_DELIVERIES_MAX,
+            bytes_max: SHARED_QUEUE_BYTES_MAX,
+            delivery_limit: DELIVERY_LIMIT_NONE,
+            wait: None,
+            dead_letter_exchange: None,
+        }
+    }
+
+    /// Lists the arguments that the broker is given.
+    pub fn arguments(&self) -> Vec<(&'static str, Argument)> {
+        let text = |text: &str| Argument::Text(text.to_owned());
+        let mut arguments = vec![
+            ("x-max-length", Argument::Number(self.deliveries_max)),
+            ("x-max-length-bytes", Argument::Number(self.bytes_max)),
+        ];
+        match self.kind {
+            QueueKind::Durable => arguments.extend([
+                ("x-queue-type", text("quorum")),
+                ("x-overflow", text("reject-publish")),
+                ("x-delivery-limit", Argument::Number(self.delivery_limit)),
+            ]),
+            QueueKind::Forgetful => {
+                arguments.extend([("x-queue-type", text("classic")), ("x-overflow", text("drop-head"))]);
+            }
+        }
+        if let Some(wait) = self.wait {
+            let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            arguments.push(("x-message-ttl", Argument::Number(wait)));
+        }
+        if let Some(exchange) = &self.dead_letter_exchange {
+            // No dead-letter routing key: a delivery keeps the key it has, which says where it goes.
+            arguments.push(("x-dead-letter-exchange", text(exchange)));
+            arguments.push(("x-dead-letter-strategy", text("at-least-once")));
+        }
+        arguments
+    }
+}
+
+/// Lists everything that should be on the broker, in an order in which it can be made.
+pub fn declarations(topology: &Topology) -> Vec<Declaration> {
+    let names = &topology.names;
+    let mut all = instance_declarations(names);
+    all.extend(delay_ladder(names));
+    for flow in &topology.flows {
+        all.extend(flow_declarations(names, flow));
+    }
+    // Bindings last: both of their ends are there then.
+    all.sort_by_key(|declaration| match declaration {
+        Declaration::Exchange(_) => 0,
+        Declaration::Queue(_) => 1,
+        Declaration::Binding(_) => 2,
+    });
+    all
+}
+
+/// Lists the bindings that former flows needed and the topology does not.
+pub fn stale_bindings(topology: &Topology, former: &[FlowTopology]) -> Vec<Binding> {
+    let wanted: BTreeSet<Declaration> = declarations(topology).into_iter().collect();
+    let former: BTreeSet<Declaration> =
+        former.iter().flat_map(|flow| flow_declarations(&topology.names, flow)).collect();
+    former
+        .difference(&wanted)
+        .filter_map(|declaration| match declaration {
+            Declaration::Binding(binding) => Some(binding.clone()),
+            Declaration::Exchange(_) | Declaration::Queue(_) => None,
+        })
+        .collect()
+}
+
+fn instance_declarations(names: &Names) -> Vec<Declaration> {
+    let exchange = |name: String, kind| {
+        Declaration::Exchange(Exchange { name, kind, alternate: Some(names.lost()) })
+    };
+    let bind = |source: String, key: &str, queue: String| {
+        Declaration::Binding(Binding { source, key: key.to_owned(), destination: Destination::Queue(queue) })
+    };
+    vec![
+        Declaration::Exchange(Exchange {
+            name: names.lost(),
+            kind: ExchangeKind::Fanout,
+            alternate: None,
+        }),
+        Declaration::Queue(Queue::durable(names.lost())),
+        bind(names.lost(), "", names.lost()),
+        exchange(names.dead(), ExchangeKind::Fanout),
+        Declaration::Queue(Queue::durable(names.dead())),
+        bind(names.dead(), "", names.dead()),
+        exchange(names.office(), ExchangeKind::Direct),
+        Declaration::Queue(Queue::durable(names.news())),
+        bind(names.office(), NEWS_KEY, names.news()),
+        Declaration::Queue(Queue {
+            kind: QueueKind::Forgetful,
+            deliveries_max: REPORTS_MAX,
+            bytes_max: REPORTS_BYTES_MAX,
+            ..Queue::durable(names.reports())
+        }),
+        bind(names.office(), REPORT_KEY, names.reports()),
+        exchange(names.steps(), ExchangeKind::Topic),
+    ]
+}
+
+fn delay_ladder(names: &Names) -> Vec<Declaration> {
+    (0..DELAY_LEVELS).flat_map(|level| delay_level(names, level)).collect()
+}
+
+fn delay_level(names: &Names, level: usize) -> [Declaration; 4] {
+    let name = names.delay(level);
+    let next = level.checked_sub(1).map_or_else(|| names.steps(), |below| names.delay(below));
+    let bit = |bit: char, destination| {
+        let key = format!("{}{bit}.#", "*.".repeat(DELAY_LEVELS - 1 - level));
+        Declaration::Binding(Binding { source: name.clone(), key, destination })
+    };
+    [
+        Declaration::Exchange(Exchange {
+            name: name.clone(),
+            kind: ExchangeKind::Topic,
+            alternate: Some(names.lost()),
+        }),
+        Declaration::Queue(Queue {
+            wait: Some(Duration::from_millis(DELAY_UNIT_MS << level)),
+            dead_letter_exchange: Some(next.clone()),
+            ..Queue::durable(name.clone())
+        }),
+        bit('1', Destination::Queue(name.clone())),
+        bit('0', Destination::Exchange(next)),
+    ]
+}
+
+fn flow_declarations(names: &Names, flow: &FlowTopology) -> Vec<Declaration> {
+    let mut all = vec![Declaration::Exchange(Exchange {
+        name: names.flow(&flow.flow),
+        kind: ExchangeKind::Direct,
+        alternate: Some(names.lost()),
+    })];
+    for (step, sources) in &flow.steps {
+        let queue = names.queue(&flow.flow, step);
+        let bind = |source: String, key: String| {
+            Declaration::Binding(Binding { source, key, destination: Destination::Queue(queue.clone()) })
+        };
+        all.push(Declaration::Queue(Queue {
+            deliveries_max: STEP_QUEUE_DELIVERIES_MAX,
+            bytes_max: STEP_QUEUE_BYTES_MAX,
+            delivery_limit: DELIVERY_LIMIT,
+            dead_letter_exchange: Some(names.dead()),
+            ..Queue::durable(queue.clone())
+        }));
+        all.push(bind(names.steps(), format!("#.{}", Names::step_key(&flow.flow, step))));
+        for (source, port) in sources {
+            all.push(bind(names.flow(&flow.flow), Names::port_key(source, port)));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+#[path = "topology_tests.rs"]
+mod tests;

@@ -1,0 +1,149 @@
+//! A consumer that is made again, for ever.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use lapin::{Acker, Connection};
+use lapin::message::Delivery as Raw;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::answered;
+use super::link::{Link, LinkState, backoff};
+use crate::broker::{BrokerError, Delivery};
+
+pub(super) struct Consumer {
+    pub(super) link: Link,
+    pub(super) queue: String,
+    pub(super) window: u16,
+    pub(super) sender: mpsc::Sender<Delivery>,
+    pub(super) declare_again: Arc<Notify>,
+    pub(super) shutdown: CancellationToken,
+}
+
+impl Consumer {
+    pub(super) async fn run(self) {
+        let mut state = self.link.state();
+        let mut failures = 0;
+        loop {
+            let current = state.borrow_and_update().clone();
+            if let LinkState::Up(connection) = current {
+                // Cancel-safe: what was delivered and not settled is delivered again.
+                let ended = tokio::select! {
+                    () = self.shutdown.cancelled() => return,
+                    () = self.sender.closed() => return,
+                    ended = self.session(&connection, &mut failures) => ended,
+                };
+                tracing::debug!(queue = self.queue, error = %crate::broker::chain(&ended), "consuming again soon");
+                if matches!(ended, BrokerError::Refused { .. }) {
+                    self.declare_again.notify_one();
+                }
+            } else {
+                // Cancel-safe: all of them only wait.
+                tokio::select! {
+                    () = self.shutdown.cancelled() => return,
+                    () = self.sender.closed() => return,
+                    changed = state.changed() => if changed.is_err() { return },
+                }
+                continue;
+            }
+            // Cancel-safe: all of them only wait.
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = self.sender.closed() => return,
+                () = tokio::time::sleep(backoff(failures)) => failures += 1,
+            }
+        }
+    }
+
+    /// Consumes on one channel until something goes wrong, and says what.
+    async fn session(&self, connection: &Connection, failures: &mut u32) -> BrokerError {
+        match self.consume(connection, failures).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn consume(
+        &self,
+        connection: &Connection,
+        failures: &mut u32,
+    ) -> Result<std::convert::Infallible, BrokerError> {
+        let what = || format!("deliver from `{}`", self.queue);
+        let channel = answered(what, connection.create_channel()).await?;
+        answered(what, channel.basic_qos(self.window, BasicQosOptions::default())).await?;
+        let consume = channel.basic_consume(
+            self.queue.as_str().into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let mut deliveries = answered(what, consume).await?;
+        let mut unsettled = FuturesUnordered::new();
+        loop {
+            // Cancel-safe: a stream's `next` loses nothing.
+            tokio::select! {
+                delivery = deliveries.next() => {
+                    let gone = || BrokerError::Refused { what: what(), source: "the consumer was cancelled: the queue is gone or moves".into() };
+                    let delivery = delivery.ok_or_else(gone)?;
+                    let delivery = delivery.map_err(|error| super::broker_error(what, error))?;
+                    *failures = 0;
+                    unsettled.push(self.hand_over(delivery)?);
+                }
+                Some((acker, acknowledge)) = unsettled.next() => {
+                    answered(what, settle(&acker, acknowledge)).await?;
+                }
+            }
+        }
+    }
+
+    /// Hands a delivery over; the returned future yields what is to become of it.
+    fn hand_over(
+        &self,
+        raw: Raw,
+    ) -> Result<impl Future<Output = (Acker, bool)> + use<>, BrokerError> {
+        let (settle, settled) = oneshot::channel();
+        let text = |text: &Option<ShortString>| text.as_ref().map(ToString::to_string);
+        let properties = &raw.properties;
+        let delivery = Delivery {
+            kind: text(properties.kind()).unwrap_or_default(),
+            key: raw.routing_key.to_string(),
+            exchange: raw.exchange.to_string(),
+            reply: text(properties.reply_to())
+                .map(|reply_to| (reply_to, text(properties.correlation_id()).unwrap_or_default())),
+            given_up_by: properties.headers().as_ref().and_then(last_death),
+            body: raw.data.into(),
+            settle,
+        };
+        // There is room: the channel is as large as the window, and what is in it is unsettled.
+        self.sender
+            .try_send(delivery)
+            .map_err(|_| BrokerError::Unreachable("nobody takes deliveries any more".into()))?;
+        let acker = raw.acker;
+        // Dropped without a word is given back.
+        Ok(async move { (acker, settled.await.unwrap_or(false)) })
+    }
+}
+
+async fn settle(acker: &Acker, acknowledge: bool) -> lapin::Result<bool> {
+    if acknowledge {
+        acker.ack(BasicAckOptions::default()).await
+    } else {
+        acker.nack(BasicNackOptions { requeue: true, multiple: false }).await
+    }
+}
+
+/// The queue that gave a delivery up last, and why: `x-death` has the newest first.
+fn last_death(headers: &FieldTable) -> Option<(String, String)> {
+    let AMQPValue::FieldArray(deaths) = headers.inner().get("x-death")? else { return None };
+    let AMQPValue::FieldTable(newest) = deaths.as_slice().first()? else { return None };
+    let text = |name: &str| match newest.inner().get(name) {
+        Some(AMQPValue::LongString(text)) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        Some(AMQPValue::ShortString(text)) => Some(text.to_string()),
+        _ => None,
+    };
+    Some((text("queue")?, text("reason")?))
+}

@@ -1,0 +1,184 @@
+//! Tests of what is declared, by routing through it as the broker does.
+
+use std::collections::BTreeMap;
+
+use super::super::routing::Router;
+use super::*;
+
+fn topology() -> Topology {
+    let after = |step: &str| vec![(step.to_owned(), "out".to_owned())];
+    Topology {
+        names: Names::new("t"),
+        flows: vec![FlowTopology {
+            flow: "orders".into(),
+            steps: vec![
+                ("poll".into(), vec![]),
+                ("shape".into(), after("poll")),
+                ("crm".into(), after("shape")),
+                ("audit".into(), after("poll")),
+            ],
+        }],
+    }
+}
+
+fn router(topology: &Topology) -> Router {
+    let mut router = Router::default();
+    for declaration in declarations(topology) {
+        router.declare(&declaration);
+    }
+    router
+}
+
+fn queues(topology: &Topology) -> BTreeMap<String, Queue> {
+    declarations(topology)
+        .into_iter()
+        .filter_map(|declaration| match declaration {
+            Declaration::Queue(queue) => Some((queue.name.clone(), queue)),
+            Declaration::Exchange(_) | Declaration::Binding(_) => None,
+        })
+        .collect()
+}
+
+/// Follows a delivery through the ladder: the queues' waits add up until a queue keeps it.
+fn travel(exchange: &str, key: &str) -> (String, Duration) {
+    let topology = topology();
+    let (router, queues) = (router(&topology), queues(&topology));
+    let (mut exchange, mut waited) = (exchange.to_owned(), Duration::ZERO);
+    loop {
+        let reached = router.route(&exchange, key).expect("the exchange is declared");
+        assert_eq!(reached.len(), 1, "{exchange} {key} reaches {reached:?}");
+        let queue = &queues[reached.first().unwrap()];
+        let Some(wait) = queue.wait else { return (queue.name.clone(), waited) };
+        waited += wait;
+        exchange = queue.dead_letter_exchange.clone().expect("what waits goes on");
+    }
+}
+
+#[test]
+fn every_delay_reaches_its_step_after_exactly_that_delay() {
+    let names = Names::new("t");
+    let all_but_one = (0..DELAY_LEVELS).map(|level| !(1_u32 << level));
+    let single = (0..DELAY_LEVELS).map(|level| 1_u32 << level);
+    let some = (0..2000_u32).map(|index| index.wrapping_mul(2_654_435_761));
+    for units in all_but_one.chain(single).chain(some).chain(0..300).map(|units| units & 0xff_ffff) {
+        let delay = Duration::from_millis(u64::from(units) * DELAY_UNIT_MS);
+        let (exchange, key) = names.delayed(delay, "orders", "crm");
+        assert_eq!(travel(&exchange, &key), ("t.flow.orders.crm".to_owned(), delay), "{units}");
+    }
+}
+
+#[test]
+fn a_delay_is_rounded_up_and_cut() {
+    let names = Names::new("t");
+    let check = |delay: Duration, expect: Duration| {
+        let (exchange, key) = names.delayed(delay, "orders", "crm");
+        assert_eq!(travel(&exchange, &key).1, expect, "{delay:?}");
+    };
+    check(Duration::ZERO, Duration::ZERO);
+    check(Duration::from_millis(1), Duration::from_millis(250));
+    check(Duration::from_millis(251), Duration::from_millis(500));
+    check(Duration::MAX, Duration::from_millis(250 * 0xff_ffff));
+}
+
+#[test]
+fn a_port_leads_to_every_step_after_it() {
+    let reached = router(&topology()).route("t.flow.orders", "poll.out").unwrap();
+    assert_eq!(reached.into_iter().collect::<Vec<_>>(), ["t.flow.orders.audit", "t.flow.orders.shape"]);
+}
+
+#[test]
+fn every_exchange_leads_somewhere() {
+    let router = router(&topology());
+    for declaration in declarations(&topology()) {
+        if let Declaration::Exchange(exchange) = declaration {
+            let reached = router.route(&exchange.name, "no.such.key").unwrap();
+            let end = if exchange.name == "t.dead" { "t.dead" } else { "t.lost" };
+            assert_eq!(reached.into_iter().collect::<Vec<_>>(), [end], "{}", exchange.name);
+        }
+    }
+    // Through the whole ladder to a step that is gone.
+    let (exchange, key) = Names::new("t").delayed(Duration::from_secs(0), "orders", "gone");
+    assert_eq!(travel(&exchange, &key).0, "t.lost");
+    let (exchange, key) = Names::new("t").delayed(Duration::from_millis(750), "orders", "gone");
+    assert_eq!(travel(&exchange, &key), ("t.lost".to_owned(), Duration::from_millis(750)));
+}
+
+#[test]
+fn dead_lettering_is_at_least_once() {
+    let text = |text: &str| Argument::Text(text.to_owned());
+    for queue in queues(&topology()).into_values().filter(|queue| queue.dead_letter_exchange.is_some()) {
+        let arguments = queue.arguments();
+        for needed in [
+            ("x-queue-type", text("quorum")),
+            ("x-overflow", text("reject-publish")),
+            ("x-dead-letter-strategy", text("at-least-once")),
+        ] {
+            assert!(arguments.contains(&needed), "{} {arguments:?}", queue.name);
+        }
+        assert!(!arguments.iter().any(|(name, _)| *name == "x-dead-letter-routing-key"));
+    }
+}
+
+#[test]
+fn every_queue_is_bounded() {
+    for queue in queues(&topology()).into_values() {
+        let arguments: BTreeMap<_, _> = queue.arguments().into_iter().collect();
+        assert!(matches!(arguments["x-max-length"], Argument::Number(1..)));
+        assert!(matches!(arguments["x-max-length-bytes"], Argument::Number(1..)));
+        if queue.kind == QueueKind::Durable {
+            assert!(matches!(arguments["x-delivery-limit"], Argument::Number(1..)), "explicit and positive");
+        }
+    }
+}
+
+#[test]
+fn the_queue_of_a_step_has_these_arguments() {
+    let arguments = queues(&topology())["t.flow.orders.crm"].arguments();
+    let shown: Vec<String> = arguments
+        .into_iter()
+        .map(|(name, value)| match value {
+            Argument::Number(number) => format!("{name} {number}"),
+            Argument::Text(text) => format!("{name} {text}"),
+        })
+        .collect();
+    // They are a contract: a queue that exists with other arguments cannot be declared again.
+    assert_eq!(
+        shown,
+        [
+            "x-max-length 100000",
+            "x-max-length-bytes 536870912",
+            "x-queue-type quorum",
+            "x-overflow reject-publish",
+            "x-delivery-limit 50",
+            "x-dead-letter-exchange t.dead",
+            "x-dead-letter-strategy at-least-once",
+        ]
+    );
+}
+
+#[test]
+fn reports_are_forgotten_oldest_first() {
+    let arguments = queues(&topology())["t.reports"].arguments();
+    assert!(arguments.contains(&("x-queue-type", Argument::Text("classic".into()))));
+    assert!(arguments.contains(&("x-overflow", Argument::Text("drop-head".into()))));
+}
+
+#[test]
+fn what_a_flow_no_longer_has_is_stale_and_nothing_else() {
+    let old = topology();
+    let mut new = topology();
+    // `shape` goes away: `crm` follows `poll`.
+    new.flows[0].steps.retain(|(step, _)| step != "shape");
+    new.flows[0].steps[1].1 = vec![("poll".into(), "out".into())];
+    let stale = stale_bindings(&new, &old.flows);
+    let shown: Vec<String> =
+        stale.iter().map(|binding| format!("{} {}", binding.source, binding.key)).collect();
+    assert_eq!(shown, ["t.flow.orders poll.out", "t.flow.orders shape.out", "t.steps #.orders.shape"]);
+    assert!(stale_bindings(&old, &old.flows).is_empty());
+}
+
+#[test]
+fn the_longest_wait_is_one_that_the_broker_can_count() {
+    let longest = queues(&topology()).into_values().filter_map(|queue| queue.wait).max().unwrap();
+    assert!(longest.as_millis() <= u128::from(u32::MAX), "the broker's timers have 32 bits");
+}
