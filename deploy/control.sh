@@ -5,8 +5,7 @@
 # new one. It adopts the containers of the one before.
 control_plane() {
   local pid fingerprint
-  choose_port API_PORT 7700
-  fingerprint=$({ control_settings; sha256sum "$STATE/bin/towpath"; } | sha256sum | cut -d ' ' -f 1)
+  fingerprint=$({ control_settings; cd "$(binaries release)" && sha256sum towpath towpath-agent towpath-lines; } | sha256sum | cut -d ' ' -f 1)
   if [ "$fingerprint" = "$(cat "$STATE/serve.made-of" 2>/dev/null)" ] && control_plane_pid >/dev/null &&
     eventually 20 control_plane_ready; then
     note "runs already at http://127.0.0.1:$API_PORT"
@@ -17,7 +16,7 @@ control_plane() {
   mapfile -t settings < <(control_settings)
   # A session of its own: it outlives the terminal.
   # shellcheck disable=SC2016
-  setsid env "${settings[@]}" bash -c 'echo $$ >"$1/serve.pid" && exec "$1/bin/towpath" serve' towpath "$STATE" \
+  setsid env "${settings[@]}" bash -c 'echo $$ >"$1/serve.pid" && exec "$2/towpath" serve' towpath "$STATE" "$(binaries release)" \
     >>"$STATE/logs/serve.log" 2>&1 </dev/null &
   if ! eventually 60 control_plane_ready; then
     tail -n 20 "$STATE/logs/serve.log"
@@ -50,6 +49,18 @@ control_plane_stop() {
 }
 
 # towpath ARGUMENT…: the command line, of this control plane.
-towpath() {
-  env TOWPATH_SERVER="http://127.0.0.1:$API_PORT" TOWPATH_DATA="$STATE/data" "$STATE/bin/towpath" "$@"
+towpath() { "$STATE/bin/towpath" "$@"; }
+
+# install_command: bin/towpath, which needs no settings to find this control plane.
+install_command() {
+  choose_port API_PORT 7700
+  cat >"$STATE/bin/towpath.new" <<EOF
+#!/bin/sh
+# Made by quickstart: the command line of the control plane that it started.
+export TOWPATH_SERVER="\${TOWPATH_SERVER:-http://127.0.0.1:$API_PORT}"
+export TOWPATH_DATA="\${TOWPATH_DATA:-$STATE/data}"
+exec "$(binaries release)/towpath" "\$@"
+EOF
+  chmod +x "$STATE/bin/towpath.new"
+  mv "$STATE/bin/towpath.new" "$STATE/bin/towpath"
 }

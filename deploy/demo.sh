@@ -17,6 +17,16 @@ demo_start() {
   note "http://127.0.0.1:$SHOP_PORT and http://127.0.0.1:$CRM_PORT"
 }
 
+demo_answers() { demo_stats shop >/dev/null && demo_stats crm >/dev/null; }
+
+# demo_stats shop|crm: what it counts, as JSON.
+demo_stats() {
+  case $1 in
+    shop) request GET "http://127.0.0.1:$SHOP_PORT/stats" ;;
+    crm) request GET "http://127.0.0.1:$CRM_PORT/stats" ;;
+  esac
+}
+
 # demo_container NAME PORT [OPTION…]: the one that is there, unless its image has changed.
 demo_container() {
   local name=$1 port=$2 container=$INSTANCE-demo-$1 image=towpath/demo-$1:1
@@ -30,4 +40,55 @@ demo_container() {
   docker run --detach --name "$container" --network "$INSTANCE" --network-alias "$name" \
     --label "$LABEL=$INSTANCE" --publish "127.0.0.1:$port:8080" --restart unless-stopped \
     --log-opt max-size=10m --log-driver json-file --read-only --cap-drop ALL "$@" "$image"
+}
+
+# demo_flows: both flows, and the secret they need.
+demo_flows() {
+  towpath secret set crm_token <"$STATE/crm_token"
+  towpath apply flows/demo/orders-to-crm.yaml
+  towpath apply flows/demo/orders-by-webhook.yaml
+  # A CRM that was started anew has forgotten what the flow has brought it: the shop changes every
+  # order, so that every order comes again.
+  if [ "${DEMO_APPLIED:-}" = yes ] && [ "$(number deals "$(demo_stats crm)")" = 0 ]; then
+    request POST "http://127.0.0.1:$SHOP_PORT/change?n=1000000" >/dev/null
+    towpath run orders-to-crm
+  fi
+  remember DEMO_APPLIED yes
+  note "orders-to-crm, orders-by-webhook"
+}
+
+# demo_push: new orders, posted to the flow's URL as a shop would: again, until they are accepted.
+demo_push() {
+  local hook ids id order count=20 shop
+  shop=$(docker container inspect --format '{{.Id}}' "$INSTANCE-demo-shop")
+  if [ "${DEMO_PUSHED:-}" = "$shop" ]; then
+    note "pushed before"
+    return
+  fi
+  hook=$(towpath status orders-by-webhook --output json | sed -n 's/.*"webhook_url": *"\([^"]*\)".*/\1/p' | head -n 1)
+  ids=$(request POST "http://127.0.0.1:$SHOP_PORT/orders?n=$count" | tr -cd '0-9,' | tr ',' ' ')
+  for id in $ids; do
+    order=$(request GET "http://127.0.0.1:$SHOP_PORT/orders/$id")
+    eventually 60 request POST "$hook" "$order"
+  done
+  remember DEMO_PUSHED "$shop"
+  note "$count accepted at ${hook%/*}/…"
+}
+
+# demo_arrive: waits until the CRM holds every order of the shop.
+demo_arrive() {
+  local orders
+  if ! eventually 300 demo_complete; then
+    orders=$(number orders "$(demo_stats shop)")
+    refuse "the CRM holds $(number deals "$(demo_stats crm)") of $orders orders after five minutes" \
+      "${STATE#"$PWD"/}/bin/towpath status" "${STATE#"$PWD"/}/bin/towpath dead list"
+  fi
+  note "all $(number orders "$(demo_stats shop)")"
+}
+
+demo_complete() {
+  local orders deals
+  orders=$(number orders "$(demo_stats shop)") && deals=$(number deals "$(demo_stats crm)") || return 1
+  echo "$deals of $orders"
+  [ "$deals" = "$orders" ]
 }
