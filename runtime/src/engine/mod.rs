@@ -5,20 +5,39 @@
 //! - Every call may be repeated, and may have happened although it reports an error.
 //! - Containers without our label are never listed, signalled or removed.
 
-use std::collections::BTreeMap;
-
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use towpath_protocol::manifest::Manifest;
-use towpath_protocol::start::{Identity, Start};
+use towpath_protocol::start::{Identity, PAUSE_SIGNAL, RESUME_SIGNAL, Start};
+
+mod agent;
+pub mod docker;
+pub mod simulated;
+
+pub use agent::{Agent, AgentBinaries, AgentError};
+
+/// The labels of a replica's container.
+pub mod labels {
+    /// Which Towpath it belongs to.
+    pub const INSTANCE: &str = "io.towpath.instance";
+    /// Its flow.
+    pub const FLOW: &str = "io.towpath.flow";
+    /// Its step.
+    pub const STEP: &str = "io.towpath.step";
+    /// Its number, from 1.
+    pub const REPLICA: &str = "io.towpath.replica";
+    /// The hash of everything it was made from.
+    pub const SPEC: &str = "io.towpath.spec";
+}
 
 /// What runs containers: Docker, or a simulation with faults.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
     /// Says whether the engine answers, and with which version.
     async fn version(&self) -> Result<String, EngineError>;
-    /// Makes the instance's network and the agent's volume, if they are not there.
+    /// Makes the instance's network and the agent's volume, if they are not there. The volume is
+    /// filled before the first replica is created, for which there must be an image.
     async fn prepare(&self, instance: &str) -> Result<(), EngineError>;
     /// Lists the instance's replicas, those that have exited included.
     async fn observe(&self, instance: &str) -> Result<Vec<Observed>, EngineError>;
@@ -31,7 +50,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Removes a replica's container, running or not.
     async fn remove(&self, container: &str) -> Result<(), EngineError>;
     /// Reads the log of a container: lines of JSON as agents write them.
-    async fn logs(&self, container: &str, query: LogQuery) -> BoxStream<'static, Result<Bytes, EngineError>>;
+    async fn logs(
+        &self,
+        container: &str,
+        query: LogQuery,
+    ) -> BoxStream<'static, Result<Bytes, EngineError>>;
     /// Yields an item whenever something may have changed. A hint only: it may be silent.
     async fn changes(&self, instance: &str) -> BoxStream<'static, ()>;
 }
@@ -76,6 +99,8 @@ pub struct Image {
     pub id: String,
     /// What it says of itself, if it does.
     pub manifest: Option<Manifest>,
+    /// Why what it says of itself cannot be read, if it cannot.
+    pub unreadable: Option<String>,
     /// The user it wants to run as; empty is root.
     pub user: String,
     /// Where it wants to run; empty is `/`.
@@ -95,8 +120,6 @@ pub struct ReplicaSpec {
     pub image: Image,
     /// What to run instead of the image's own command; empty for that.
     pub command: Vec<String>,
-    /// Environment variables of the step process.
-    pub env: BTreeMap<String, String>,
     /// What it may use.
     pub limits: towpath_flow::model::Limits,
     /// How long a drain may take before the engine kills it, in seconds.
@@ -106,7 +129,7 @@ pub struct ReplicaSpec {
 }
 
 /// What can be said to an agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Signal {
     /// Drain and exit: SIGTERM.
     Drain,
@@ -114,6 +137,17 @@ pub enum Signal {
     Pause,
     /// Consume again: SIGUSR2.
     Resume,
+}
+
+impl Signal {
+    /// The signal's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drain => "SIGTERM",
+            Self::Pause => PAUSE_SIGNAL,
+            Self::Resume => RESUME_SIGNAL,
+        }
+    }
 }
 
 /// Which part of a log.
@@ -152,4 +186,16 @@ pub enum EngineError {
         /// What.
         what: String,
     },
+}
+
+/// Writes an error with all its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

@@ -1,15 +1,31 @@
 //! Makes what is into what should be: containers.
+//!
+//! | Module | What |
+//! |---|---|
+//! | [`spec`] | pure: from a checked flow, its images and its secrets to what a replica is made from |
+//! | [`plan`] | pure: the actions between what should be and what is, each with its reason |
+//! | [`memory`] | what one round must remember for the next: failures, drains, signals |
+//! | [`status`] | what a person, and a metric, can know of all that |
+//! | [`run`] | the loop: observe, plan, act, publish |
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use towpath_protocol::manifest::Manifest;
 
 use crate::engine::Image;
+
+pub mod memory;
+pub mod plan;
+pub mod run;
+pub mod spec;
+pub mod status;
 
 /// Everything that should be, at one moment.
 #[derive(Clone, Default)]
 pub struct Desired {
+    /// The instance: containers of another one are none of our business.
+    pub instance: String,
     /// All flows that were applied and not deleted.
     pub flows: Vec<DesiredFlow>,
 }
@@ -23,26 +39,32 @@ pub struct DesiredFlow {
     pub version: u32,
     /// What it should be doing.
     pub state: FlowState,
-    /// Its steps that run as containers.
+    /// Its steps that run as containers; [`spec::desired_flow`] makes them.
     pub steps: Vec<DesiredStep>,
 }
 
-/// A step that should be.
+/// A step that should be. It holds secrets, and so has no `Debug`.
 #[derive(Clone)]
 pub struct DesiredStep {
     /// The step's id.
     pub id: String,
     /// How many replicas, after scaling.
     pub replicas: u32,
+    /// Whether there is never more than one at work: a trigger that is fired by ticks, whose
+    /// checkpoints are in one order. It is replaced by ending the old one before the new one.
+    pub exclusive: bool,
+    /// How long a replica may take to finish what it holds.
+    pub drain: Duration,
     /// Why it cannot run now (an image is gone, a secret is missing), if it cannot: then nothing is
     /// created and nothing that runs is removed.
     pub blocked: Option<String>,
     /// The image, if it is there.
     pub image: Option<Image>,
-    /// What the image says of itself.
-    pub manifest: Option<Manifest>,
     /// The hash of everything a replica is made from; what runs with another one is replaced.
+    /// Empty if it is blocked.
     pub spec: String,
+    /// What replicas are made from; none if it is blocked.
+    pub blueprint: Option<Arc<spec::Blueprint>>,
 }
 
 /// What a flow, or one of its steps, should be doing.

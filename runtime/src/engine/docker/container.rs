@@ -1,0 +1,204 @@
+//! What a replica's container is made with: pure, from its spec.
+//!
+//! # Invariants
+//!
+//! - `nothing_of_the_host_is_mounted` and `no_secret_is_in_it`: what `docker inspect` shows is
+//!   harmless.
+//! - `what_a_step_does_not_need_is_taken_from_it`: no capabilities but the agent's three, no new
+//!   privileges, a root that cannot be written, limits on memory, processors, processes and logs.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, HealthConfig, HostConfig, HostConfigLogConfig,
+    Mount, MountType, MountVolumeOptions, RestartPolicy, RestartPolicyNameEnum,
+};
+use towpath_protocol::start::Identity;
+
+use super::{Message, Named, refused};
+use crate::engine::{EngineError, ReplicaSpec, labels};
+
+/// Where the agent is in every container.
+pub(super) const AGENT_FOLDER: &str = "/.towpath";
+
+/// The agent itself.
+pub(super) const AGENT_PROGRAM: &str = "/.towpath/agent";
+
+/// The most that a container's log keeps on disk: four files of this size. Older lines are gone.
+const LOG_FILE_SIZE: &str = "8m";
+const LOG_FILES: &str = "4";
+
+/// The size of `/tmp`, which counts as memory.
+const TMP_OPTIONS: &str = "rw,nosuid,nodev,mode=1777,size=64m";
+
+/// What the agent may do that a process without capabilities may not: become the image's user
+/// (SETUID, SETGID) and signal a process of that user (KILL).
+const AGENT_CAPABILITIES: [&str; 3] = ["SETUID", "SETGID", "KILL"];
+
+/// The label that everything of an instance has.
+pub(super) fn instance_label(instance: &str) -> HashMap<String, String> {
+    HashMap::from([(labels::INSTANCE.to_owned(), instance.to_owned())])
+}
+
+/// Describes the container to create.
+pub(super) fn body(
+    replica: &ReplicaSpec,
+    volume: &str,
+    processors: f64,
+) -> Result<ContainerCreateBody, EngineError> {
+    Ok(ContainerCreateBody {
+        image: Some(replica.image.id.clone()),
+        user: Some("0:0".to_owned()),
+        entrypoint: Some(vec![AGENT_PROGRAM.to_owned()]),
+        cmd: Some(command(replica)?),
+        // The agent changes to the image's folder once it is the image's user: root without
+        // capabilities may not be allowed in.
+        working_dir: Some("/".to_owned()),
+        labels: Some(replica_labels(&replica.start.identity)),
+        attach_stdin: Some(true),
+        open_stdin: Some(true),
+        stdin_once: Some(true),
+        tty: Some(false),
+        // The image's own signal and health check are for the step, not for its agent.
+        stop_signal: Some("SIGTERM".to_owned()),
+        stop_timeout: Some(i64::from(replica.stop_seconds)),
+        healthcheck: Some(HealthConfig {
+            test: Some(vec!["NONE".to_owned()]),
+            ..Default::default()
+        }),
+        host_config: Some(host_config(replica, volume, processors)),
+        ..Default::default()
+    })
+}
+
+fn host_config(replica: &ReplicaSpec, volume: &str, processors: f64) -> HostConfig {
+    let limits = &replica.limits;
+    let identity = &replica.start.identity;
+    let memory = i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX);
+    let hardened = !limits.image_privileges;
+    HostConfig {
+        network_mode: Some(identity.instance.clone()),
+        extra_hosts: Some(vec!["host.docker.internal:host-gateway".to_owned()]),
+        mounts: Some(vec![agent_mount(volume, true)]),
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::NO),
+            maximum_retry_count: None,
+        }),
+        init: Some(false),
+        memory: Some(memory),
+        // The same as memory: no swap.
+        memory_swap: Some(memory),
+        nano_cpus: Some(nano_cpus(limits.cpus.min(processors))),
+        pids_limit: Some(i64::from(limits.pids)),
+        readonly_rootfs: Some(!limits.writable),
+        tmpfs: (!limits.writable)
+            .then(|| HashMap::from([("/tmp".to_owned(), TMP_OPTIONS.to_owned())])),
+        privileged: Some(false),
+        cap_drop: hardened.then(|| vec!["ALL".to_owned()]),
+        cap_add: hardened.then(|| AGENT_CAPABILITIES.map(str::to_owned).to_vec()),
+        security_opt: hardened.then(|| vec!["no-new-privileges".to_owned()]),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(HashMap::from([
+                ("max-size".to_owned(), LOG_FILE_SIZE.to_owned()),
+                ("max-file".to_owned(), LOG_FILES.to_owned()),
+            ])),
+        }),
+        ..Default::default()
+    }
+}
+
+/// The agent's volume.
+pub(super) fn agent_mount(volume: &str, read_only: bool) -> Mount {
+    Mount {
+        target: Some(AGENT_FOLDER.to_owned()),
+        source: Some(volume.to_owned()),
+        typ: Some(MountType::VOLUME),
+        read_only: Some(read_only),
+        volume_options: Some(MountVolumeOptions {
+            no_copy: Some(true),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// The agent's command line: whom to become, where, and what to run.
+fn command(replica: &ReplicaSpec) -> Result<Vec<String>, EngineError> {
+    let image = &replica.image;
+    let program = if replica.command.is_empty() {
+        &image.command
+    } else {
+        &replica.command
+    };
+    if program.is_empty() {
+        let why = "its image has neither entrypoint nor command, and the flow gives no `command`";
+        let what = format!("create the container `{}`", replica.name);
+        return Err(refused(what, Message(why.to_owned())));
+    }
+    let mut command = Vec::with_capacity(program.len() + 5);
+    for (option, value) in [("--user", &image.user), ("--workdir", &image.workdir)] {
+        if !value.is_empty() {
+            command.extend([option.to_owned(), value.clone()]);
+        }
+    }
+    command.push("--".to_owned());
+    command.extend(program.iter().cloned());
+    Ok(command)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a limit is at most 256 processors"
+)]
+fn nano_cpus(cpus: f64) -> i64 {
+    (cpus * 1e9).round() as i64
+}
+
+fn replica_labels(identity: &Identity) -> HashMap<String, String> {
+    [
+        (labels::INSTANCE, identity.instance.clone()),
+        (labels::FLOW, identity.flow.clone()),
+        (labels::STEP, identity.step.clone()),
+        (labels::REPLICA, identity.replica.to_string()),
+        (labels::SPEC, identity.spec.clone()),
+    ]
+    .map(|(label, value)| (label.to_owned(), value))
+    .into()
+}
+
+/// Reads who a container is from its labels; `None` if it is not a replica.
+pub(super) fn identity(labels: &HashMap<String, String>) -> Option<Identity> {
+    let label = |name: &str| labels.get(name).cloned();
+    Some(Identity {
+        instance: label(labels::INSTANCE)?,
+        flow: label(labels::FLOW)?,
+        step: label(labels::STEP)?,
+        replica: label(labels::REPLICA)?.parse().ok()?,
+        spec: label(labels::SPEC)?,
+    })
+}
+
+/// Says what the container is that has a replica's name.
+pub(super) fn named(found: ContainerInspectResponse, replica: &ReplicaSpec) -> Named {
+    let labels = found
+        .config
+        .and_then(|config| config.labels)
+        .unwrap_or_default();
+    if identity(&labels).as_ref() != Some(&replica.start.identity) {
+        return Named::Taken("the name belongs to a container that is not this replica".to_owned());
+    }
+    let id = found.id.unwrap_or_else(|| replica.name.clone());
+    let state = found.state.unwrap_or_default();
+    let status = state
+        .status
+        .map(|status| status.to_string())
+        .unwrap_or_default();
+    match status.as_str() {
+        "running" | "paused" => Named::Running(id),
+        "created" => Named::Created(id),
+        other => Named::Taken(format!(
+            "the replica is there and `{other}`: it is removed first"
+        )),
+    }
+}

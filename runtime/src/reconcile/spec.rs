@@ -1,0 +1,316 @@
+//! From a checked flow, its images and its secrets to what a replica is made from: pure.
+//!
+//! # Invariants
+//!
+//! - `the_same_gives_the_same_hash`: applying an unchanged flow replaces nothing; the version of
+//!   the flow is not part of the hash.
+//! - `whatever_a_replica_is_made_from_changes_the_hash`: what runs is never different from what
+//!   should run without showing.
+//! - `the_hash_says_nothing_without_the_key`: it is a label that everyone can read, and there are
+//!   secrets in what it is made from.
+//! - `a_change_elsewhere_does_not_change_the_hash`: only the steps that changed are replaced.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use towpath_flow::FilledStep;
+use towpath_flow::model::{Fires, Flow, Limits, Step};
+use towpath_protocol::CONTRACT;
+use towpath_protocol::manifest::Kind;
+use towpath_protocol::start::{Identity, Output, Routes, Settings, Start};
+
+use super::{DesiredFlow, DesiredStep, FlowState};
+use crate::broker::topology::Names;
+use crate::engine::{Image, ReplicaSpec};
+
+/// How many messages are in the hands of a replica when neither flow nor manifest says.
+pub const CONCURRENCY_DEFAULT: u32 = 16;
+
+/// The most messages in a batch, however many its reader takes: beyond this nothing is gained, and
+/// what is given back when a replica goes is delivered again as a whole.
+pub const BATCH_MAX: u32 = 256;
+
+/// How often a step may say "later" of one message. With the usual waits this is days.
+pub const REBOUNDS_MAX: u32 = 1_000;
+
+/// How long a replica may take to finish what it holds: as long as one message may take, but at
+/// least this, because a process also needs to end; and at most [`DRAIN_MAX`].
+pub const DRAIN_MIN: Duration = Duration::from_secs(30);
+
+/// The longest drain: whoever stops a flow waits for it. What is not finished is delivered again.
+pub const DRAIN_MAX: Duration = Duration::from_secs(600);
+
+/// What the engine waits beyond the drain before it kills: the agent must be the first to give up.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
+
+/// What all replicas of an instance share.
+#[derive(Clone)]
+pub struct Ground {
+    /// The instance's names.
+    pub names: Names,
+    /// The broker as agents reach it, with its credentials.
+    pub broker_url: String,
+    /// The hash of the agent that runs them.
+    pub agent: String,
+    /// The largest body, in bytes.
+    pub body_bytes_max: usize,
+    /// The key of the hashes.
+    pub key: [u8; 32],
+}
+
+/// What is known of a step beside what its flow says. It holds secrets, and so has no `Debug`.
+#[derive(Clone)]
+pub struct StepFacts {
+    /// The step with its placeholders filled in, or why they cannot be.
+    pub filled: Result<FilledStep, String>,
+    /// The image, or why there is none.
+    pub image: Result<Image, String>,
+    /// How many replicas an operator wants, if one said.
+    pub replicas: Option<u32>,
+}
+
+/// What the replicas of a step are made from. It holds secrets, and so has no `Debug`.
+#[derive(Clone)]
+pub struct Blueprint {
+    image: Image,
+    command: Vec<String>,
+    limits: Limits,
+    drain: Duration,
+    start: Start,
+}
+
+impl Blueprint {
+    /// Makes what replica number `replica` is created from.
+    pub fn replica(&self, replica: u32, paused: bool) -> ReplicaSpec {
+        let mut start = self.start.clone();
+        start.identity.replica = replica;
+        start.paused = paused;
+        ReplicaSpec {
+            name: container_name(&start.identity),
+            image: self.image.clone(),
+            command: self.command.clone(),
+            limits: self.limits.clone(),
+            stop_seconds: u32::try_from((self.drain + STOP_MARGIN).as_secs()).unwrap_or(u32::MAX),
+            start,
+        }
+    }
+}
+
+/// The name of a replica's container.
+pub fn container_name(identity: &Identity) -> String {
+    let Identity {
+        instance,
+        flow,
+        step,
+        replica,
+        spec,
+    } = identity;
+    format!(
+        "{instance}.{flow}.{step}.{replica}.{}",
+        spec.get(..8).unwrap_or(spec)
+    )
+}
+
+/// Says what should be of a flow.
+pub fn desired_flow(
+    ground: &Ground,
+    flow: Arc<Flow>,
+    version: u32,
+    state: FlowState,
+    facts: &BTreeMap<String, StepFacts>,
+) -> DesiredFlow {
+    let steps = flow
+        .steps
+        .iter()
+        .map(|step| desired_step(ground, &flow, step, facts))
+        .collect();
+    DesiredFlow {
+        flow,
+        version,
+        state,
+        steps,
+    }
+}
+
+fn desired_step(
+    ground: &Ground,
+    flow: &Flow,
+    step: &Step,
+    facts: &BTreeMap<String, StepFacts>,
+) -> DesiredStep {
+    let known = facts.get(&step.id);
+    let exclusive = kind(flow, step) == Kind::Poll;
+    let replicas = known
+        .and_then(|facts| facts.replicas)
+        .unwrap_or(step.replicas);
+    let drain = drain(step.timeout);
+    let made = match known {
+        Some(known) => blueprint(ground, flow, step, known, facts),
+        None => Err("nothing is known of it yet".to_owned()),
+    };
+    let blueprint = made.as_ref().ok().cloned().map(Arc::new);
+    DesiredStep {
+        id: step.id.clone(),
+        replicas: if exclusive { replicas.min(1) } else { replicas },
+        exclusive,
+        drain,
+        image: known.and_then(|facts| facts.image.clone().ok()),
+        spec: blueprint
+            .as_ref()
+            .map(|it| it.start.identity.spec.clone())
+            .unwrap_or_default(),
+        blocked: made.err(),
+        blueprint,
+    }
+}
+
+fn blueprint(
+    ground: &Ground,
+    flow: &Flow,
+    step: &Step,
+    known: &StepFacts,
+    facts: &BTreeMap<String, StepFacts>,
+) -> Result<Blueprint, String> {
+    let image = known.image.clone()?;
+    let filled = known.filled.clone()?;
+    if let Some(argument) = filled.command.iter().position(|argument| {
+        filled
+            .secrets
+            .iter()
+            .any(|it| !it.is_empty() && argument.contains(it))
+    }) {
+        // A command line is shown by the engine to whoever asks.
+        return Err(format!(
+            "its `command` has a secret in part {}; use `env`",
+            argument + 1
+        ));
+    }
+    let config = RawValue::from_string(filled.with.to_string())
+        .map_err(|_| "its `with` cannot be written as JSON".to_owned())?;
+    let drain = drain(step.timeout);
+    let kind = kind(flow, step);
+    let mut start = Start {
+        contract: CONTRACT,
+        broker_url: ground.broker_url.clone(),
+        identity: Identity {
+            instance: ground.names.instance.clone(),
+            flow: flow.name.clone(),
+            step: step.id.clone(),
+            replica: 0,
+            spec: String::new(),
+        },
+        kind,
+        routes: routes(&ground.names, flow, step, facts),
+        config,
+        env: filled.env,
+        redact: filled.secrets.into_iter().collect(),
+        settings: Settings {
+            mode: step.mode,
+            concurrency: concurrency(flow, step, Some(&image)),
+            timeout_ms: millis(step.timeout),
+            retry: step.retry.clone(),
+            rebounds_max: REBOUNDS_MAX,
+            body_bytes_max: ground.body_bytes_max,
+            drain_ms: millis(drain),
+            memory_bytes: step.limits.memory_bytes,
+            keep_privileges: step.limits.image_privileges,
+        },
+        paused: false,
+    };
+    let made_from = MadeFrom {
+        agent: &ground.agent,
+        image: &image.id,
+        command: &filled.command,
+        writable: step.limits.writable,
+        cpus: step.limits.cpus,
+        pids: step.limits.pids,
+        start: &start,
+    };
+    start.identity.spec = hash(&ground.key, &made_from)?;
+    Ok(Blueprint {
+        image,
+        command: filled.command,
+        limits: step.limits.clone(),
+        drain,
+        start,
+    })
+}
+
+/// Everything that a replica is made from, but its number and whether it begins paused.
+#[derive(Serialize)]
+struct MadeFrom<'a> {
+    agent: &'a str,
+    image: &'a str,
+    command: &'a [String],
+    writable: bool,
+    cpus: f64,
+    pids: u32,
+    start: &'a Start,
+}
+
+fn hash(key: &[u8; 32], made_from: &MadeFrom<'_>) -> Result<String, String> {
+    let text = serde_json::to_vec(made_from)
+        .map_err(|_| "what it is made from cannot be written as JSON".to_owned())?;
+    Ok(blake3::keyed_hash(key, &text).to_hex().as_str()[..32].to_owned())
+}
+
+fn kind(flow: &Flow, step: &Step) -> Kind {
+    match flow.fires {
+        _ if !step.is_trigger => Kind::Action,
+        Fires::Webhook => Kind::Webhook,
+        Fires::Every(_) => Kind::Poll,
+    }
+}
+
+fn concurrency(flow: &Flow, step: &Step, image: Option<&Image>) -> u32 {
+    if kind(flow, step) == Kind::Poll {
+        // One tick after the other: their checkpoints are in one order.
+        return 1;
+    }
+    let manifest = image.and_then(|image| image.manifest.as_ref());
+    step.concurrency
+        .or_else(|| manifest.and_then(|manifest| manifest.concurrency))
+        .unwrap_or(CONCURRENCY_DEFAULT)
+        .max(1)
+}
+
+fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, StepFacts>) -> Routes {
+    let mut outputs = BTreeMap::new();
+    for successor in &flow.steps {
+        let image = facts
+            .get(&successor.id)
+            .and_then(|facts| facts.image.as_ref().ok());
+        let takes = concurrency(flow, successor, image).min(BATCH_MAX);
+        for (from, port) in &successor.after {
+            if *from != step.id {
+                continue;
+            }
+            let output = outputs.entry(port.clone()).or_insert_with(|| Output {
+                key: Names::port_key(&step.id, port),
+                batch_max: takes,
+            });
+            output.batch_max = output.batch_max.min(takes);
+        }
+    }
+    Routes {
+        queue: names.queue(&flow.name, &step.id),
+        outputs_exchange: names.flow(&flow.name),
+        outputs,
+        own_key: Names::step_key(&flow.name, &step.id),
+        steps_exchange: names.steps(),
+        delay_exchanges: names.delays(),
+        dead_exchange: names.dead(),
+        office_exchange: names.office(),
+    }
+}
+
+fn drain(timeout: Duration) -> Duration {
+    timeout.clamp(DRAIN_MIN, DRAIN_MAX)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
