@@ -19,7 +19,7 @@ use crate::reply::{Recipient, Reply};
 
 /// A handler's work, on one message or on a batch.
 #[doc(hidden)]
-pub type Work<T> = Pin<Box<dyn Future<Output = T>>>;
+pub(crate) type Work<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// What the agent hands over.
 #[doc(hidden)]

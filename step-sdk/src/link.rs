@@ -41,7 +41,6 @@ pub(crate) struct Greeting {
     pub(crate) flow: String,
     pub(crate) step: String,
     pub(crate) replica: u32,
-    pub(crate) concurrency: u32,
     pub(crate) timeout_ms: u64,
     pub(crate) body_bytes_max: usize,
 }

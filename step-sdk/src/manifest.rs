@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemars::{JsonSchema, SchemaGenerator};
-use serde_json::Value;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Value, json};
 use towpath_protocol::manifest::Manifest;
 use towpath_protocol::{CONTRACT, DEFAULT_PORT};
 
@@ -37,6 +37,15 @@ pub(crate) fn schema_of<T: JsonSchema>() -> Value {
         .to_value()
 }
 
+/// A step without configuration takes an empty `with:`, which is an object.
+fn config_schema<C: JsonSchema>() -> Value {
+    let schema = schema_of::<C>();
+    if schema.get("type").is_some_and(|kind| kind == "null") {
+        return json!({"type": "object", "additionalProperties": false});
+    }
+    schema
+}
+
 /// Makes the manifest.
 pub(crate) fn manifest<H: Handler>(handler: &H, description: &Description) -> Manifest {
     let mut generator = SchemaGenerator::default();
@@ -44,7 +53,7 @@ pub(crate) fn manifest<H: Handler>(handler: &H, description: &Description) -> Ma
     let output = handler.output_schema(&mut generator);
     ports
         .entry(DEFAULT_PORT.to_owned())
-        .or_insert(output.map_or(Value::Null, |it| it.to_value()));
+        .or_insert(output.map_or(Value::Null, Schema::to_value));
     let batch = handler
         .batch_max()
         .and_then(|max| u32::try_from(max.saturating_mul(2)).ok());
@@ -54,8 +63,8 @@ pub(crate) fn manifest<H: Handler>(handler: &H, description: &Description) -> Ma
         version: description.version.clone(),
         description: description.text.clone(),
         kind: handler.kind(),
-        config: Some(schema_of::<H::Config>()),
-        input: handler.input_schema(&mut generator).map(|it| it.to_value()),
+        config: Some(config_schema::<H::Config>()),
+        input: handler.input_schema(&mut generator).map(Schema::to_value),
         ports,
         concurrency: description.concurrency.or(batch),
     }

@@ -26,12 +26,12 @@ pub(crate) fn current_message() -> Option<MessageId> {
 /// Work that is known to belong to a message while it runs, and whose panic is an error.
 #[derive(Debug)]
 pub(crate) struct Guarded<F: ?Sized> {
-    id: MessageId,
+    id: Option<MessageId>,
     work: Pin<Box<F>>,
 }
 
 impl<F: Future + ?Sized> Guarded<F> {
-    pub(crate) fn new(id: MessageId, work: Pin<Box<F>>) -> Self {
+    pub(crate) fn new(id: Option<MessageId>, work: Pin<Box<F>>) -> Self {
         install_hook();
         Self { id, work }
     }
@@ -41,7 +41,7 @@ impl<F: Future + ?Sized> Future for Guarded<F> {
     type Output = Result<F::Output, StepError>;
 
     fn poll(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Self::Output> {
-        let before = CURRENT.replace(Some(self.id));
+        let before = CURRENT.replace(self.id);
         let result = guard(|| self.work.as_mut().poll(ctx));
         CURRENT.set(before);
         match result {

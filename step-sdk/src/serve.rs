@@ -18,7 +18,7 @@ use towpath_protocol::frame::{Tick, ToStep};
 use towpath_protocol::message::Message;
 
 use crate::context::About;
-use crate::error::{Result, StepError};
+use crate::error::Result;
 use crate::handler::{Given, Handler, Shared};
 use crate::panics::{Guarded, guard};
 
@@ -33,10 +33,11 @@ pub(crate) enum Ending {
 
 /// Serves an agent until it is told to leave or the agent is gone.
 ///
-/// `input` brings chunks of whole lines.
+/// `first` and what `input` brings are chunks of whole lines.
 pub(crate) async fn serve<H: Handler>(
     handler: Rc<H>,
     shared: Shared<H::Config, H::State>,
+    first: &[u8],
     input: &mut mpsc::Receiver<Vec<u8>>,
 ) -> Ending {
     let mut server = Server {
@@ -51,6 +52,7 @@ pub(crate) async fn serve<H: Handler>(
         },
         batch_runs: false,
     };
+    server.take(first);
     loop {
         if input.is_empty() {
             server.start_batch();
@@ -156,7 +158,7 @@ impl<H: Handler> Server<H> {
         }
         let handler = Rc::clone(&self.handler);
         // Calling the function runs nothing of it, so a panic can only be in the work.
-        let mut work = Guarded::new(id, handler.handle(input, about, &self.shared));
+        let mut work = Guarded::new(Some(id), handler.handle(input, about, &self.shared));
         // Work that needs no waiting is done at once. If it waits, its task polls it again with a
         // waker of its own, so that no wake-up is lost.
         let mut ctx = std::task::Context::from_waker(Waker::noop());
@@ -188,7 +190,10 @@ impl<H: Handler> Server<H> {
         let abouts: Vec<_> = self.gathered.abouts.drain(..count).collect();
         let ids: Vec<_> = abouts.iter().map(|about| about.id).collect();
         let handler = Rc::clone(&self.handler);
-        let work = Guarded::new(ids[0], handler.handle_batch(inputs, abouts, &self.shared));
+        let work = Guarded::new(
+            ids.first().copied(),
+            handler.handle_batch(inputs, abouts, &self.shared),
+        );
         let link = Arc::clone(&self.shared.link);
         self.batch_runs = true;
         self.tasks.spawn_local(async move {
@@ -242,31 +247,4 @@ fn about_message(message: &Message<'_>) -> About {
 
 fn about_tick(tick: &Tick<'_>) -> About {
     About::new(tick.id, tick.attempt)
-}
-
-/// Reads the agent's hello.
-pub(crate) fn greeting(
-    line: &[u8],
-) -> Result<(crate::link::Greeting, Box<serde_json::value::RawValue>)> {
-    let frame: ToStep<'_> = serde_json::from_slice(line)
-        .map_err(|error| StepError::permanent(format!("the first frame is not hello: {error}")))?;
-    let ToStep::Hello(hello) = frame else {
-        return Err(StepError::permanent("the first frame is not hello"));
-    };
-    if hello.contract != towpath_protocol::CONTRACT {
-        return Err(StepError::permanent(format!(
-            "the agent speaks version {} of the step protocol, and this step version {}",
-            hello.contract,
-            towpath_protocol::CONTRACT
-        )));
-    }
-    let greeting = crate::link::Greeting {
-        flow: hello.flow.into_owned(),
-        step: hello.step.into_owned(),
-        replica: hello.replica,
-        concurrency: hello.concurrency,
-        timeout_ms: hello.timeout_ms,
-        body_bytes_max: hello.body_bytes_max,
-    };
-    Ok((greeting, hello.config.to_owned()))
 }

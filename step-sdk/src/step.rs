@@ -133,6 +133,15 @@ impl<H: Handler> Step<H> {
 }
 
 impl<H: Handler, P> Step<H, P> {
+    /// Takes the state as it is, for tests.
+    pub(crate) fn made(self, state: H::State) -> Step<H, Made<H::State>> {
+        Step {
+            handler: self.handler,
+            setup: Made(state),
+            description: self.description,
+        }
+    }
+
     /// Says what the step is, for its manifest: usually
     /// `env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), env!("CARGO_PKG_DESCRIPTION")`.
     pub fn about(mut self, name: &str, version: &str, description: &str) -> Self {
@@ -197,5 +206,15 @@ pub struct With<F>(F);
 impl<C, S, F: AsyncFnOnce(&C) -> Result<S>> Setup<C, S> for With<F> {
     async fn make(self, config: Arc<C>) -> Result<S> {
         (self.0)(&config).await
+    }
+}
+
+/// The state is there already, in a test.
+#[derive(Debug, Clone, Copy)]
+pub struct Made<S>(S);
+
+impl<C, S> Setup<C, S> for Made<S> {
+    async fn make(self, _: Arc<C>) -> Result<S> {
+        Ok(self.0)
     }
 }
