@@ -232,7 +232,8 @@ fn without_query(url: &Url) -> String {
 }
 
 fn tls() -> Result<ClientConfig, SetupError> {
-    let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    let roots = webpki_roots::TLS_SERVER_ROOTS.iter().cloned();
+    let mut roots: RootCertStore = roots.collect();
     if let Some(path) = env::var_os("SSL_CERT_FILE").map(PathBuf::from) {
         let unreadable = |source| SetupError::Certificates {
             path: path.clone(),

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 /// The longest wait that is believed; a server that says more is asked again after this.
-pub const WAIT_MAX: Duration = Duration::from_secs(3600);
+pub const WAIT_MAX: Duration = Duration::from_hours(1);
 
 /// Reads `Retry-After`, in seconds or as a date, at most [`WAIT_MAX`]. A date in the past is no
 /// wait; what cannot be read is ignored.

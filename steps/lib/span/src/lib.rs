@@ -72,9 +72,9 @@ fn read(text: &str) -> Option<Duration> {
         let unit = match &after[..letters] {
             "ms" => Duration::from_millis(1),
             "s" => Duration::from_secs(1),
-            "m" => Duration::from_secs(60),
-            "h" => Duration::from_secs(3600),
-            "d" => Duration::from_secs(86_400),
+            "m" => Duration::from_mins(1),
+            "h" => Duration::from_hours(1),
+            "d" => Duration::from_hours(24),
             _ => return None,
         };
         total = total.checked_add(unit.checked_mul(u32::try_from(number).ok()?)?)?;
@@ -88,9 +88,9 @@ impl fmt::Display for Span {
         let milliseconds = self.0.as_millis();
         match milliseconds {
             0 => f.write_str("0s"),
-            _ if milliseconds % 3_600_000 == 0 => write!(f, "{}h", milliseconds / 3_600_000),
-            _ if milliseconds % 60_000 == 0 => write!(f, "{}m", milliseconds / 60_000),
-            _ if milliseconds % 1000 == 0 => write!(f, "{}s", milliseconds / 1000),
+            _ if milliseconds.is_multiple_of(3_600_000) => write!(f, "{}h", milliseconds / 3_600_000),
+            _ if milliseconds.is_multiple_of(60_000) => write!(f, "{}m", milliseconds / 60_000),
+            _ if milliseconds.is_multiple_of(1000) => write!(f, "{}s", milliseconds / 1000),
             _ => write!(f, "{milliseconds}ms"),
         }
     }
