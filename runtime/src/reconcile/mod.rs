@@ -20,6 +20,8 @@ pub mod plan;
 pub mod run;
 pub mod spec;
 pub mod status;
+#[cfg(test)]
+mod testing;
 
 /// Everything that should be, at one moment.
 #[derive(Clone, Default)]

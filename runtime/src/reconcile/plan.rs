@@ -281,7 +281,8 @@ impl<'a> StepPlanner<'a> {
             return;
         }
         // An exclusive one waits until no other is there that may still be at work.
-        let is_other = |it: &&&Observed| it.identity != identity && self.is_active_or_draining(it);
+        let is_other =
+            |it: &&&Observed| it.identity != identity && it.state == ContainerState::Running;
         if self.step.exclusive && self.replicas.iter().any(|it| is_other(&it)) {
             return;
         }
@@ -349,12 +350,8 @@ impl<'a> StepPlanner<'a> {
         (1..=self.step.replicas).contains(&one.identity.replica)
     }
 
-    fn is_active_or_draining(&self, one: &Observed) -> bool {
-        matches!(one.state, ContainerState::Running)
-    }
-
     fn is_active(&self, one: &Observed) -> bool {
-        self.is_active_or_draining(one) && !self.memory.is_draining(&one.container)
+        one.state == ContainerState::Running && !self.memory.is_draining(&one.container)
     }
 
     fn current(&self, replica: u32) -> Option<&'a Observed> {
@@ -424,3 +421,6 @@ fn action(kind: ActionKind, one: &Observed, reason: &str) -> Action {
         patience_ms: 0,
     }
 }
+
+#[cfg(test)]
+mod tests;
