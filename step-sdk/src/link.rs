@@ -1,7 +1,7 @@
 //! The step's side of the connection to its agent: what every context shares.
 
 use std::cell::Cell;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,7 +32,6 @@ pub(crate) struct Link {
     has_checkpoints: bool,
     saves: Mutex<HashMap<(MessageId, u64), oneshot::Sender<()>>>,
     draining: AtomicBool,
-    cancelled: Arc<Cancelled>,
 }
 
 /// What of the agent's hello is needed later.
@@ -45,42 +44,12 @@ pub(crate) struct Greeting {
     pub(crate) body_bytes_max: usize,
 }
 
-/// Messages that the agent has given up on, known as soon as the frame is read: a handler that
-/// blocks the main loop until after its time limit must not be believed.
-#[derive(Debug, Default)]
-pub(crate) struct Cancelled {
-    any: AtomicBool,
-    ids: Mutex<HashSet<MessageId>>,
-}
-
-impl Cancelled {
-    pub(crate) fn insert(&self, id: MessageId) {
-        self.lock().insert(id);
-        self.any.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn remove(&self, id: MessageId) {
-        let mut ids = self.lock();
-        ids.remove(&id);
-        self.any.store(!ids.is_empty(), Ordering::Release);
-    }
-
-    pub(crate) fn contains(&self, id: MessageId) -> bool {
-        self.any.load(Ordering::Acquire) && self.lock().contains(&id)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<MessageId>> {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Link {
     pub(crate) fn new(
         hello: Greeting,
         outbox: Arc<Outbox>,
         ports: BTreeSet<String>,
         has_checkpoints: bool,
-        cancelled: Arc<Cancelled>,
     ) -> Self {
         Self {
             hello,
@@ -89,7 +58,6 @@ impl Link {
             has_checkpoints,
             saves: Mutex::default(),
             draining: AtomicBool::new(false),
-            cancelled,
         }
     }
 
@@ -118,11 +86,8 @@ impl Link {
         written.map(|_| ())
     }
 
-    /// Writes what became of a message, unless the agent does not want to know any more.
+    /// Writes what became of a message.
     pub(crate) fn settle(&self, id: MessageId, result: &Result<()>) {
-        if self.cancelled.contains(id) {
-            return;
-        }
         let mut frame = SCRATCH.take();
         frame.clear();
         match result {
@@ -178,10 +143,9 @@ impl Link {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// The cancel frame was handled: the id may come again.
-    pub(crate) fn cancel_handled(&self, id: MessageId) {
+    /// Nobody waits any more for a position to be saved.
+    pub(crate) fn forget_saves(&self, id: MessageId) {
         self.saves().retain(|(of, _), _| *of != id);
-        self.cancelled.remove(id);
     }
 
     fn saves(&self) -> MutexGuard<'_, HashMap<(MessageId, u64), oneshot::Sender<()>>> {

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use tokio::sync::mpsc;
-use towpath_protocol::frame::{STEP_READS_FD, STEP_WRITES_FD, ToStep};
+use towpath_protocol::frame::{STEP_READS_FD, STEP_WRITES_FD};
 
-use crate::link::Cancelled;
 use crate::outbox::Outbox;
 
 /// How much is read at a time: the capacity of a pipe.
@@ -46,10 +45,7 @@ fn pipe(descriptor: i32, options: &OpenOptions) -> io::Result<File> {
 }
 
 /// Reads whole lines until the agent is gone.
-pub(crate) fn read(
-    mut pipe: File,
-    cancelled: Arc<Cancelled>,
-) -> io::Result<mpsc::Receiver<Vec<u8>>> {
+pub(crate) fn read(mut pipe: File) -> io::Result<mpsc::Receiver<Vec<u8>>> {
     let (chunks, receiver) = mpsc::channel(CHUNKS_WAITING);
     thread::Builder::new()
         .name("frames-in".into())
@@ -85,23 +81,12 @@ pub(crate) fn read(
                     buffer.truncate(READ_BYTES);
                     buffer.shrink_to_fit();
                 }
-                note_cancelled(&chunk, &cancelled);
                 if chunks.blocking_send(chunk).is_err() {
                     return;
                 }
             }
         })?;
     Ok(receiver)
-}
-
-fn note_cancelled(chunk: &[u8], cancelled: &Cancelled) {
-    for line in chunk.split(|byte| *byte == b'\n') {
-        if line.starts_with(b"{\"cancel\"")
-            && let Ok(ToStep::Cancel(cancel)) = serde_json::from_slice(line)
-        {
-            cancelled.insert(cancel.id);
-        }
-    }
 }
 
 /// Writes what is in the outbox until it is closed or nobody reads.

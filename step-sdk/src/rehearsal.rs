@@ -13,7 +13,6 @@ use towpath_protocol::frame::{
 use towpath_protocol::{CONTRACT, MessageId};
 
 use crate::handler::Handler;
-use crate::link::Cancelled;
 use crate::outbox::Outbox;
 use crate::run::attend;
 use crate::step::{Setup, Step};
@@ -64,7 +63,7 @@ pub(crate) async fn rehearse<H: Handler, P: Setup<H::Config, H::State>>(
 ) {
     let (chunks, mut input) = mpsc::channel(FRAMES_WAITING);
     let step = async {
-        attend(step, outbox, Arc::new(Cancelled::default()), &mut input).await;
+        attend(step, outbox, &mut input).await;
         outbox.flush();
         outbox.close();
     };

@@ -15,7 +15,7 @@ use towpath_protocol::manifest::Kind;
 use crate::error::{Result, ResultExt, StepError};
 use crate::handler::{Handler, Shared};
 use crate::input::decode;
-use crate::link::{Cancelled, Greeting, Link};
+use crate::link::{Greeting, Link};
 use crate::outbox::Outbox;
 use crate::panics::Guarded;
 use crate::step::{Setup, Step};
@@ -91,18 +91,17 @@ fn serve_agent<H: Handler, P: Setup<H::Config, H::State>>(
     log_filter: Option<&str>,
 ) -> Result<ExitCode> {
     let outbox = Arc::new(Outbox::default());
-    let cancelled = Arc::new(Cancelled::default());
     // The first subscriber stays, if the step has installed one of its own.
     drop(tracing::dispatcher::set_global_default(logs::subscriber(
         &outbox, log_filter,
     )));
-    let mut input = pipes::read(reads, Arc::clone(&cancelled))?;
+    let mut input = pipes::read(reads)?;
     let writer = pipes::write(writes, Arc::clone(&outbox))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let tasks = tokio::task::LocalSet::new();
-    let code = tasks.block_on(&runtime, attend(step, &outbox, cancelled, &mut input));
+    let code = tasks.block_on(&runtime, attend(step, &outbox, &mut input));
     outbox.close();
     drop(writer.join());
     // Blocking work of a handler that was cancelled must not keep the process.
@@ -114,7 +113,6 @@ fn serve_agent<H: Handler, P: Setup<H::Config, H::State>>(
 pub(crate) async fn attend<H: Handler, P: Setup<H::Config, H::State>>(
     step: Step<H, P>,
     outbox: &Arc<Outbox>,
-    cancelled: Arc<Cancelled>,
     input: &mut mpsc::Receiver<Vec<u8>>,
 ) -> ExitCode {
     let Some(first) = input.recv().await else {
@@ -127,7 +125,7 @@ pub(crate) async fn attend<H: Handler, P: Setup<H::Config, H::State>>(
     let rest = first.get(line.len() + 1..).unwrap_or_default();
     let handler = Rc::clone(&step.handler);
     let mut frame = Vec::new();
-    match prepare(step, line, outbox, cancelled).await {
+    match prepare(step, line, outbox).await {
         Ok(shared) => {
             write::ready(&mut frame);
             outbox.push(&frame);
@@ -146,20 +144,13 @@ async fn prepare<H: Handler, P: Setup<H::Config, H::State>>(
     step: Step<H, P>,
     hello: &[u8],
     outbox: &Arc<Outbox>,
-    cancelled: Arc<Cancelled>,
 ) -> Result<Shared<H::Config, H::State>> {
     let (greeting, config) = greeting(hello)?;
     let config = Arc::new(configuration::<H::Config>(&config)?);
     let state = Guarded::new(None, Box::pin(step.setup.make(Arc::clone(&config)))).await??;
     let has_checkpoints = step.handler.kind() == Kind::Poll;
     let ports = step.description.port_names();
-    let link = Link::new(
-        greeting,
-        Arc::clone(outbox),
-        ports,
-        has_checkpoints,
-        cancelled,
-    );
+    let link = Link::new(greeting, Arc::clone(outbox), ports, has_checkpoints);
     Ok(Shared {
         config,
         state: Arc::new(state),

@@ -4,6 +4,7 @@
 //!
 //! - A handler that needs no waiting costs no task: it is polled where it is read.
 //! - Fates are written by the handler's own task, after its outputs.
+//! - Every message and every tick is answered exactly once, cancelled or not.
 //! - A batch is gathered while the one before it is worked on, and never waits for more.
 
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ use towpath_protocol::frame::{Tick, ToStep};
 use towpath_protocol::message::Message;
 
 use crate::context::About;
-use crate::error::Result;
+use crate::error::{Result, StepError};
 use crate::handler::{Given, Handler, Shared};
 use crate::panics::{Guarded, guard};
 
@@ -223,16 +224,26 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// Aborts the handler of a message; one in a batch that runs is only no longer settled.
+    /// Aborts the handler of a message. The agent waits for an answer all the same: until then the
+    /// message counts as in hand. One in a batch that runs is answered with its batch.
     fn cancel(&mut self, id: MessageId) {
-        if let Some(task) = self.in_hand.remove(&id) {
+        let link = &self.shared.link;
+        link.forget_saves(id);
+        let mut is_stopped = false;
+        if let Some(task) = self.in_hand.remove(&id)
+            && !task.is_finished()
+        {
             task.abort();
+            is_stopped = true;
         }
         if let Some(index) = self.gathered.abouts.iter().position(|about| about.id == id) {
             self.gathered.abouts.remove(index);
             self.gathered.inputs.remove(index);
+            is_stopped = true;
         }
-        self.shared.link.cancel_handled(id);
+        if is_stopped {
+            link.settle(id, &Err(StepError::retry("cancelled")));
+        }
     }
 }
 

@@ -141,7 +141,8 @@ pub struct TickBody<'a> {
     pub payload: Option<&'a RawValue>,
 }
 
-/// The agent has given up waiting for a message. What the step says of it from now on is ignored.
+/// The agent has given up waiting for a message. What the step says of it from now on is ignored,
+/// but it counts as in the step's hands until the step says `done` or `failed` of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cancel<'a> {
     /// The message.
