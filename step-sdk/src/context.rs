@@ -40,6 +40,8 @@ pub struct About {
     pub(crate) key: Option<Box<str>>,
     pub(crate) lineage: Option<Box<str>>,
     pub(crate) headers_raw: Option<Box<str>>,
+    /// How many outputs it has emitted.
+    pub(crate) emitted: AtomicU64,
     headers: OnceLock<BTreeMap<String, String>>,
 }
 
@@ -52,6 +54,7 @@ impl About {
             key: None,
             lineage: None,
             headers_raw: None,
+            emitted: AtomicU64::new(0),
             headers: OnceLock::new(),
         }
     }
@@ -106,7 +109,7 @@ impl<C, S> Context<C, S> {
     pub fn output<T: Serialize>(&self, value: T) -> Output<'_, T> {
         Output {
             link: &self.link,
-            id: self.about.id,
+            about: &self.about,
             of_batch: self.of_batch,
             envelope: Envelope::default(),
             headers: Vec::new(),
@@ -221,7 +224,7 @@ impl<C, S> Context<C, S> {
 #[must_use = "an output is emitted by `.send().await`"]
 pub struct Output<'a, T> {
     link: &'a Link,
-    id: MessageId,
+    about: &'a About,
     of_batch: bool,
     envelope: Envelope<'a>,
     headers: Vec<(String, String)>,
@@ -265,6 +268,6 @@ impl<'a, T: Serialize> Output<'a, T> {
             headers: &self.headers,
             ..self.envelope
         };
-        self.link.emit(self.id, &envelope, &self.value).await
+        self.link.emit(self.about, &envelope, &self.value).await
     }
 }

@@ -167,7 +167,7 @@ where
             reply
                 .send(Recipient {
                     link: &ctx.link,
-                    id: ctx.about.id,
+                    about: &ctx.about,
                 })
                 .await
         })
@@ -246,7 +246,7 @@ where
             reply
                 .send(Recipient {
                     link: &ctx.link,
-                    id: ctx.about.id,
+                    about: &ctx.about,
                 })
                 .await
         })
@@ -349,7 +349,7 @@ where
                         reply
                             .send(Recipient {
                                 link: &ctx.link,
-                                id: about.id,
+                                about,
                             })
                             .await
                     }

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use towpath_protocol::frame::Saved;
 use towpath_protocol::{DEFAULT_PORT, MessageId};
 
+use crate::context::About;
 use crate::error::{Result, StepError};
 use crate::outbox::Outbox;
 use crate::write::{self, Envelope};
@@ -21,6 +22,9 @@ thread_local! {
 
 /// A scratch buffer larger than this is given back after use.
 const KEEP_CAPACITY: usize = 64 << 10;
+
+/// After this many outputs a handler lets others have a turn, though there is room for more.
+const EMITS_PER_TURN: u64 = 256;
 
 /// What every context shares.
 #[derive(Debug)]
@@ -64,7 +68,7 @@ impl Link {
     /// Emits an output of a message when there is room for it.
     pub(crate) async fn emit<T: Serialize + ?Sized>(
         &self,
-        id: MessageId,
+        about: &About,
         envelope: &Envelope<'_>,
         value: &T,
     ) -> Result<()> {
@@ -78,11 +82,20 @@ impl Link {
         }
         let mut frame = SCRATCH.take();
         frame.clear();
-        let written = write::emit(&mut frame, id, envelope, value, self.hello.body_bytes_max);
+        let written = write::emit(
+            &mut frame,
+            about.id,
+            envelope,
+            value,
+            self.hello.body_bytes_max,
+        );
         if matches!(written, Ok(true)) {
             self.outbox.push_when_room(&frame).await;
         }
         give_back(frame);
+        if about.emitted.fetch_add(1, Ordering::Relaxed) % EMITS_PER_TURN == EMITS_PER_TURN - 1 {
+            tokio::task::yield_now().await;
+        }
         written.map(|_| ())
     }
 

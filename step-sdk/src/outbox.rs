@@ -54,12 +54,13 @@ impl Outbox {
         self.append(self.lock(), frame);
     }
 
-    /// Adds a frame when there is room.
+    /// Adds a frame when there is room. Never returns when nobody reads any more: the main loop
+    /// ends then.
     pub(crate) async fn push_when_room(&self, frame: &[u8]) {
         loop {
             {
                 let state = self.lock();
-                if state.gone || state.frames.len() < ROOM_BELOW {
+                if !state.gone && state.frames.len() < ROOM_BELOW {
                     self.append(state, frame);
                     return;
                 }
@@ -110,7 +111,6 @@ impl Outbox {
         state.gone = true;
         state.frames = Vec::new();
         drop(state);
-        self.room.notify_waiters();
         self.dirty.notify_one();
     }
 
@@ -187,7 +187,7 @@ impl Outbox {
 
     fn is_full(&self) -> bool {
         let state = self.lock();
-        !state.gone && state.frames.len() >= ROOM_BELOW
+        state.gone || state.frames.len() >= ROOM_BELOW
     }
 
     fn wake_writer(&self) {

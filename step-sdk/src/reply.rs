@@ -3,8 +3,8 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use towpath_protocol::MessageId;
 
+use crate::context::About;
 use crate::error::{Result, StepError};
 use crate::link::Link;
 use crate::write::Envelope;
@@ -29,7 +29,7 @@ pub trait Reply: 'static {
 #[derive(Debug, Clone, Copy)]
 pub struct Recipient<'a> {
     pub(crate) link: &'a Link,
-    pub(crate) id: MessageId,
+    pub(crate) about: &'a About,
 }
 
 impl<T: Serialize + JsonSchema + 'static> Reply for T {
@@ -40,7 +40,7 @@ impl<T: Serialize + JsonSchema + 'static> Reply for T {
     }
 
     async fn send(self, to: Recipient<'_>) -> Result<()> {
-        to.link.emit(to.id, &Envelope::default(), &self).await
+        to.link.emit(to.about, &Envelope::default(), &self).await
     }
 }
 
@@ -69,7 +69,7 @@ impl<T: Serialize + JsonSchema + 'static> Reply for Many<T> {
 
     async fn send(self, to: Recipient<'_>) -> Result<()> {
         for value in &self.0 {
-            to.link.emit(to.id, &Envelope::default(), value).await?;
+            to.link.emit(to.about, &Envelope::default(), value).await?;
         }
         Ok(())
     }
@@ -143,7 +143,7 @@ impl Reply for Outputs {
                 port: port.as_deref(),
                 ..Envelope::default()
             };
-            to.link.emit(to.id, &envelope, value).await?;
+            to.link.emit(to.about, &envelope, value).await?;
         }
         Ok(())
     }

@@ -121,10 +121,6 @@ pub struct Settings {
     /// The container's memory limit in bytes, to name it when it was the cause; 0 is none.
     #[serde(default)]
     pub memory_bytes: u64,
-    /// Whether the step process keeps every right that its container has (`privileges: image`),
-    /// instead of losing all capabilities.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub keep_privileges: bool,
 }
 
 /// How a step process is spoken to.
