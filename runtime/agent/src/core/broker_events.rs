@@ -1,0 +1,198 @@
+//! The broker's side: the connection comes and goes; deliveries, confirms and answers arrive.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use towpath_protocol::office::CheckpointAnswer;
+
+use super::{Consuming, Core};
+use crate::broker::{Command, Event};
+use crate::clock::Now;
+use crate::lanes::{CHECKPOINT, LaneId, Member, SETTLEMENT};
+use crate::record::{Resolution, State};
+use crate::settle::Outcome;
+
+impl Core {
+    /// Notes what the broker says.
+    pub fn on_broker(&mut self, event: Event, now: Now) {
+        match event {
+            Event::Up { generation } => self.on_up(generation, now),
+            Event::Down { reason } => self.on_down(reason, now),
+            Event::Delivery {
+                tag,
+                is_batch,
+                payload,
+            } => self.on_delivery(tag, is_batch, payload, now),
+            Event::Confirmed {
+                number,
+                accepted: true,
+            } => self.on_accepted(number, now),
+            Event::Confirmed {
+                number,
+                accepted: false,
+            } => {
+                let chance = self.chance();
+                let was_refused = self.lanes.is_refused();
+                self.lanes.refused(number, now.instant, chance);
+                if !was_refused && self.lanes.is_refused() {
+                    self.logger.agent(
+                        "warn",
+                        None,
+                        "held back: the broker refuses messages, a queue is full",
+                    );
+                }
+            }
+            Event::Answer(answer) => self.on_answer(&answer),
+            Event::Stopped => self.consuming = Consuming::No,
+            Event::Blocked(is_blocked) => {
+                if is_blocked && !self.is_blocked {
+                    self.logger.agent(
+                        "warn",
+                        None,
+                        "held back: the broker has an alarm and takes no messages",
+                    );
+                }
+                self.is_blocked = is_blocked;
+            }
+        }
+    }
+
+    fn on_up(&mut self, generation: u64, now: Now) {
+        self.generation = generation;
+        self.is_up = true;
+        self.up_since = Some(now.instant);
+        self.is_blocked = false;
+        self.broker_reason = None;
+        self.consuming = Consuming::No;
+        self.logger.agent("info", None, "connected to the broker");
+    }
+
+    /// Everything that was open on the connection is void: the broker will deliver again. What the
+    /// step has in hand stays there, and is recognised when it comes again.
+    fn on_down(&mut self, reason: String, now: Now) {
+        if self.is_up || self.broker_reason.as_ref() != Some(&reason) {
+            let text = format!("the broker cannot be reached, tried again for ever: {reason}");
+            self.logger.agent("warn", None, &text);
+        }
+        self.broker_reason = Some(self.setup.redact.apply(&reason));
+        if !self.is_up {
+            return;
+        }
+        self.is_up = false;
+        self.consuming = Consuming::No;
+        self.commands.clear();
+        self.deliveries.forget();
+        self.deferred.clear();
+        self.again.clear();
+        self.suspects.clear();
+        for member in self.lanes.disconnected() {
+            self.records.get(member.record).unconfirmed -= u64::from(member.count);
+        }
+        let all: Vec<u32> = self.records.iter().map(|(number, _)| number).collect();
+        for number in all {
+            let record = self.records.get(number);
+            record.deliveries.clear();
+            match (record.state, &record.resolution) {
+                (State::Asking | State::Ready, _) => self.abandon(number),
+                (State::Settling, Some(Resolution::Again { .. } | Resolution::Dead { .. })) => {
+                    record.state = State::Parked;
+                }
+                (State::Settling, _) if record.id.is_none() => self.abandon(number),
+                _ => {}
+            }
+            self.drop_if_unreadable(number);
+        }
+        let _ = now;
+    }
+
+    /// What has no id cannot be recognised when it comes again.
+    fn drop_if_unreadable(&mut self, number: u32) {
+        if self.records.exists(number) && self.records.get(number).id.is_none() {
+            self.abandon(number);
+        }
+    }
+
+    fn on_delivery(&mut self, tag: u64, is_batch: bool, payload: Bytes, now: Now) {
+        self.counters.deliveries += 1;
+        if is_batch {
+            self.deliveries.add(tag, payload);
+            return;
+        }
+        if self.is_paused || self.drain.is_some() {
+            self.tell(Command::Requeue { tag });
+            return;
+        }
+        self.counters.received += 1;
+        let delivery = self.deliveries.add_whole(tag, payload.clone());
+        let number = self.records.insert_unreadable(payload, delivery);
+        let reason = "it is no batch of messages: its type is not `towpath.batch.1`".to_owned();
+        self.fail(number, Outcome::Undecodable, &reason, Vec::new(), now);
+    }
+
+    fn on_accepted(&mut self, number: u64, now: Now) {
+        let was_refused = self.lanes.is_refused();
+        let Some((lane, members)) = self.lanes.accepted(number) else {
+            return;
+        };
+        if was_refused && !self.lanes.is_refused() {
+            self.logger.agent("info", None, "no longer held back");
+        }
+        for member in members {
+            if matches!(lane, LaneId::Port(_)) {
+                self.counters.emitted += u64::from(member.count);
+            }
+            self.on_confirmed(member, now);
+        }
+    }
+
+    fn on_confirmed(&mut self, member: Member, now: Now) {
+        let record = self.records.get(member.record);
+        record.unconfirmed -= u64::from(member.count);
+        if record.tick.is_some() && member.epoch != SETTLEMENT {
+            if member.epoch == CHECKPOINT {
+                self.checkpoint_is_saved(member.record);
+            } else {
+                self.epoch_confirmed(member.record, member.epoch, member.count);
+            }
+            self.save_checkpoint(member.record, now);
+        }
+        self.try_complete(member.record, now);
+    }
+
+    fn on_answer(&mut self, answer: &[u8]) {
+        match serde_json::from_slice::<CheckpointAnswer>(answer) {
+            Ok(answer) => self.checkpoint_is_known(answer),
+            Err(error) => {
+                let text = format!("the answer about the checkpoint is not understood: {error}");
+                self.logger.agent("error", None, &text);
+            }
+        }
+    }
+
+    /// Returns when outcomes whose message was not delivered again are given up.
+    pub(super) fn next_reattach_deadline(&self) -> Option<Instant> {
+        let is_waiting = !self.finished.is_empty() || self.has_parked();
+        self.up_since
+            .filter(|_| self.is_up && is_waiting)
+            .map(|since| since + self.setup.limits.reattach)
+    }
+
+    /// Gives up what waited too long for its message to be delivered again: someone else has it.
+    pub(super) fn check_reattach(&mut self, now: Now) {
+        if self
+            .next_reattach_deadline()
+            .is_some_and(|deadline| now.instant >= deadline)
+        {
+            self.finished.clear();
+            for number in self.records.in_state(State::Parked) {
+                self.abandon(number);
+            }
+        }
+    }
+
+    fn has_parked(&self) -> bool {
+        self.records
+            .iter()
+            .any(|(_, record)| record.state == State::Parked)
+    }
+}

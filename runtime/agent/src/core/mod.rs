@@ -1,0 +1,385 @@
+//! What to do about everything that happens: a state machine that does no IO.
+//!
+//! The loop in [`crate::run`] tells it what happened ([`Core::on_broker`], [`Core::on_step_line`],
+//! [`Core::on_step_exit`], …), then calls [`Core::advance`], then carries out what it wants:
+//! [`Core::take_command`], [`Core::to_step`], [`Core::wants_kill`], [`Core::wants_start`].
+//! Time and chance come in, so that a test owns both.
+//!
+//! | File | What |
+//! |---|---|
+//! | `broker_events` | the connection comes and goes; deliveries, confirms, answers |
+//! | `hand` | taking lines, and handing messages to the step |
+//! | `step_frames` | what the step says |
+//! | `outcome` | settling: done, again, dead |
+//! | `tick` | triggers: checkpoints and ends of runs |
+//! | `step_life` | the step process starts, dies, hangs, leaves |
+//! | `status` | reports |
+//!
+//! # Invariants
+//!
+//! - `nothing_is_lost_wherever_it_is_cut` (tests/cut_everywhere.rs).
+//! - `neighbours_of_a_poison_message_lose_no_attempt` (tests/simulation.rs).
+
+mod broker_events;
+mod hand;
+mod outcome;
+mod status;
+mod step_frames;
+mod step_life;
+mod tick;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::value::RawValue;
+use towpath_protocol::manifest::Kind;
+use towpath_protocol::office::{Counters, LATENCY_BOUNDS_US, Latency};
+use towpath_protocol::start::{Identity, Routes, Settings, Start};
+
+use crate::broker::{Addressed, Command};
+use crate::clock::{Now, Stopwatch};
+use crate::deliveries::{Deliveries, Sequence};
+use crate::envelope::Envelope;
+use crate::finished::Finished;
+use crate::lanes::Lanes;
+use crate::limits::Limits;
+use crate::log::Logger;
+use crate::record::{IdMap, Records};
+use crate::redact::Redact;
+
+pub use status::Memory;
+pub use step_life::{Kill, Step};
+
+/// What an agent is for.
+pub(crate) struct Setup {
+    pub(crate) identity: Identity,
+    pub(crate) kind: Kind,
+    pub(crate) routes: Routes,
+    pub(crate) settings: Settings,
+    pub(crate) config: Box<RawValue>,
+    pub(crate) redact: Redact,
+    pub(crate) limits: Limits,
+    pub(crate) incarnation: String,
+}
+
+/// Whether messages come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Consuming {
+    No,
+    Yes,
+    Stopping,
+}
+
+/// Leaving.
+#[derive(Debug, Clone, Copy)]
+struct Drain {
+    deadline: Instant,
+}
+
+/// A line that was taken and has to wait until another message with its id is settled.
+struct Deferred {
+    delivery: Sequence,
+    line: Bytes,
+    envelope: Envelope,
+    since: Instant,
+}
+
+/// The agent's mind.
+pub struct Core {
+    setup: Setup,
+    logger: Logger,
+    rng: StdRng,
+    seed: u64,
+
+    generation: u64,
+    is_up: bool,
+    up_since: Option<Instant>,
+    is_blocked: bool,
+    broker_reason: Option<String>,
+    consuming: Consuming,
+    commands: VecDeque<Addressed>,
+    deliveries: Deliveries,
+    lanes: Lanes,
+    finished: Finished,
+
+    records: Records,
+    again: VecDeque<u32>,
+    suspects: VecDeque<u32>,
+    suspect: Option<u32>,
+    deferred: Vec<Deferred>,
+    in_hand: u32,
+    /// Cancelled messages that the step has not come back with: each takes a place in its hands.
+    cancelled: IdMap<Instant>,
+    held_bytes: usize,
+
+    step: Step,
+    life: step_life::Life,
+    to_step: Vec<u8>,
+    stopwatch: Stopwatch,
+    next_timeout: Option<Duration>,
+
+    is_paused: bool,
+    drain: Option<Drain>,
+    has_drained: bool,
+
+    counters: Counters,
+    latency: Latency,
+}
+
+impl Core {
+    /// Makes the mind of an agent that has just started.
+    pub fn new(start: Start, limits: Limits, logger: Logger, seed: u64, now: Now) -> Self {
+        let lanes = Lanes::new(&start.routes, &limits);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let incarnation = format!("{:016x}", rng.random::<u64>());
+        Self {
+            setup: Setup {
+                redact: Redact::new(&start.redact),
+                identity: start.identity,
+                kind: start.kind,
+                routes: start.routes,
+                settings: start.settings,
+                config: start.config,
+                limits,
+                incarnation,
+            },
+            logger,
+            rng,
+            seed,
+            generation: 0,
+            is_up: false,
+            up_since: None,
+            is_blocked: false,
+            broker_reason: None,
+            consuming: Consuming::No,
+            commands: VecDeque::new(),
+            deliveries: Deliveries::default(),
+            lanes,
+            finished: Finished::default(),
+            records: Records::default(),
+            again: VecDeque::new(),
+            suspects: VecDeque::new(),
+            suspect: None,
+            deferred: Vec::new(),
+            in_hand: 0,
+            cancelled: IdMap::default(),
+            held_bytes: 0,
+            step: Step::Absent,
+            life: step_life::Life::default(),
+            to_step: Vec::new(),
+            stopwatch: Stopwatch::start(now.instant),
+            next_timeout: None,
+            is_paused: start.paused,
+            drain: None,
+            has_drained: false,
+            counters: Counters::default(),
+            latency: Latency {
+                counts: vec![0; LATENCY_BOUNDS_US.len() + 1],
+                sum_us: 0,
+            },
+        }
+    }
+
+    /// Does whatever can be done now. To be called after every event, or after several.
+    pub fn advance(&mut self, now: Now) {
+        self.stopwatch.set_running(self.reads_step(), now.instant);
+        self.check_time(now);
+        self.want_deliveries();
+        self.hand(now);
+        self.finish_drain(now);
+        if self.is_up {
+            let (lanes, commands, generation) =
+                (&mut self.lanes, &mut self.commands, self.generation);
+            lanes.send(now.instant, |publish| {
+                commands.push_back(Addressed {
+                    generation,
+                    command: Command::Publish(publish),
+                });
+            });
+            self.deliveries.acks(|ack| {
+                let command = Command::Ack {
+                    tag: ack.tag,
+                    multiple: ack.multiple,
+                };
+                commands.push_back(Addressed {
+                    generation,
+                    command,
+                });
+            });
+        }
+        self.stopwatch.set_running(self.reads_step(), now.instant);
+    }
+
+    /// Takes the next thing to tell the broker.
+    pub fn take_command(&mut self) -> Option<Addressed> {
+        self.commands.pop_front()
+    }
+
+    /// Returns whether there is something to tell the broker.
+    pub fn has_command(&self) -> bool {
+        !self.commands.is_empty()
+    }
+
+    /// Returns the bytes to write to the step. What was written is to be removed from the front.
+    pub fn to_step(&mut self) -> &mut Vec<u8> {
+        &mut self.to_step
+    }
+
+    /// Returns whether the step's frames are to be read: not while the broker holds us back.
+    pub fn reads_step(&self) -> bool {
+        !self.lanes.is_full()
+    }
+
+    /// Returns when to call [`Self::advance`] if nothing happens before.
+    pub fn next_deadline(&self, now: Now) -> Option<Instant> {
+        let timeout = self.next_timeout.filter(|_| self.reads_step()).map(|at| {
+            now.instant
+                + at.saturating_sub(self.stopwatch.elapsed(now.instant))
+                + Duration::from_millis(1)
+        });
+        let lanes = if self.is_up {
+            self.lanes.next_deadline()
+        } else {
+            None
+        };
+        let drain = self
+            .drain
+            .filter(|_| !self.has_drained)
+            .map(|drain| drain.deadline);
+        [
+            timeout,
+            lanes,
+            drain,
+            self.next_step_deadline(),
+            self.next_tick_deadline(),
+            self.next_reattach_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Stops consuming and finishes what is held.
+    pub fn pause(&mut self) {
+        self.is_paused = true;
+        self.logger.agent(
+            "info",
+            None,
+            "paused: no message is taken until it is resumed",
+        );
+    }
+
+    /// Consumes again.
+    pub fn resume(&mut self) {
+        self.is_paused = false;
+        self.logger.agent("info", None, "resumed");
+    }
+
+    /// Finishes what is started, then leaves.
+    pub fn drain(&mut self, now: Now) {
+        if self.drain.is_none() {
+            let wait = Duration::from_millis(self.setup.settings.drain_ms);
+            self.drain = Some(Drain {
+                deadline: now.instant + wait,
+            });
+            self.logger.agent(
+                "info",
+                None,
+                &format!("draining: {} messages to finish", self.records.len()),
+            );
+        }
+    }
+
+    /// Returns whether all is finished: the agent can exit.
+    pub fn has_drained(&self) -> bool {
+        self.has_drained
+    }
+
+    /// Returns whether the drain took too long: the step is to be killed.
+    pub fn drain_is_late(&self, now: Now) -> bool {
+        self.drain
+            .is_some_and(|drain| now.instant >= drain.deadline)
+            && !self.has_drained
+    }
+
+    /// Returns whether there is a connection to the broker.
+    pub fn is_up(&self) -> bool {
+        self.is_up
+    }
+
+    /// Has the connections closed, after everything that was said before.
+    pub fn close(&mut self) {
+        self.tell(Command::Close);
+    }
+
+    fn tell(&mut self, command: Command) {
+        self.commands.push_back(Addressed {
+            generation: self.generation,
+            command,
+        });
+    }
+
+    /// Begins or stops consuming, as is wanted, and gives back what was taken too much.
+    fn want_deliveries(&mut self) {
+        let is_leaving = self.is_paused || self.drain.is_some();
+        let wanted = !is_leaving && self.step_is_usable();
+        if self.is_up {
+            match (wanted, self.consuming) {
+                (true, Consuming::No) => {
+                    self.consuming = Consuming::Yes;
+                    self.tell(Command::Consume);
+                }
+                (false, Consuming::Yes) => {
+                    self.consuming = Consuming::Stopping;
+                    self.tell(Command::Stop);
+                }
+                _ => {}
+            }
+        }
+        if is_leaving && self.deliveries.is_waiting() {
+            let (commands, generation) = (&mut self.commands, self.generation);
+            self.deliveries.give_back_unstarted(|tag| {
+                commands.push_back(Addressed {
+                    generation,
+                    command: Command::Requeue { tag },
+                });
+            });
+        }
+    }
+
+    fn finish_drain(&mut self, now: Now) {
+        if self.drain.is_none() || self.has_drained {
+            return;
+        }
+        let is_settled =
+            self.records.is_empty() && self.deferred.is_empty() && !self.deliveries.is_waiting();
+        if !is_settled && self.step != Step::Absent {
+            return;
+        }
+        match self.step {
+            Step::Absent => self.has_drained = !self.is_up || self.consuming == Consuming::No,
+            Step::Greeting { .. } | Step::Ready => self.dismiss_step(now),
+            Step::Leaving { .. } | Step::Dying => {}
+        }
+    }
+
+    fn chance(&mut self) -> f64 {
+        self.rng.random()
+    }
+
+    /// Returns the same chance for all messages of one delivery that fail at the same attempt, so
+    /// that they travel back as one batch.
+    fn chance_of(&self, delivery: Option<Sequence>, attempt: u32) -> f64 {
+        let seed =
+            self.seed ^ delivery.unwrap_or(0).rotate_left(20) ^ u64::from(attempt).rotate_left(50);
+        StdRng::seed_from_u64(seed).random()
+    }
+
+    fn correlation(id: towpath_protocol::MessageId) -> Arc<str> {
+        id.to_string().into()
+    }
+}

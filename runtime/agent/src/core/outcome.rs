@@ -1,0 +1,306 @@
+//! Settling: a message is done, comes again, or is dead.
+
+use serde_json::value::{RawValue, to_raw_value};
+use towpath_protocol::message::{HISTORY_MAX, PastAttempt, REASON_BYTES_MAX};
+use towpath_protocol::office::{DeadLetter, LATENCY_BOUNDS_US};
+
+use super::Core;
+use crate::clock::Now;
+use crate::envelope;
+use crate::lanes::{LaneId, Member, SETTLEMENT};
+use crate::record::{Record, Resolution, State};
+use crate::redact::cut;
+use crate::settle::{Decision, Outcome, settle};
+use crate::{ladder, record::Epoch};
+
+/// How many causes are kept.
+const CHAIN_MAX: usize = 16;
+
+impl Core {
+    /// Notes that a message is no longer in the step's hands.
+    pub(super) fn leave_hands(&mut self, number: u32, now: Now) {
+        self.in_hand -= 1;
+        if self.suspect == Some(number) {
+            self.suspect = None;
+        }
+        let record = self.records.get(number);
+        record.state = State::Ready;
+        let Some(handed_at) = record.handed_at else {
+            return;
+        };
+        let took = now.instant.saturating_duration_since(handed_at).as_micros();
+        let took = u64::try_from(took).unwrap_or(u64::MAX);
+        let bucket = LATENCY_BOUNDS_US.partition_point(|bound| *bound < took);
+        self.latency.counts[bucket] += 1;
+        self.latency.sum_us += took;
+    }
+
+    /// The step handled a message.
+    pub(super) fn succeed(&mut self, number: u32, now: Now) {
+        self.life.has_worked();
+        self.resolve(number, Resolution::Done, now);
+    }
+
+    /// An attempt at a message failed, or the message cannot even be tried.
+    pub(super) fn fail(
+        &mut self,
+        number: u32,
+        outcome: Outcome,
+        reason: &str,
+        chain: Vec<String>,
+        now: Now,
+    ) {
+        self.spoil_held(number);
+        let settings = &self.setup.settings;
+        let record = self.records.get(number);
+        let (attempt, rebounds, delivery) = (
+            record.attempt,
+            record.rebounds,
+            record.deliveries.first().copied(),
+        );
+        let chance = self.chance_of(delivery, attempt + rebounds);
+        let decision = settle(outcome, attempt, rebounds, settings, chance);
+        let reason = cut(&self.setup.redact.apply(reason), REASON_BYTES_MAX);
+        let at = now.wall_ms;
+        let again = |delay_ms, is_rebound, reason| Resolution::Again {
+            units: ladder::units(delay_ms),
+            is_rebound,
+            at,
+            reason,
+        };
+        let is_failure = !matches!(decision, Decision::Rebound { .. });
+        self.counters.failed += u64::from(is_failure);
+        self.counters.timed_out += u64::from(outcome == Outcome::TimedOut);
+        self.counters.crashed += u64::from(outcome == Outcome::Crashed);
+        let id = self.records.get(number).id;
+        let resolution = match decision {
+            Decision::Done => Resolution::Done,
+            Decision::Retry { delay_ms } => {
+                let text =
+                    format!("attempt {attempt} failed, tried again in {delay_ms} ms: {reason}");
+                self.logger.agent("warn", id, &text);
+                again(delay_ms, false, reason)
+            }
+            Decision::Rebound { delay_ms } => {
+                self.logger.agent(
+                    "debug",
+                    id,
+                    &format!("not yet, seen again in {delay_ms} ms: {reason}"),
+                );
+                again(delay_ms, true, reason)
+            }
+            Decision::Dead { cause } => {
+                self.logger.agent(
+                    "error",
+                    id,
+                    &format!("given up after attempt {attempt}: {reason}"),
+                );
+                let redact =
+                    |cause: &String| cut(&self.setup.redact.apply(cause), REASON_BYTES_MAX);
+                let chain = chain.iter().take(CHAIN_MAX).map(redact).collect();
+                Resolution::Dead {
+                    cause,
+                    at,
+                    reason,
+                    chain,
+                }
+            }
+        };
+        self.resolve(number, resolution, now);
+    }
+
+    /// Carries out what was decided, or keeps it until the message is delivered again: whoever
+    /// gets it then decides, and only one may.
+    fn resolve(&mut self, number: u32, resolution: Resolution, now: Now) {
+        let record = self.records.get(number);
+        let goes_on = record.tick.is_some() && matches!(resolution, Resolution::Done);
+        record.resolution = Some(resolution);
+        if !record.deliveries.is_empty() || goes_on {
+            self.issue(number, now);
+            return;
+        }
+        let wait = self.setup.limits.reattach;
+        let is_late = self.is_up
+            && self
+                .up_since
+                .is_none_or(|since| now.instant >= since + wait);
+        if self.drain.is_some() || is_late {
+            self.abandon(number);
+        } else {
+            self.records.get(number).state = State::Parked;
+        }
+    }
+
+    /// Publishes what a decision needs.
+    pub(super) fn issue(&mut self, number: u32, now: Now) {
+        let record = self.records.get(number);
+        record.state = State::Settling;
+        match record
+            .resolution
+            .clone()
+            .expect("only what is decided is issued")
+        {
+            Resolution::Done => self.publish_held(number, now),
+            Resolution::Again {
+                units,
+                is_rebound,
+                at,
+                reason,
+            } => {
+                let past = PastAttempt {
+                    attempt: record.attempt,
+                    at,
+                    replica: self.setup.identity.replica,
+                    reason: reason.clone(),
+                };
+                let line = line_again(record, past, is_rebound);
+                self.publish_settlement(number, LaneId::Delay(units), &line, now);
+                if is_rebound {
+                    self.counters.rebounded += 1;
+                } else {
+                    self.counters.retried += 1;
+                }
+                let next = now.wall_ms + u64::from(units) * towpath_protocol::start::DELAY_UNIT_MS;
+                self.tell_run_retries(number, reason, next, now);
+            }
+            Resolution::Dead {
+                cause,
+                at,
+                reason,
+                chain,
+            } => {
+                let replica = self.setup.identity.replica;
+                let (message, mut attempts) = message_of(record);
+                let past = PastAttempt {
+                    attempt: record.attempt,
+                    at,
+                    replica,
+                    reason: reason.clone(),
+                };
+                remember(&mut attempts, past);
+                let identity = self.setup.identity.clone();
+                let letter = DeadLetter {
+                    identity,
+                    at,
+                    cause,
+                    reason,
+                    chain,
+                    attempts,
+                    message,
+                };
+                let mut line = serde_json::to_vec(&letter).expect("a dead letter is JSON");
+                line.push(b'\n');
+                self.publish_settlement(number, LaneId::Dead, &line, now);
+                self.counters.dead += 1;
+            }
+        }
+        self.try_complete(number, now);
+    }
+
+    fn publish_settlement(&mut self, number: u32, lane: LaneId, line: &[u8], now: Now) {
+        self.records.get(number).unconfirmed += 1;
+        let member = Member {
+            record: number,
+            epoch: SETTLEMENT,
+            count: 1,
+        };
+        self.lanes.push(lane, line, member, now.instant);
+    }
+
+    /// Ends a message if all that was published for it is confirmed.
+    pub(super) fn try_complete(&mut self, number: u32, now: Now) {
+        let record = self.records.get(number);
+        if record.unconfirmed > 0 {
+            return;
+        }
+        match record.state {
+            State::Abandoned => {
+                self.records.remove(number);
+                self.release_deferred(now);
+            }
+            State::Settling => {
+                let is_done = matches!(record.resolution, Some(Resolution::Done));
+                if is_done && self.tell_run_ended(number, now) {
+                    return;
+                }
+                let record = self.records.remove(number);
+                self.counters.done += u64::from(is_done);
+                for delivery in &record.deliveries {
+                    self.deliveries.settle(*delivery);
+                }
+                if let Some(id) = record.id
+                    && record.deliveries.is_empty()
+                {
+                    self.finished
+                        .insert((id, record.attempt, record.rebounds, record.replays));
+                }
+                self.release_deferred(now);
+            }
+            State::Asking | State::Ready | State::InHand | State::Parked => {}
+        }
+    }
+
+    /// Leaves a message to whoever gets it next.
+    pub(super) fn abandon(&mut self, number: u32) {
+        self.spoil_held(number);
+        self.records.forget_id(number);
+        let record = self.records.get(number);
+        if record.state == State::InHand {
+            self.in_hand -= 1;
+        }
+        let record = self.records.get(number);
+        record.state = State::Abandoned;
+        if record.unconfirmed == 0 {
+            self.records.remove(number);
+        }
+    }
+
+    /// Forgets the outputs that a message holds.
+    pub(super) fn spoil_held(&mut self, number: u32) {
+        let record = self.records.get(number);
+        self.held_bytes = self.held_bytes.saturating_sub(record.held.len());
+        record.held.clear();
+        record.held_lines.clear();
+        if let Some(tick) = &mut record.tick {
+            tick.epochs
+                .iter_mut()
+                .for_each(|epoch: &mut Epoch| epoch.checkpoint = None);
+        }
+    }
+}
+
+/// Writes a message for its next attempt.
+fn line_again(record: &Record, past: PastAttempt, is_rebound: bool) -> Vec<u8> {
+    let mut message = envelope::parse(&record.line).expect("what was handed over was read before");
+    if is_rebound {
+        message.rebounds += 1;
+    } else {
+        message.attempt += 1;
+        remember(&mut message.history, past);
+    }
+    let mut line = serde_json::to_vec(&message).expect("a message is JSON");
+    line.push(b'\n');
+    line
+}
+
+fn remember(history: &mut Vec<PastAttempt>, past: PastAttempt) {
+    history.push(past);
+    if history.len() > HISTORY_MAX {
+        history.drain(..history.len() - HISTORY_MAX);
+    }
+}
+
+/// Returns a message as JSON, and its history; as a string if it cannot be read.
+fn message_of(record: &Record) -> (Box<RawValue>, Vec<PastAttempt>) {
+    if record.id.is_some()
+        && let Ok(text) = std::str::from_utf8(&record.line)
+        && let Ok(message) = RawValue::from_string(text.to_owned())
+    {
+        let history = envelope::parse(&record.line)
+            .map(|message| message.history)
+            .unwrap_or_default();
+        return (message, history);
+    }
+    let text = String::from_utf8_lossy(&record.line);
+    (to_raw_value(&text).expect("a string is JSON"), Vec::new())
+}

@@ -1,0 +1,308 @@
+//! What the step says.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use towpath_protocol::frame::{Checkpoint, Fate, FromStep, Log, Ready, Refused};
+use towpath_protocol::log::LogSource;
+use towpath_protocol::manifest::Kind;
+use towpath_protocol::{CONTRACT, DEFAULT_PORT, MessageId};
+
+use super::{Core, Kill, Step};
+use crate::clock::Now;
+use crate::lanes::{LaneId, Member};
+use crate::record::{Record, State};
+use crate::redact::cut;
+use crate::settle::Outcome;
+use crate::step_frame::{self, Frame, Output};
+
+/// How much of what cannot be understood is quoted.
+const QUOTE_BYTES_MAX: usize = 200;
+
+impl Core {
+    /// Notes a line that the step wrote on its frames' pipe.
+    pub fn on_step_line(&mut self, line: &[u8], now: Now) {
+        if self.step == Step::Dying || self.step == Step::Absent {
+            return;
+        }
+        let result = match step_frame::read(line) {
+            Ok(Frame::Emit(output)) => self.on_emit(&output, now),
+            Ok(Frame::Done(id)) => self.on_done(id, now),
+            Ok(Frame::Other(frame)) => self.on_other(frame, now),
+            Err(why) => Err(format!("the step wrote what is no frame ({why})")),
+        };
+        if let Err(reason) = result {
+            let quote = cut(&String::from_utf8_lossy(line), QUOTE_BYTES_MAX);
+            self.kill(Kill::Garbage(format!("{reason}: `{quote}`")));
+        }
+    }
+
+    /// Notes that the step is writing a line that is longer than any frame may be. Returns whether
+    /// the rest of it is to be skipped: an output that is too large ends its message, not the step.
+    pub fn on_step_overlong(&mut self, begin: &[u8], _now: Now) -> bool {
+        let record = step_frame::emit_begins(begin).and_then(|id| self.records.find(id));
+        let Some(number) = record.filter(|number| self.records.get(*number).state == State::InHand)
+        else {
+            let quote = cut(
+                &String::from_utf8_lossy(&begin[..begin.len().min(1024)]),
+                QUOTE_BYTES_MAX,
+            );
+            self.kill(Kill::Garbage(format!(
+                "the step wrote a frame that does not end: `{quote}`"
+            )));
+            return false;
+        };
+        let limit = self.setup.settings.body_bytes_max;
+        self.spoil(
+            number,
+            format!(
+                "the step emitted a body of more than {} bytes; the limit is {limit}",
+                begin.len()
+            ),
+        );
+        true
+    }
+
+    fn on_other(&mut self, frame: FromStep<'_>, now: Now) -> Result<(), String> {
+        match frame {
+            FromStep::Ready(ready) => self.on_ready(&ready, now),
+            FromStep::Refused(Refused { reason }) => {
+                self.refused(&reason);
+                Ok(())
+            }
+            FromStep::Failed(failed) => {
+                let outcome = Outcome::Failed {
+                    fate: failed.fate,
+                    delay_ms: failed.delay_ms,
+                };
+                let chain = failed
+                    .chain
+                    .iter()
+                    .map(|cause| cause.clone().into_owned())
+                    .collect();
+                self.on_failed(failed.id, outcome, &failed.reason, chain, now)
+            }
+            FromStep::Checkpoint(checkpoint) => self.on_checkpoint(&checkpoint, now),
+            FromStep::Log(Log { id, level, text }) => {
+                self.logger.line(&level, LogSource::Step, id, &text);
+                Ok(())
+            }
+            FromStep::Emit(_) | FromStep::Done(_) => Err("the step wrote an odd frame".to_owned()),
+        }
+    }
+
+    fn on_ready(&mut self, ready: &Ready<'_>, now: Now) -> Result<(), String> {
+        if !matches!(self.step, Step::Greeting { .. }) {
+            return Err("the step said `ready` twice".to_owned());
+        }
+        if ready.contract != CONTRACT {
+            let theirs = ready.contract;
+            self.kill(Kill::Contract(format!(
+                "the step speaks contract {theirs}, this agent speaks contract {CONTRACT}"
+            )));
+            return Ok(());
+        }
+        self.step_is_ready(
+            ready.sdk.as_deref().unwrap_or("a program without an SDK"),
+            now,
+        );
+        Ok(())
+    }
+
+    /// Finds the message that a frame is about; none if it was cancelled.
+    fn in_hands(&mut self, id: MessageId) -> Result<Option<u32>, String> {
+        if let Some(number) = self.records.find(id)
+            && self.records.get(number).state == State::InHand
+        {
+            return Ok(Some(number));
+        }
+        if self.cancelled.contains_key(&id) {
+            return Ok(None);
+        }
+        Err("the step wrote of a message that is not in its hands".to_owned())
+    }
+
+    fn on_emit(&mut self, output: &Output<'_>, now: Now) -> Result<(), String> {
+        let Some(number) = self.in_hands(output.id)? else {
+            return Ok(());
+        };
+        let port = output.port.as_deref().unwrap_or(DEFAULT_PORT);
+        let limit = self.setup.settings.body_bytes_max;
+        if self.records.get(number).bad_output.is_some() {
+            return Ok(());
+        }
+        if output.body.len() > limit {
+            let size = output.body.len();
+            let reason = format!(
+                "the step emitted a body of {size} bytes by port `{port}`; the limit is {limit}"
+            );
+            self.spoil(number, reason);
+            return Ok(());
+        }
+        if let Some(headers) = output.headers
+            && serde_json::from_str::<BTreeMap<Cow<'_, str>, Cow<'_, str>>>(headers).is_err()
+        {
+            self.spoil(
+                number,
+                format!("the step emitted headers by port `{port}` that are no object of strings"),
+            );
+            return Ok(());
+        }
+        let Some(port_number) = self.lanes.port(port) else {
+            self.counters.unconnected += 1;
+            return Ok(());
+        };
+        let id = match (self.setup.kind, output.source_id.as_deref()) {
+            (Kind::Poll, Some(source_id)) => {
+                let identity = &self.setup.identity;
+                MessageId::from_source(&identity.flow, &identity.step, port, source_id)
+            }
+            (Kind::Poll, None) => MessageId::from_bytes(*uuid::Uuid::now_v7().as_bytes()),
+            (Kind::Webhook | Kind::Action, _) => {
+                let index = self.records.get(number).next_index(port_number);
+                MessageId::derive(output.id, &self.setup.identity.step, port, index)
+            }
+        };
+        let limits = &self.setup.limits;
+        let record = self.records.get(number);
+        let before = record.held.len();
+        encode(record, id, output);
+        let added = record.held.len() - before;
+        record.held_lines.push((
+            port_number,
+            u32::try_from(added).expect("a frame is below 4 GiB"),
+        ));
+        self.held_bytes += added;
+        if record.held_lines.len() > limits.held_outputs
+            || record.held.len() > limits.held_bytes
+            || self.held_bytes > limits.held_bytes_all
+        {
+            record.is_streaming = true;
+        }
+        if record.is_streaming {
+            self.publish_held(number, now);
+        }
+        Ok(())
+    }
+
+    /// Publishes what a message emitted so far.
+    pub(super) fn publish_held(&mut self, number: u32, now: Now) {
+        let record = self.records.get(number);
+        let count = record.held_lines.len();
+        let epoch = match &mut record.tick {
+            Some(tick) => {
+                tick.emitted += count as u64;
+                tick.grow_epoch(count as u64)
+            }
+            None => 0,
+        };
+        record.unconfirmed += count as u64;
+        let mut start = 0;
+        for (port, len) in &record.held_lines {
+            let end = start + *len as usize;
+            let member = Member {
+                record: number,
+                epoch,
+                count: 1,
+            };
+            self.lanes.push(
+                LaneId::Port(*port),
+                &record.held[start..end],
+                member,
+                now.instant,
+            );
+            start = end;
+        }
+        self.held_bytes = self.held_bytes.saturating_sub(record.held.len());
+        record.held.clear();
+        record.held_lines.clear();
+    }
+
+    /// Notes that what a message emitted cannot be sent on.
+    pub(super) fn spoil(&mut self, number: u32, reason: String) {
+        let record = self.records.get(number);
+        self.held_bytes = self.held_bytes.saturating_sub(record.held.len());
+        record.held = Vec::new();
+        record.held_lines.clear();
+        record.bad_output = Some(reason);
+    }
+
+    fn on_done(&mut self, id: MessageId, now: Now) -> Result<(), String> {
+        let Some(number) = self.in_hands(id)? else {
+            self.come_back(id, now);
+            return Ok(());
+        };
+        self.leave_hands(number, now);
+        match self.records.get(number).bad_output.take() {
+            Some(reason) => self.fail(number, Outcome::BadOutput, &reason, Vec::new(), now),
+            None => self.succeed(number, now),
+        }
+        Ok(())
+    }
+
+    fn on_failed(
+        &mut self,
+        id: MessageId,
+        outcome: Outcome,
+        reason: &str,
+        chain: Vec<String>,
+        now: Now,
+    ) -> Result<(), String> {
+        let Some(number) = self.in_hands(id)? else {
+            self.come_back(id, now);
+            return Ok(());
+        };
+        self.leave_hands(number, now);
+        let outcome = match outcome {
+            Outcome::Failed {
+                fate: Fate::Retry | Fate::Permanent,
+                ..
+            } if self.records.get(number).bad_output.is_some() => Outcome::BadOutput,
+            outcome => outcome,
+        };
+        match self.records.get(number).bad_output.take() {
+            Some(why) if outcome == Outcome::BadOutput => {
+                self.fail(number, outcome, &why, vec![reason.to_owned()], now)
+            }
+            _ => self.fail(number, outcome, reason, chain, now),
+        }
+        Ok(())
+    }
+
+    fn on_checkpoint(&mut self, checkpoint: &Checkpoint<'_>, now: Now) -> Result<(), String> {
+        let Some(number) = self.in_hands(checkpoint.id)? else {
+            return Ok(());
+        };
+        self.add_checkpoint(number, checkpoint, now)
+    }
+
+    /// Notes that the step came back with a message that was cancelled.
+    fn come_back(&mut self, id: MessageId, now: Now) {
+        self.cancelled.remove(&id);
+        self.release_deferred(now);
+    }
+}
+
+/// Appends the line of an output to what its message holds.
+fn encode(record: &mut Record, id: MessageId, output: &Output<'_>) {
+    let line = &mut record.held;
+    let mut text = [0; MessageId::TEXT_LEN];
+    line.extend_from_slice(b"{\"id\":\"");
+    line.extend_from_slice(id.encode(&mut text).as_bytes());
+    line.extend_from_slice(b"\",\"lineage\":");
+    line.extend_from_slice(&record.line[record.lineage.clone()]);
+    line.extend_from_slice(b",\"parent\":\"");
+    line.extend_from_slice(output.id.encode(&mut text).as_bytes());
+    line.push(b'"');
+    if let Some(key) = output.key.as_deref().or(record.key.as_deref()) {
+        line.extend_from_slice(b",\"key\":");
+        serde_json::to_writer(&mut *line, key).expect("a string is JSON, and a buffer takes it");
+    }
+    if let Some(headers) = output.headers {
+        line.extend_from_slice(b",\"headers\":");
+        line.extend_from_slice(headers.as_bytes());
+    }
+    line.extend_from_slice(b",\"body\":");
+    line.extend_from_slice(output.body.as_bytes());
+    line.extend_from_slice(b"}\n");
+}

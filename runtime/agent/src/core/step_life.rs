@@ -1,0 +1,398 @@
+//! The step process starts, works, dies, hangs, leaves.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use towpath_protocol::CONTRACT;
+use towpath_protocol::frame::{Cancel, Drain, Hello, ToStep};
+use towpath_protocol::log::LogSource;
+
+use super::Core;
+use crate::clock::Now;
+use crate::record::State;
+use crate::redact::cut;
+use crate::settle::Outcome;
+
+/// Where the step process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// There is none.
+    Absent,
+    /// It was started and has not said `ready`.
+    Greeting {
+        /// When it is too late.
+        deadline: Instant,
+    },
+    /// It takes messages.
+    Ready,
+    /// It was told to leave.
+    Leaving {
+        /// When it is killed.
+        deadline: Instant,
+    },
+    /// It is being killed.
+    Dying,
+}
+
+/// Why the step process is killed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kill {
+    /// It wrote something that is not the protocol.
+    Garbage(String),
+    /// It does not come back with what was cancelled.
+    Hangs,
+    /// It did not say `ready` in time.
+    Mute,
+    /// It speaks another version.
+    Contract(String),
+    /// It did not leave when told to.
+    Stays,
+}
+
+/// Deaths in a row from which on the step counts as failing.
+const FAILING_DEATHS: u32 = 3;
+
+/// How many of its last lines are kept.
+const LAST_LINES_MAX: usize = 10;
+
+/// How many bytes of each.
+const LAST_LINE_BYTES_MAX: usize = 500;
+
+/// The history of the step process.
+#[derive(Default)]
+pub(super) struct Life {
+    pub(super) starts: u64,
+    pub(super) deaths: u32,
+    pub(super) has_been_ready: bool,
+    pub(super) restart_at: Option<Instant>,
+    pub(super) last_death: Option<String>,
+    pub(super) last_lines: VecDeque<String>,
+    was_ready: bool,
+    kill: Option<Kill>,
+    kill_asked: bool,
+    refusal: Option<String>,
+}
+
+impl Life {
+    /// It handled a message: whatever was wrong is over.
+    pub(super) fn has_worked(&mut self) {
+        self.deaths = 0;
+    }
+
+    pub(super) fn is_failing(&self) -> bool {
+        self.deaths >= FAILING_DEATHS || (self.deaths > 0 && !self.has_been_ready)
+    }
+}
+
+impl Core {
+    /// Returns whether a step process is to be started now.
+    pub fn wants_start(&self, now: Now) -> bool {
+        self.step == Step::Absent
+            && self.drain.is_none()
+            && self
+                .life
+                .restart_at
+                .is_none_or(|restart_at| now.instant >= restart_at)
+    }
+
+    /// A step process was started: greets it.
+    pub fn on_step_start(&mut self, now: Now) {
+        self.life.starts += 1;
+        self.life.was_ready = false;
+        self.life.last_lines.clear();
+        self.life.refusal = None;
+        self.step = Step::Greeting {
+            deadline: now.instant + self.setup.limits.hello,
+        };
+        let (identity, settings) = (&self.setup.identity, &self.setup.settings);
+        let hello = ToStep::Hello(Hello {
+            contract: CONTRACT,
+            flow: identity.flow.as_str().into(),
+            step: identity.step.as_str().into(),
+            replica: identity.replica,
+            concurrency: settings.concurrency,
+            timeout_ms: settings.timeout_ms,
+            body_bytes_max: settings.body_bytes_max,
+            config: &self.setup.config,
+        });
+        self.to_step.clear();
+        serde_json::to_writer(&mut self.to_step, &hello)
+            .expect("a frame is JSON, and a buffer takes it");
+        self.to_step.push(b'\n');
+    }
+
+    /// The step process could not be started.
+    pub fn on_step_start_failed(&mut self, reason: &str, now: Now) {
+        self.life.starts += 1;
+        self.life.was_ready = false;
+        self.step = Step::Dying;
+        self.on_step_exit(reason, now);
+    }
+
+    pub(super) fn step_is_ready(&mut self, sdk: &str, now: Now) {
+        self.step = Step::Ready;
+        self.life.was_ready = true;
+        self.life.has_been_ready = true;
+        let text = format!(
+            "the step is ready ({sdk}, start number {})",
+            self.life.starts
+        );
+        self.logger.agent("info", None, &text);
+        if self.drain.is_some() {
+            self.finish_drain(now);
+        }
+    }
+
+    pub(super) fn refused(&mut self, reason: &str) {
+        self.life.refusal = Some(format!("the step refuses its configuration: {reason}"));
+    }
+
+    /// Returns whether messages are to be taken for it.
+    pub(super) fn step_is_usable(&self) -> bool {
+        self.life.has_been_ready && (self.step == Step::Ready || !self.life.is_failing())
+    }
+
+    /// Has the step process killed.
+    pub(super) fn kill(&mut self, why: Kill) {
+        if self.step != Step::Absent && self.step != Step::Dying {
+            self.step = Step::Dying;
+            self.life.kill = Some(why);
+            self.life.kill_asked = true;
+        }
+    }
+
+    /// The step closed the pipe of its frames, and lives on.
+    pub fn on_step_closed_its_pipe(&mut self) {
+        self.kill(Kill::Garbage(
+            "the step closed the pipe of its frames".to_owned(),
+        ));
+    }
+
+    /// Returns whether the step process is to be killed; once.
+    pub fn wants_kill(&mut self) -> bool {
+        std::mem::take(&mut self.life.kill_asked)
+    }
+
+    /// Notes a line that the step process wrote on its standard output or standard error.
+    pub fn on_log_line(&mut self, source: LogSource, text: &str) {
+        let message_id = if self.in_hand == 1 {
+            self.only_in_hand()
+        } else {
+            None
+        };
+        let level = if source == LogSource::Stderr {
+            "warn"
+        } else {
+            "info"
+        };
+        self.logger.line(level, source, message_id, text);
+        if self.life.last_lines.len() == LAST_LINES_MAX {
+            self.life.last_lines.pop_front();
+        }
+        self.life
+            .last_lines
+            .push_back(cut(&self.setup.redact.apply(text), LAST_LINE_BYTES_MAX));
+    }
+
+    fn only_in_hand(&self) -> Option<towpath_protocol::MessageId> {
+        self.records
+            .iter()
+            .find(|(_, record)| record.state == State::InHand)
+            .and_then(|(_, record)| record.id)
+    }
+
+    /// The step process is gone; `how` says how it ended.
+    pub fn on_step_exit(&mut self, how: &str, now: Now) {
+        let was_leaving = matches!(self.step, Step::Leaving { .. });
+        let kill = self.life.kill.take();
+        self.life.kill_asked = false;
+        self.step = Step::Absent;
+        self.to_step.clear();
+        self.cancelled.clear();
+        self.next_timeout = None;
+        self.suspect = None;
+        let reason = match (&kill, self.life.refusal.take()) {
+            (Some(Kill::Garbage(reason) | Kill::Contract(reason)), _) => reason.clone(),
+            (Some(Kill::Hangs), _) => {
+                "the step did not come back with what had timed out and was killed".to_owned()
+            }
+            (Some(Kill::Mute), _) => {
+                format!(
+                    "the step did not say `ready` within {} s",
+                    self.setup.limits.hello.as_secs()
+                )
+            }
+            (Some(Kill::Stays), _) => "the step did not leave when told to".to_owned(),
+            (None, Some(refusal)) => refusal,
+            (None, None) => format!("the step process {how}"),
+        };
+        let reason = self.setup.redact.apply(&reason);
+        if !was_leaving && kill != Some(Kill::Stays) {
+            self.note_death(&reason, now);
+        }
+        self.take_back(kill == Some(Kill::Hangs), &reason, now);
+        self.release_deferred(now);
+    }
+
+    fn note_death(&mut self, reason: &str, now: Now) {
+        self.life.deaths += 1;
+        let chance = self.chance();
+        let limits = &self.setup.limits;
+        let wait = limits
+            .restart_first
+            .saturating_mul(1 << (self.life.deaths - 1).min(16))
+            .min(limits.restart_longest);
+        let wait = wait.mul_f64(0.75 + chance / 4.0);
+        self.life.restart_at = Some(now.instant + wait);
+        self.life.last_death = Some(reason.to_owned());
+        if self.drain.is_none() {
+            let text = format!("{reason}; it is started again in {} ms", wait.as_millis());
+            self.logger.agent("error", None, &text);
+        }
+    }
+
+    /// Takes back what the dead process had in its hands. One message alone is to blame; of several
+    /// nobody knows which, so they are handed over again one at a time before anything is counted.
+    fn take_back(&mut self, are_innocent: bool, reason: &str, now: Now) {
+        let mut live = self.records.in_state(State::InHand);
+        live.sort_by_key(|number| self.records.get(*number).handed_at);
+        self.in_hand = 0;
+        for number in &live {
+            self.spoil_held(*number);
+            let record = self.records.get(*number);
+            record.state = State::Ready;
+            record.start_again();
+        }
+        if let ([guilty], false) = (live.as_slice(), are_innocent) {
+            self.blame(*guilty, reason, now);
+            return;
+        }
+        if live.len() > 1 && !are_innocent {
+            let text = format!(
+                "{} messages were in its hands: they are tried one at a time",
+                live.len()
+            );
+            self.logger.agent("warn", None, &text);
+        }
+        for number in live.into_iter().rev() {
+            let record = self.records.get(number);
+            if record.deliveries.is_empty() && record.tick.is_none() {
+                self.abandon(number);
+            } else if record.tick.is_some() {
+                self.ask(number, now);
+            } else if are_innocent {
+                self.again.push_front(number);
+            } else {
+                self.suspects.push_front(number);
+            }
+        }
+    }
+
+    fn blame(&mut self, number: u32, reason: &str, now: Now) {
+        let chain = self.life.last_lines.iter().cloned().collect();
+        self.fail(number, Outcome::Crashed, reason, chain, now);
+    }
+
+    /// Tells the step that no more will come.
+    pub(super) fn dismiss_step(&mut self, now: Now) {
+        self.step = Step::Leaving {
+            deadline: now.instant + self.setup.limits.leave,
+        };
+        serde_json::to_writer(&mut self.to_step, &ToStep::Drain(Drain {}))
+            .expect("a frame is JSON");
+        self.to_step.push(b'\n');
+    }
+
+    /// Looks at everything that waits for a time.
+    pub(super) fn check_time(&mut self, now: Now) {
+        match self.step {
+            Step::Greeting { deadline } if now.instant >= deadline => self.kill(Kill::Mute),
+            Step::Leaving { deadline } if now.instant >= deadline => self.kill(Kill::Stays),
+            _ => {}
+        }
+        self.check_timeouts(now);
+        self.check_hanging(now);
+        self.check_asking(now);
+        self.check_reattach(now);
+    }
+
+    fn check_timeouts(&mut self, now: Now) {
+        let elapsed = self.stopwatch.elapsed(now.instant);
+        if self.next_timeout.is_none_or(|next| elapsed < next) {
+            return;
+        }
+        let mut next = None;
+        let mut late = Vec::new();
+        for (number, record) in self
+            .records
+            .iter()
+            .filter(|(_, record)| record.state == State::InHand)
+        {
+            match record.deadline {
+                Some(deadline) if deadline <= elapsed => late.push(number),
+                Some(deadline) => {
+                    next = Some(next.map_or(deadline, |next: Duration| next.min(deadline)))
+                }
+                None => {}
+            }
+        }
+        self.next_timeout = next;
+        for number in late {
+            self.time_out(number, now);
+        }
+    }
+
+    fn time_out(&mut self, number: u32, now: Now) {
+        self.leave_hands(number, now);
+        if let Some(id) = self.records.get(number).id {
+            let frame = ToStep::Cancel(Cancel {
+                id,
+                reason: "timeout".into(),
+            });
+            serde_json::to_writer(&mut self.to_step, &frame).expect("a frame is JSON");
+            self.to_step.push(b'\n');
+            self.cancelled.insert(id, now.instant);
+        }
+        let limit = self.setup.settings.timeout_ms;
+        let reason = format!("the step took longer than {}", crate::exit::duration(limit));
+        self.fail(number, Outcome::TimedOut, &reason, Vec::new(), now);
+    }
+
+    /// Returns when a step that does not come back with cancelled messages is killed.
+    fn hanging_deadline(&self) -> Option<Instant> {
+        let limits = &self.setup.limits;
+        let newest = self.cancelled.values().max()?;
+        let is_stuck = self.in_hand == 0 && self.cancelled.len() >= self.places();
+        let stuck = is_stuck.then(|| *newest + limits.cancel_grace);
+        let same = self
+            .deferred
+            .iter()
+            .filter(|deferred| self.cancelled.contains_key(&deferred.envelope.id))
+            .map(|deferred| deferred.since + limits.cancel_grace_same)
+            .min();
+        stuck.into_iter().chain(same).min()
+    }
+
+    fn check_hanging(&mut self, now: Now) {
+        if self
+            .hanging_deadline()
+            .is_some_and(|deadline| now.instant >= deadline)
+        {
+            self.kill(Kill::Hangs);
+        }
+    }
+
+    pub(super) fn next_step_deadline(&self) -> Option<Instant> {
+        let own = match self.step {
+            Step::Greeting { deadline } | Step::Leaving { deadline } => Some(deadline),
+            Step::Absent if self.drain.is_none() => self.life.restart_at,
+            _ => None,
+        };
+        let hanging = if self.step == Step::Dying {
+            None
+        } else {
+            self.hanging_deadline()
+        };
+        own.into_iter().chain(hanging).min()
+    }
+}

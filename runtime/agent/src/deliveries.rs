@@ -1,0 +1,320 @@
+//! What was taken from the queue and is not yet acknowledged.
+//!
+//! # Invariants
+//!
+//! - `nothing_is_acknowledged_before_all_of_it_is_settled`.
+//! - `several_are_acknowledged_at_once_only_up_to_the_first_gap`.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+/// The number of a delivery, counted by this agent over all connections.
+pub type Sequence = u64;
+
+struct Delivery {
+    tag: u64,
+    payload: Bytes,
+    cursor: usize,
+    /// Lines read and not settled.
+    open: u32,
+    /// Acknowledged, or given back.
+    gone: bool,
+}
+
+impl Delivery {
+    fn settled(&self) -> bool {
+        self.cursor == self.payload.len() && self.open == 0
+    }
+}
+
+/// What is to be said to the broker about deliveries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ack {
+    /// The delivery's tag.
+    pub tag: u64,
+    /// All up to it as well.
+    pub multiple: bool,
+}
+
+/// The deliveries of the current connection.
+#[derive(Default)]
+pub struct Deliveries {
+    held: VecDeque<Delivery>,
+    /// The sequence of the first in `held`.
+    first: Sequence,
+    /// Those with lines that were not read.
+    waiting: VecDeque<Sequence>,
+    waiting_lines: u64,
+    /// Those settled since the acknowledgements were asked for, somewhere in `held`.
+    settled: Vec<Sequence>,
+}
+
+impl Deliveries {
+    /// Adds a delivery; returns the number of lines in it.
+    pub fn add(&mut self, tag: u64, payload: Bytes) -> u64 {
+        let payload = match payload.last() {
+            Some(b'\n') => payload.slice(..payload.len() - 1),
+            _ => payload,
+        };
+        let sequence = self.first + self.held.len() as u64;
+        let lines = count_lines(&payload);
+        let empty = payload.is_empty();
+        self.held.push_back(Delivery {
+            tag,
+            payload,
+            cursor: 0,
+            open: 0,
+            gone: false,
+        });
+        if empty {
+            self.settled.push(sequence);
+            return 0;
+        }
+        self.waiting.push_back(sequence);
+        self.waiting_lines += lines;
+        lines
+    }
+
+    /// Adds a delivery that is no batch: it is one open line.
+    pub fn add_whole(&mut self, tag: u64, payload: Bytes) -> Sequence {
+        let sequence = self.first + self.held.len() as u64;
+        let cursor = payload.len();
+        self.held.push_back(Delivery {
+            tag,
+            payload,
+            cursor,
+            open: 1,
+            gone: false,
+        });
+        sequence
+    }
+
+    /// Takes the next line that was not read. It is open until [`Self::settle`] is called.
+    pub fn next_line(&mut self) -> Option<(Sequence, Bytes)> {
+        let sequence = *self.waiting.front()?;
+        let delivery = self.get(sequence).expect("what waits is held");
+        let rest = delivery.payload.slice(delivery.cursor..);
+        let line = match memchr::memchr(b'\n', &rest) {
+            Some(end) => {
+                delivery.cursor += end + 1;
+                rest.slice(..end)
+            }
+            None => {
+                delivery.cursor = delivery.payload.len();
+                rest
+            }
+        };
+        delivery.open += 1;
+        if delivery.cursor == delivery.payload.len() {
+            self.waiting.pop_front();
+        }
+        self.waiting_lines = self.waiting_lines.saturating_sub(1);
+        Some((sequence, line))
+    }
+
+    /// Returns whether there are lines that were not read.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Notes that a line was settled. Deliveries of an earlier connection are not known any more.
+    pub fn settle(&mut self, sequence: Sequence) {
+        let Some(delivery) = self.get(sequence) else {
+            return;
+        };
+        delivery.open = delivery.open.saturating_sub(1);
+        if delivery.settled() {
+            self.settled.push(sequence);
+        }
+    }
+
+    /// Returns what may be acknowledged now.
+    pub fn acks(&mut self, mut ack: impl FnMut(Ack)) {
+        if self.settled.is_empty() {
+            return;
+        }
+        let mut last = None;
+        let mut count = 0;
+        while let Some(front) = self
+            .held
+            .front()
+            .filter(|front| front.gone || front.settled())
+        {
+            if !front.gone {
+                last = Some(front.tag);
+                count += 1;
+            }
+            self.held.pop_front();
+            self.first += 1;
+        }
+        if let Some(tag) = last {
+            ack(Ack {
+                tag,
+                multiple: count > 1,
+            });
+        }
+        for sequence in std::mem::take(&mut self.settled) {
+            if let Some(delivery) = self.get(sequence).filter(|delivery| !delivery.gone) {
+                delivery.gone = true;
+                ack(Ack {
+                    tag: delivery.tag,
+                    multiple: false,
+                });
+            }
+        }
+    }
+
+    /// Gives back the deliveries nothing of which was read: calls with the tag of each.
+    pub fn give_back_unstarted(&mut self, mut requeue: impl FnMut(u64)) {
+        let mut kept = VecDeque::new();
+        for sequence in std::mem::take(&mut self.waiting) {
+            let delivery = self.get(sequence).expect("what waits is held");
+            if delivery.cursor > 0 {
+                kept.push_back(sequence);
+                continue;
+            }
+            delivery.gone = true;
+            delivery.cursor = delivery.payload.len();
+            let (tag, lines) = (delivery.tag, count_lines(&delivery.payload));
+            self.waiting_lines = self.waiting_lines.saturating_sub(lines);
+            requeue(tag);
+        }
+        self.waiting = kept;
+    }
+
+    /// Forgets all: the connection they came by is gone, and the broker delivers them again.
+    pub fn forget(&mut self) {
+        self.first += self.held.len() as u64;
+        self.held.clear();
+        self.waiting.clear();
+        self.settled.clear();
+        self.waiting_lines = 0;
+    }
+
+    /// Returns the number of lines that were not read.
+    pub fn waiting_lines(&self) -> u64 {
+        self.waiting_lines
+    }
+
+    /// Returns the number of deliveries that are not acknowledged.
+    pub fn unacknowledged(&self) -> u64 {
+        self.held.iter().filter(|delivery| !delivery.gone).count() as u64
+    }
+
+    fn get(&mut self, sequence: Sequence) -> Option<&mut Delivery> {
+        let index = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
+        self.held.get_mut(index)
+    }
+}
+
+fn count_lines(payload: &[u8]) -> u64 {
+    if payload.is_empty() {
+        return 0;
+    }
+    payload
+        .iter()
+        .map(|byte| u64::from(*byte == b'\n'))
+        .sum::<u64>()
+        + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acks(deliveries: &mut Deliveries) -> Vec<(u64, bool)> {
+        let mut all = Vec::new();
+        deliveries.acks(|ack| all.push((ack.tag, ack.multiple)));
+        all
+    }
+
+    fn three() -> Deliveries {
+        let mut deliveries = Deliveries::default();
+        assert_eq!(deliveries.add(11, Bytes::from_static(b"a\nb\n")), 2);
+        assert_eq!(deliveries.add(12, Bytes::from_static(b"c")), 1);
+        assert_eq!(deliveries.add(13, Bytes::from_static(b"d\n")), 1);
+        deliveries
+    }
+
+    #[test]
+    fn nothing_is_acknowledged_before_all_of_it_is_settled() {
+        let mut deliveries = three();
+        let (first, line) = deliveries.next_line().unwrap();
+        assert_eq!(&line[..], b"a");
+        deliveries.settle(first);
+        assert_eq!(acks(&mut deliveries), []);
+        let (second, line) = deliveries.next_line().unwrap();
+        assert_eq!((first, &line[..]), (second, &b"b"[..]));
+        assert_eq!(acks(&mut deliveries), []);
+        deliveries.settle(second);
+        assert_eq!(acks(&mut deliveries), [(11, false)]);
+    }
+
+    #[test]
+    fn several_are_acknowledged_at_once_only_up_to_the_first_gap() {
+        let mut deliveries = three();
+        let lines: Vec<_> = std::iter::from_fn(|| deliveries.next_line())
+            .map(|(sequence, _)| sequence)
+            .collect();
+        deliveries.settle(lines[3]);
+        assert_eq!(
+            acks(&mut deliveries),
+            [(13, false)],
+            "13 alone: 11 and 12 are open"
+        );
+        deliveries.settle(lines[2]);
+        assert_eq!(acks(&mut deliveries), [(12, false)]);
+        deliveries.settle(lines[0]);
+        deliveries.settle(lines[1]);
+        assert_eq!(
+            acks(&mut deliveries),
+            [(11, false)],
+            "the others are gone already"
+        );
+        let mut deliveries = three();
+        let lines: Vec<_> = std::iter::from_fn(|| deliveries.next_line())
+            .map(|(sequence, _)| sequence)
+            .collect();
+        lines
+            .into_iter()
+            .for_each(|sequence| deliveries.settle(sequence));
+        assert_eq!(acks(&mut deliveries), [(13, true)]);
+        assert_eq!(deliveries.unacknowledged(), 0);
+    }
+
+    #[test]
+    fn only_what_was_not_begun_is_given_back() {
+        let mut deliveries = three();
+        let (first, _) = deliveries.next_line().unwrap();
+        let mut back = Vec::new();
+        deliveries.give_back_unstarted(|tag| back.push(tag));
+        assert_eq!(back, [12, 13]);
+        assert_eq!(deliveries.waiting_lines(), 1);
+        let (second, _) = deliveries.next_line().unwrap();
+        assert!(deliveries.next_line().is_none());
+        deliveries.settle(first);
+        deliveries.settle(second);
+        assert_eq!(acks(&mut deliveries), [(11, false)]);
+    }
+
+    #[test]
+    fn an_empty_delivery_is_acknowledged() {
+        let mut deliveries = Deliveries::default();
+        assert_eq!(deliveries.add(5, Bytes::new()), 0);
+        assert_eq!(acks(&mut deliveries), [(5, false)]);
+    }
+
+    #[test]
+    fn a_lost_connection_forgets_all() {
+        let mut deliveries = three();
+        let (old, _) = deliveries.next_line().unwrap();
+        deliveries.forget();
+        deliveries.add(1, Bytes::from_static(b"x"));
+        deliveries.settle(old);
+        assert_eq!(acks(&mut deliveries), []);
+        let (new, _) = deliveries.next_line().unwrap();
+        deliveries.settle(new);
+        assert_eq!(acks(&mut deliveries), [(1, false)]);
+    }
+}

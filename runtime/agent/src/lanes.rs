@@ -1,0 +1,579 @@
+//! Natural batching: everything that is published waits in the lane of its routing key.
+//!
+//! A lane sends at once when nothing of it awaits a confirm; while something does, the next batch
+//! grows, bounded by count, bytes and age. So one message alone waits for nothing, and a backlog
+//! travels in batches.
+//!
+//! # Invariants
+//!
+//! - `an_idle_lane_sends_at_once`, `a_busy_lane_lets_the_next_batch_grow`.
+//! - `a_refused_batch_is_sent_again_before_anything_newer`.
+//! - `news_keep_their_order`: their lane has one open publish at most.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use towpath_protocol::office::NEWS_KEY;
+use towpath_protocol::start::Routes;
+
+use crate::broker::{Content, Publish};
+use crate::ladder;
+use crate::limits::Limits;
+
+/// What something that was published belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// The record of the message.
+    pub record: u32,
+    /// A trigger's outputs: between which checkpoints. [`SETTLEMENT`] is a record's own end.
+    pub epoch: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// The epoch of what is not an output: a retry, a dead letter, the end of a run.
+pub const SETTLEMENT: u32 = u32::MAX;
+
+/// The epoch of a checkpoint.
+pub const CHECKPOINT: u32 = u32::MAX - 1;
+
+/// Names a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LaneId {
+    /// The outputs of a port, by its number in [`Lanes::port`].
+    Port(u16),
+    /// Back to this step after a delay, in units.
+    Delay(u32),
+    /// Dead letters.
+    Dead,
+    /// News.
+    News,
+}
+
+impl LaneId {
+    /// Whether what waits in it is still wanted when the connection is lost: a message that was to
+    /// be retried or given up is delivered again, and decided on again.
+    fn survives(self) -> bool {
+        matches!(self, Self::Port(_) | Self::News)
+    }
+}
+
+#[derive(Default)]
+struct Batch {
+    payload: Vec<u8>,
+    count: u32,
+    members: Vec<Member>,
+    answer: Option<Arc<str>>,
+}
+
+impl Batch {
+    fn push(&mut self, line: &[u8], member: Member) {
+        self.payload.extend_from_slice(line);
+        self.count += 1;
+        match self.members.last_mut() {
+            Some(last) if last.record == member.record && last.epoch == member.epoch => {
+                last.count += 1
+            }
+            _ => self.members.push(Member { count: 1, ..member }),
+        }
+    }
+}
+
+struct Sealed {
+    number: u64,
+    payload: Bytes,
+    count: u32,
+    members: Vec<Member>,
+    answer: Option<Arc<str>>,
+}
+
+struct Lane {
+    exchange: Arc<str>,
+    key: Arc<str>,
+    content: Content,
+    batch_max: u32,
+    open_max: u32,
+    growing: Batch,
+    since: Option<Instant>,
+    sealed: VecDeque<Sealed>,
+    open: u32,
+    refusals: u32,
+    not_before: Option<Instant>,
+}
+
+impl Lane {
+    fn is_empty(&self) -> bool {
+        self.growing.count == 0 && self.sealed.is_empty() && self.open == 0
+    }
+
+    fn seal(&mut self, numbers: &mut u64) {
+        if self.growing.count == 0 {
+            return;
+        }
+        let batch = std::mem::take(&mut self.growing);
+        // The next batch is probably as large as this one.
+        self.growing
+            .payload
+            .reserve(batch.payload.len().min(64 << 10));
+        self.since = None;
+        *numbers += 1;
+        self.sealed.push_back(Sealed {
+            number: *numbers,
+            payload: batch.payload.into(),
+            count: batch.count,
+            members: batch.members,
+            answer: batch.answer,
+        });
+    }
+
+    /// Takes the next batch that may be sent now.
+    fn next(&mut self, now: Instant, age: Duration, numbers: &mut u64) -> Option<Sealed> {
+        if self.not_before.is_some_and(|not_before| now < not_before) || self.open >= self.open_max
+        {
+            return None;
+        }
+        self.not_before = None;
+        if self.sealed.is_empty() {
+            let is_old = self.since.is_some_and(|since| now >= since + age);
+            if self.open == 0 || is_old {
+                self.seal(numbers);
+            }
+        }
+        self.sealed.pop_front()
+    }
+}
+
+/// All lanes of an agent.
+pub struct Lanes {
+    ports: Vec<(Box<str>, Lane)>,
+    dead: Lane,
+    news: Lane,
+    delays: BTreeMap<u32, Lane>,
+    open: HashMap<u64, (LaneId, Sealed)>,
+    outstanding_bytes: usize,
+    numbers: u64,
+    routes: Routes,
+    limits: Limits,
+}
+
+impl Lanes {
+    /// Makes the lanes of a step.
+    pub fn new(routes: &Routes, limits: &Limits) -> Self {
+        let lane = |exchange: &str, key: &str, content, batch_max, open_max| Lane {
+            exchange: exchange.into(),
+            key: key.into(),
+            content,
+            batch_max,
+            open_max,
+            growing: Batch::default(),
+            since: None,
+            sealed: VecDeque::new(),
+            open: 0,
+            refusals: 0,
+            not_before: None,
+        };
+        let ports = routes
+            .outputs
+            .iter()
+            .map(|(port, output)| {
+                let lane = lane(
+                    &routes.outputs_exchange,
+                    &output.key,
+                    Content::Batch,
+                    output.batch_max.max(1),
+                    limits.open_batches,
+                );
+                (port.as_str().into(), lane)
+            })
+            .collect();
+        Self {
+            ports,
+            dead: lane(
+                &routes.dead_exchange,
+                "",
+                Content::Dead,
+                64,
+                limits.open_batches,
+            ),
+            news: lane(&routes.office_exchange, NEWS_KEY, Content::News, 1, 1),
+            delays: BTreeMap::new(),
+            open: HashMap::new(),
+            outstanding_bytes: 0,
+            numbers: 0,
+            routes: routes.clone(),
+            limits: limits.clone(),
+        }
+    }
+
+    /// Returns the number of a port that leads somewhere.
+    pub fn port(&self, name: &str) -> Option<u16> {
+        let index = self.ports.iter().position(|(port, _)| &**port == name)?;
+        u16::try_from(index).ok()
+    }
+
+    /// Adds a line (with its line end) to a lane.
+    pub fn push(&mut self, id: LaneId, line: &[u8], member: Member, now: Instant) {
+        self.outstanding_bytes += line.len();
+        let batch_bytes = self.limits.batch_bytes;
+        let mut numbers = self.numbers;
+        let lane = self.lane(id);
+        if lane.growing.count >= lane.batch_max
+            || (lane.growing.count > 0 && lane.growing.payload.len() + line.len() > batch_bytes)
+        {
+            lane.seal(&mut numbers);
+        }
+        lane.growing.push(line, member);
+        lane.since.get_or_insert(now);
+        if lane.growing.count >= lane.batch_max {
+            lane.seal(&mut numbers);
+        }
+        self.numbers = numbers;
+    }
+
+    /// Adds a question to the lane of news; the answer has this correlation id.
+    pub fn ask(&mut self, document: &[u8], member: Member, correlation: Arc<str>, now: Instant) {
+        let mut numbers = self.numbers;
+        self.news.seal(&mut numbers);
+        self.news.growing.answer = Some(correlation);
+        self.numbers = numbers;
+        self.push(LaneId::News, document, member, now);
+    }
+
+    /// Takes everything that is to be sent now.
+    pub fn send(&mut self, now: Instant, mut send: impl FnMut(Publish)) {
+        let age = self.limits.batch_age;
+        let mut numbers = self.numbers;
+        let open = &mut self.open;
+        let fixed = self.ports.iter_mut().enumerate().map(|(index, (_, lane))| {
+            (
+                LaneId::Port(u16::try_from(index).expect("a step has few ports")),
+                lane,
+            )
+        });
+        let all = fixed
+            .chain(
+                self.delays
+                    .iter_mut()
+                    .map(|(units, lane)| (LaneId::Delay(*units), lane)),
+            )
+            .chain([
+                (LaneId::Dead, &mut self.dead),
+                (LaneId::News, &mut self.news),
+            ]);
+        for (id, lane) in all {
+            while let Some(batch) = lane.next(now, age, &mut numbers) {
+                lane.open += 1;
+                send(Publish {
+                    number: batch.number,
+                    exchange: lane.exchange.clone(),
+                    key: lane.key.clone(),
+                    content: lane.content,
+                    count: batch.count,
+                    payload: batch.payload.clone(),
+                    answer: batch.answer.clone(),
+                });
+                open.insert(batch.number, (id, batch));
+            }
+        }
+        self.numbers = numbers;
+    }
+
+    /// Notes that a batch is durable: returns what it belonged to.
+    pub fn accepted(&mut self, number: u64) -> Option<(LaneId, Vec<Member>)> {
+        let (id, batch) = self.open.remove(&number)?;
+        self.outstanding_bytes = self.outstanding_bytes.saturating_sub(batch.payload.len());
+        let lane = self.lane(id);
+        lane.open = lane.open.saturating_sub(1);
+        lane.refusals = 0;
+        lane.not_before = None;
+        if let LaneId::Delay(units) = id
+            && lane.is_empty()
+        {
+            self.delays.remove(&units);
+        }
+        Some((id, batch.members))
+    }
+
+    /// Notes that the broker refused a batch: it is sent again after a back-off.
+    pub fn refused(&mut self, number: u64, now: Instant, chance: f64) {
+        let Some((id, batch)) = self.open.remove(&number) else {
+            return;
+        };
+        let (first, longest) = (self.limits.refused_first, self.limits.refused_longest);
+        let lane = self.lane(id);
+        lane.open = lane.open.saturating_sub(1);
+        // Several open batches that are refused together are one refusal.
+        if lane.not_before.is_none_or(|not_before| now >= not_before) {
+            let wait = first
+                .saturating_mul(1 << lane.refusals.min(16))
+                .min(longest);
+            lane.refusals += 1;
+            lane.not_before = Some(now + wait.mul_f64(0.5 + chance / 2.0));
+        }
+        // Refused batches come back in any order; the oldest goes first.
+        let index = lane
+            .sealed
+            .iter()
+            .position(|other| other.number > batch.number)
+            .unwrap_or(lane.sealed.len());
+        lane.sealed.insert(index, batch);
+    }
+
+    /// Notes that the connection is gone: what awaited a confirm is sent again on the next one,
+    /// except settlements, whose members are returned.
+    pub fn disconnected(&mut self) -> Vec<Member> {
+        let mut open: Vec<_> = std::mem::take(&mut self.open).into_values().collect();
+        open.sort_by_key(|(_, batch)| std::cmp::Reverse(batch.number));
+        for (id, batch) in open {
+            let lane = self.lane(id);
+            lane.open = 0;
+            lane.sealed.push_front(batch);
+        }
+        let mut void = Vec::new();
+        let mut bytes = 0;
+        for (id, lane) in self
+            .delays
+            .iter_mut()
+            .map(|(units, lane)| (LaneId::Delay(*units), lane))
+            .chain([(LaneId::Dead, &mut self.dead)])
+        {
+            debug_assert!(!id.survives(), "ports and news survive");
+            lane.open = 0;
+            let growing = std::mem::take(&mut lane.growing);
+            bytes += growing.payload.len()
+                + lane
+                    .sealed
+                    .iter()
+                    .map(|batch| batch.payload.len())
+                    .sum::<usize>();
+            void.extend(growing.members);
+            void.extend(lane.sealed.drain(..).flat_map(|batch| batch.members));
+        }
+        self.delays.clear();
+        self.outstanding_bytes = self.outstanding_bytes.saturating_sub(bytes);
+        void
+    }
+
+    /// Returns whether the broker refuses what is published.
+    pub fn is_refused(&self) -> bool {
+        let fixed = self.ports.iter().map(|(_, lane)| lane);
+        fixed
+            .chain(self.delays.values())
+            .chain([&self.dead, &self.news])
+            .any(|lane| lane.refusals > 0)
+    }
+
+    /// Returns whether the step is to be held back.
+    pub fn is_full(&self) -> bool {
+        self.outstanding_bytes > self.limits.outstanding_bytes
+    }
+
+    /// Returns when to look again without an event.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let fixed = self.ports.iter().map(|(_, lane)| lane);
+        fixed
+            .chain(self.delays.values())
+            .chain([&self.dead, &self.news])
+            .filter(|lane| lane.open < lane.open_max)
+            .filter_map(|lane| match lane.not_before {
+                Some(not_before) => Some(not_before),
+                None => lane.since.map(|since| since + self.limits.batch_age),
+            })
+            .min()
+    }
+
+    /// Returns a number for something that is published outside all lanes.
+    pub fn take_number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    fn lane(&mut self, id: LaneId) -> &mut Lane {
+        match id {
+            LaneId::Port(port) => &mut self.ports[usize::from(port)].1,
+            LaneId::Dead => &mut self.dead,
+            LaneId::News => &mut self.news,
+            LaneId::Delay(units) => {
+                let (routes, open_max) = (&self.routes, self.limits.open_batches);
+                self.delays.entry(units).or_insert_with(|| {
+                    let (exchange, key) = match ladder::level(units) {
+                        Some(level) => {
+                            let level = level.min(routes.delay_exchanges.len().saturating_sub(1));
+                            (
+                                routes.delay_exchanges[level].as_str(),
+                                ladder::routing_key(units, &routes.own_key),
+                            )
+                        }
+                        None => (routes.steps_exchange.as_str(), routes.own_key.clone()),
+                    };
+                    Lane {
+                        exchange: exchange.into(),
+                        key: key.into(),
+                        content: Content::Batch,
+                        batch_max: 256,
+                        open_max,
+                        growing: Batch::default(),
+                        since: None,
+                        sealed: VecDeque::new(),
+                        open: 0,
+                        refusals: 0,
+                        not_before: None,
+                    }
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use towpath_protocol::start::Output;
+
+    fn lanes() -> Lanes {
+        let routes = Routes {
+            queue: "q".into(),
+            outputs_exchange: "x".into(),
+            outputs: BTreeMap::from([(
+                "out".to_owned(),
+                Output {
+                    key: "s.out".into(),
+                    batch_max: 3,
+                },
+            )]),
+            own_key: "f.s".into(),
+            steps_exchange: "steps".into(),
+            delay_exchanges: (0..24).map(|level| format!("delay.{level}")).collect(),
+            dead_exchange: "dead".into(),
+            office_exchange: "office".into(),
+        };
+        Lanes::new(&routes, &Limits::default())
+    }
+
+    const OUT: LaneId = LaneId::Port(0);
+    const MEMBER: Member = Member {
+        record: 1,
+        epoch: 0,
+        count: 1,
+    };
+
+    fn sent(lanes: &mut Lanes, now: Instant) -> Vec<Publish> {
+        let mut all = Vec::new();
+        lanes.send(now, |publish| all.push(publish));
+        all
+    }
+
+    #[test]
+    fn an_idle_lane_sends_at_once() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        lanes.push(OUT, b"a\n", MEMBER, now);
+        let publishes = sent(&mut lanes, now);
+        assert_eq!(publishes.len(), 1);
+        assert_eq!(&publishes[0].payload[..], b"a\n");
+    }
+
+    #[test]
+    fn a_busy_lane_lets_the_next_batch_grow() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        lanes.push(OUT, b"a\n", MEMBER, now);
+        let first = sent(&mut lanes, now).remove(0).number;
+        lanes.push(OUT, b"b\n", MEMBER, now);
+        lanes.push(OUT, b"c\n", MEMBER, now);
+        assert!(sent(&mut lanes, now).is_empty());
+        assert!(lanes.next_deadline().is_some(), "it must not wait for ever");
+        lanes.push(OUT, b"d\n", MEMBER, now);
+        lanes.push(OUT, b"e\n", MEMBER, now);
+        let full = sent(&mut lanes, now);
+        assert_eq!(
+            full.iter()
+                .map(|publish| &publish.payload[..])
+                .collect::<Vec<_>>(),
+            [b"b\nc\nd\n"]
+        );
+        assert_eq!(lanes.accepted(first).unwrap().1, [MEMBER]);
+        assert!(sent(&mut lanes, now).is_empty(), "one is open still");
+        let later = now + Duration::from_secs(1);
+        assert_eq!(sent(&mut lanes, later).len(), 1, "it is old");
+    }
+
+    #[test]
+    fn a_refused_batch_is_sent_again_before_anything_newer() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        for line in [b"a\n", b"b\n", b"c\n", b"d\n", b"e\n", b"f\n"] {
+            lanes.push(OUT, line, MEMBER, now);
+        }
+        let numbers: Vec<_> = sent(&mut lanes, now)
+            .iter()
+            .map(|publish| publish.number)
+            .collect();
+        assert_eq!(numbers.len(), 2);
+        lanes.refused(numbers[1], now, 1.0);
+        lanes.refused(numbers[0], now, 1.0);
+        lanes.push(OUT, b"g\n", MEMBER, now);
+        assert!(lanes.is_refused());
+        assert!(sent(&mut lanes, now).is_empty());
+        let later = now + Duration::from_secs(10);
+        let again: Vec<_> = sent(&mut lanes, later)
+            .iter()
+            .map(|publish| publish.number)
+            .collect();
+        assert_eq!(again[..2], numbers[..]);
+        lanes.accepted(numbers[0]);
+        assert!(!lanes.is_refused());
+    }
+
+    #[test]
+    fn news_keep_their_order() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        lanes.push(LaneId::News, b"1", MEMBER, now);
+        lanes.ask(b"2", MEMBER, "c".into(), now);
+        lanes.push(LaneId::News, b"3", MEMBER, now);
+        let mut seen = Vec::new();
+        loop {
+            let publishes = sent(&mut lanes, now);
+            assert!(publishes.len() <= 1);
+            let Some(publish) = publishes.into_iter().next() else {
+                break;
+            };
+            lanes.accepted(publish.number);
+            seen.push((publish.payload, publish.answer.is_some()));
+        }
+        let expect = [(&b"1"[..], false), (b"2", true), (b"3", false)];
+        assert_eq!(
+            seen.iter()
+                .map(|(payload, asks)| (&payload[..], *asks))
+                .collect::<Vec<_>>(),
+            expect
+        );
+    }
+
+    #[test]
+    fn a_lost_connection_sends_outputs_again_and_forgets_settlements() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        lanes.push(OUT, b"a\n", MEMBER, now);
+        let settlement = Member {
+            record: 7,
+            epoch: SETTLEMENT,
+            count: 1,
+        };
+        lanes.push(LaneId::Delay(5), b"r\n", settlement, now);
+        let publishes = sent(&mut lanes, now);
+        assert_eq!(publishes.len(), 2);
+        assert_eq!(&*publishes[1].exchange, "delay.2");
+        assert_eq!(lanes.disconnected(), [settlement]);
+        let again = sent(&mut lanes, now);
+        assert_eq!(again.len(), 1);
+        assert_eq!(again[0].number, publishes[0].number);
+    }
+
+    #[test]
+    fn without_a_delay_a_message_comes_straight_back() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        lanes.push(LaneId::Delay(0), b"r\n", MEMBER, now);
+        let publish = sent(&mut lanes, now).remove(0);
+        assert_eq!((&*publish.exchange, &*publish.key), ("steps", "f.s"));
+    }
+}

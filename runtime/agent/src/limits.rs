@@ -1,0 +1,73 @@
+//! Every limit of an agent that is not a setting of the flow, in one place, each with its reason.
+
+use std::time::Duration;
+
+/// The limits. Tests use smaller ones.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Outputs of one message that are held until it is done; beyond, they are streamed.
+    pub held_outputs: usize,
+    /// Bytes of outputs of one message that are held until it is done.
+    pub held_bytes: usize,
+    /// Bytes of outputs of all messages that are held: a step with many in hand must not take
+    /// [`Self::held_bytes`] for each.
+    pub held_bytes_all: usize,
+    /// Bytes that are published or about to be and not confirmed, above which the step's frames
+    /// are not read: back-pressure.
+    pub outstanding_bytes: usize,
+    /// Bytes of one batch: the broker copies a delivery as a whole.
+    pub batch_bytes: usize,
+    /// How old the oldest of a batch may get while earlier batches await their confirms.
+    pub batch_age: Duration,
+    /// Batches of one lane that await their confirms.
+    pub open_batches: u32,
+    /// Bytes waiting to be written to the step, above which nothing more is handed over.
+    pub step_input_bytes: usize,
+    /// How long a step may take to say `ready`: a cold virtual machine is slow.
+    pub hello: Duration,
+    /// How long a step may take to come back with a cancelled message when nothing else can be
+    /// handed to it, before it is killed.
+    pub cancel_grace: Duration,
+    /// How long a message may wait for its own cancelled attempt to come back before the step is
+    /// killed.
+    pub cancel_grace_same: Duration,
+    /// The first wait before a step process that died is started again.
+    pub restart_first: Duration,
+    /// The longest.
+    pub restart_longest: Duration,
+    /// The first wait after the broker refused a batch.
+    pub refused_first: Duration,
+    /// The longest.
+    pub refused_longest: Duration,
+    /// How often a trigger's agent asks for its checkpoint until it is answered.
+    pub ask_again: Duration,
+    /// How long after a reconnect an outcome waits for its message to be delivered again.
+    pub reattach: Duration,
+    /// How long a step has to exit after `drain` once nothing is in its hands.
+    pub leave: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            held_outputs: 256,
+            held_bytes: 1 << 20,
+            held_bytes_all: 16 << 20,
+            outstanding_bytes: 4 << 20,
+            batch_bytes: 512 << 10,
+            batch_age: Duration::from_millis(10),
+            open_batches: 8,
+            step_input_bytes: 256 << 10,
+            hello: Duration::from_secs(60),
+            cancel_grace: Duration::from_secs(5),
+            cancel_grace_same: Duration::from_secs(60),
+            restart_first: Duration::from_millis(100),
+            restart_longest: Duration::from_secs(30),
+            refused_first: Duration::from_millis(50),
+            refused_longest: Duration::from_secs(5),
+            ask_again: Duration::from_secs(3),
+            reattach: Duration::from_secs(60),
+            leave: Duration::from_secs(10),
+        }
+    }
+}

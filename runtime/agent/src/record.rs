@@ -1,0 +1,328 @@
+//! The messages that the agent is responsible for: handed to the step, or being settled.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use towpath_protocol::MessageId;
+use towpath_protocol::office::DeadCause;
+
+use crate::deliveries::Sequence;
+
+/// Where a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// A tick: asks for its checkpoint.
+    Asking,
+    /// To be handed to the step (again).
+    Ready,
+    /// In the step's hands.
+    InHand,
+    /// Its fate is decided; waits for confirms.
+    Settling,
+    /// Its fate is decided, but the delivery it came by was lost: waits for the next.
+    Parked,
+    /// Left to whoever gets it next; only its outputs on their way are still counted.
+    Abandoned,
+}
+
+/// What was decided.
+#[derive(Debug, Clone)]
+pub enum Resolution {
+    /// Done.
+    Done,
+    /// Tried or seen again.
+    Again {
+        /// The delay in ladder units.
+        units: u32,
+        /// Not counted as a failure.
+        is_rebound: bool,
+        /// When it failed, in milliseconds since 1970.
+        at: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Given up.
+    Dead {
+        /// What kind of end it was.
+        cause: DeadCause,
+        /// When, in milliseconds since 1970.
+        at: u64,
+        /// Why.
+        reason: String,
+        /// The causes.
+        chain: Vec<String>,
+    },
+}
+
+/// A trigger's outputs between two checkpoints.
+#[derive(Debug, Default)]
+pub struct Epoch {
+    /// Not confirmed.
+    pub unconfirmed: u64,
+    /// The checkpoint that ends it.
+    pub checkpoint: Option<(u64, Box<str>)>,
+}
+
+/// What a tick has beside a message.
+#[derive(Debug, Default)]
+pub struct TickState {
+    /// The external account.
+    pub connection: String,
+    /// The answer to the question for the checkpoint.
+    pub checkpoint: Option<Box<str>>,
+    /// When the question is asked again.
+    pub ask_at: Option<Instant>,
+    /// The number of the first of `epochs`.
+    pub first_epoch: u32,
+    /// Not saved; the last one is open.
+    pub epochs: VecDeque<Epoch>,
+    /// The checkpoints whose saving awaits its confirm.
+    pub saving: Vec<u64>,
+    /// How many messages it emitted in this attempt.
+    pub emitted: u64,
+    /// The end of the run is said.
+    pub ended: bool,
+}
+
+/// One message.
+#[derive(Debug)]
+pub struct Record {
+    /// Its id; none if it cannot be read.
+    pub id: Option<MessageId>,
+    /// Its line.
+    pub line: Bytes,
+    /// Where its lineage is in the line.
+    pub lineage: Range<usize>,
+    /// Its ordering key.
+    pub key: Option<Box<str>>,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// How often it was rebounded.
+    pub rebounds: u32,
+    /// How often it was replayed.
+    pub replays: u32,
+    /// The deliveries it came by: more than one if it was published more than once.
+    pub deliveries: Vec<Sequence>,
+    /// Where it is.
+    pub state: State,
+    /// When it was handed over.
+    pub handed_at: Option<Instant>,
+    /// When it has taken too long, on the clock that stands still.
+    pub deadline: Option<Duration>,
+    /// Its encoded outputs, one line after the other.
+    pub held: Vec<u8>,
+    /// The port and the length of each.
+    pub held_lines: Vec<(u16, u32)>,
+    /// The number of outputs so far, by port.
+    pub outputs: Vec<(u16, u64)>,
+    /// Outputs are published as they come.
+    pub is_streaming: bool,
+    /// Outputs, settlements and news that await their confirm.
+    pub unconfirmed: u64,
+    /// Why its outputs cannot be sent on.
+    pub bad_output: Option<String>,
+    /// What was decided.
+    pub resolution: Option<Resolution>,
+    /// If it is a tick.
+    pub tick: Option<Box<TickState>>,
+}
+
+impl Record {
+    /// Returns the number of the next output by a port.
+    pub fn next_index(&mut self, port: u16) -> u64 {
+        match self.outputs.iter_mut().find(|(other, _)| *other == port) {
+            Some((_, count)) => {
+                *count += 1;
+                *count - 1
+            }
+            None => {
+                self.outputs.push((port, 1));
+                0
+            }
+        }
+    }
+
+    /// Forgets what the step emitted, as it will emit it again.
+    pub fn start_again(&mut self) {
+        self.held.clear();
+        self.held_lines.clear();
+        self.outputs.clear();
+        self.is_streaming = false;
+        self.bad_output = None;
+        self.handed_at = None;
+        self.deadline = None;
+    }
+}
+
+/// Ids are hashes or hold random bits at their end: those are the hash.
+#[derive(Default)]
+pub struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(last) = bytes.last_chunk::<8>() {
+            self.0 ^= u64::from_le_bytes(*last);
+        }
+    }
+
+    fn write_usize(&mut self, _: usize) {}
+}
+
+/// A map from ids.
+pub type IdMap<V> = HashMap<MessageId, V, BuildHasherDefault<IdHasher>>;
+
+/// All of them.
+#[derive(Default)]
+pub struct Records {
+    slots: Vec<Option<Record>>,
+    free: Vec<u32>,
+    by_id: IdMap<u32>,
+    count: usize,
+    spare: Vec<(Vec<u8>, Vec<(u16, u32)>, Vec<(u16, u64)>, Vec<Sequence>)>,
+}
+
+/// How many emptied buffers are kept for the next messages.
+const SPARE_MAX: usize = 1024;
+
+/// The largest buffer that is kept.
+const SPARE_BYTES_MAX: usize = 16 << 10;
+
+impl Records {
+    /// Adds a message.
+    pub fn insert(
+        &mut self,
+        envelope: crate::envelope::Envelope,
+        line: Bytes,
+        delivery: Sequence,
+    ) -> u32 {
+        let number = self.put(None, line, delivery);
+        let record = self.get(number);
+        record.id = Some(envelope.id);
+        record.lineage = envelope.lineage;
+        record.key = envelope.key;
+        record.attempt = envelope.attempt;
+        record.rebounds = envelope.rebounds;
+        record.replays = envelope.replays;
+        self.by_id.insert(envelope.id, number);
+        number
+    }
+
+    /// Adds a line that cannot be read.
+    pub fn insert_unreadable(&mut self, line: Bytes, delivery: Sequence) -> u32 {
+        self.put(None, line, delivery)
+    }
+
+    fn put(&mut self, id: Option<MessageId>, line: Bytes, delivery: Sequence) -> u32 {
+        let (held, held_lines, outputs, mut deliveries) = self.spare.pop().unwrap_or_default();
+        deliveries.push(delivery);
+        let record = Record {
+            id,
+            line,
+            lineage: 0..0,
+            key: None,
+            attempt: 1,
+            rebounds: 0,
+            replays: 0,
+            deliveries,
+            state: State::Ready,
+            handed_at: None,
+            deadline: None,
+            held,
+            held_lines,
+            outputs,
+            is_streaming: false,
+            unconfirmed: 0,
+            bad_output: None,
+            resolution: None,
+            tick: None,
+        };
+        self.count += 1;
+        if let Some(number) = self.free.pop() {
+            self.slots[number as usize] = Some(record);
+            return number;
+        }
+        self.slots.push(Some(record));
+        u32::try_from(self.slots.len() - 1)
+            .expect("the broker's prefetch bounds the number of messages")
+    }
+
+    /// Returns a message that is known to be there.
+    pub fn get(&mut self, number: u32) -> &mut Record {
+        self.slots[number as usize]
+            .as_mut()
+            .expect("a record stays while something refers to it")
+    }
+
+    /// Returns a message if it is there.
+    pub fn find(&self, id: MessageId) -> Option<u32> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// Returns whether a number is in use.
+    pub fn exists(&self, number: u32) -> bool {
+        self.slots.get(number as usize).is_some_and(Option::is_some)
+    }
+
+    /// Removes a message.
+    pub fn remove(&mut self, number: u32) -> Record {
+        self.forget_id(number);
+        let mut record = self.slots[number as usize]
+            .take()
+            .expect("a record stays while something refers to it");
+        self.free.push(number);
+        self.count -= 1;
+        if self.spare.len() < SPARE_MAX && record.held.capacity() <= SPARE_BYTES_MAX {
+            let mut held = std::mem::take(&mut record.held);
+            let mut held_lines = std::mem::take(&mut record.held_lines);
+            let mut outputs = std::mem::take(&mut record.outputs);
+            held.clear();
+            held_lines.clear();
+            outputs.clear();
+            self.spare.push((held, held_lines, outputs, Vec::new()));
+        }
+        record
+    }
+
+    /// Lets go of a message's id, so that it may come again.
+    pub fn forget_id(&mut self, number: u32) {
+        if let Some(id) = self.get(number).id
+            && self.by_id.get(&id) == Some(&number)
+        {
+            self.by_id.remove(&id);
+        }
+    }
+
+    /// Returns the numbers of all messages in a state.
+    pub fn in_state(&self, state: State) -> Vec<u32> {
+        self.iter()
+            .filter(|(_, record)| record.state == state)
+            .map(|(number, _)| number)
+            .collect()
+    }
+
+    /// Goes through all messages.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Record)> {
+        let number = |index| u32::try_from(index).expect("numbers are 32 bits");
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(move |(index, slot)| Some((number(index), slot.as_ref()?)))
+    }
+
+    /// Returns how many there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
