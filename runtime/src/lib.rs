@@ -2,5 +2,13 @@
 
 pub mod broker;
 pub mod engine;
+pub mod ingress;
+pub mod live;
+pub mod metrics;
+pub mod office;
+pub mod pack;
 pub mod reconcile;
+pub mod replay;
+pub mod reports;
+pub mod schedule;
 pub mod store;

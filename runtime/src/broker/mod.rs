@@ -114,19 +114,3 @@ pub enum BrokerError {
     #[error("the broker did not confirm in time")]
     TimedOut,
 }
-
-/// An error with all its causes, in one line, for a log.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let cause = source.to_string();
-        // Some errors repeat their source.
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        next = source.source();
-    }
-    text
-}

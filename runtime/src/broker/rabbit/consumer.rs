@@ -37,7 +37,7 @@ impl Consumer {
                     () = self.sender.closed() => return,
                     ended = self.session(&connection, &mut failures) => ended,
                 };
-                tracing::debug!(queue = self.queue, error = %crate::broker::chain(&ended), "consuming again soon");
+                tracing::debug!(queue = self.queue, error = %crate::engine::chain(&ended), "consuming again soon");
                 if matches!(ended, BrokerError::Refused { .. }) {
                     self.declare_again.notify_one();
                 }

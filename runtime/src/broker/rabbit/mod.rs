@@ -153,10 +153,10 @@ async fn keep_declared(inner: Arc<Inner>, resync: Duration) {
             }
             Ok(()) => {}
             Err(error) if !warned => {
-                tracing::warn!(error = %super::chain(&error), "cannot declare the queues again; trying on");
+                tracing::warn!(error = %crate::engine::chain(&error), "cannot declare the queues again; trying on");
                 warned = true;
             }
-            Err(error) => tracing::debug!(error = %super::chain(&error), "cannot declare the queues"),
+            Err(error) => tracing::debug!(error = %crate::engine::chain(&error), "cannot declare the queues"),
         }
     }
 }

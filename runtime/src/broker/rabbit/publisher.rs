@@ -107,7 +107,7 @@ impl Task {
                 match open(&connection).await {
                     Ok(channel) => self.serve(&channel).await,
                     Err(error) => {
-                        tracing::debug!(error = %crate::broker::chain(&error), "no channel to publish on");
+                        tracing::debug!(error = %crate::engine::chain(&error), "no channel to publish on");
                         tokio::time::sleep(super::link::backoff(1)).await;
                     }
                 }

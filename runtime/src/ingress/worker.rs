@@ -1,0 +1,146 @@
+//! Publishes what comes in, in batches that grow by themselves: one request alone is sent at once,
+//! and while it waits for its confirm, those behind it gather.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use towpath_protocol::message::BATCH_TYPE;
+
+use super::{IngressError, WAITING_MAX};
+use crate::broker::{Broker, BrokerError, Publication};
+
+/// The most messages in one batch: a slow step that follows wants its replicas to share the work.
+const BATCH_MESSAGES_MAX: usize = 32;
+
+/// The most bytes in one batch, unless one message alone is larger.
+const BATCH_BYTES_MAX: usize = 256 << 10;
+
+/// The most batches of one flow that wait for their confirms: enough that the broker never waits
+/// for us.
+const IN_FLIGHT_MAX: usize = 4;
+
+/// Where a message goes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Route {
+    pub(super) exchange: String,
+    pub(super) key: String,
+}
+
+type Outcome = oneshot::Sender<Result<(), IngressError>>;
+
+/// A message to publish.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) route: Route,
+    pub(super) line: String,
+    pub(super) outcome: Outcome,
+}
+
+/// The task behind an [`super::Ingress`].
+#[derive(Debug)]
+pub struct Worker {
+    items: mpsc::Receiver<Item>,
+}
+
+/// What waits for one route.
+#[derive(Default)]
+struct Waiting {
+    items: Vec<(String, Outcome)>,
+    in_flight: usize,
+}
+
+type InFlight = FuturesUnordered<BoxFuture<'static, Route>>;
+
+impl Worker {
+    pub(super) fn new(items: mpsc::Receiver<Item>) -> Self {
+        Self { items }
+    }
+
+    /// Publishes until `shutdown`; what was taken before is still published.
+    pub async fn run(mut self, broker: Arc<dyn Broker>, shutdown: CancellationToken) {
+        let mut waiting: HashMap<Route, Waiting> = HashMap::new();
+        let mut in_flight = InFlight::new();
+        let mut stopping = false;
+        loop {
+            let count: usize = waiting.values().map(|waiting| waiting.items.len()).sum();
+            // Cancel-safe: `recv` and `next` lose nothing, a token only waits.
+            let route = tokio::select! {
+                () = shutdown.cancelled(), if !stopping => {
+                    stopping = true;
+                    self.items.close();
+                    continue;
+                }
+                Some(route) = in_flight.next() => {
+                    waiting.entry(route.clone()).or_default().in_flight -= 1;
+                    route
+                }
+                Some(item) = self.items.recv(), if count < WAITING_MAX => {
+                    let Item { route, line, outcome } = item;
+                    waiting.entry(route.clone()).or_default().items.push((line, outcome));
+                    route
+                }
+                else => return,
+            };
+            let of_route = waiting.entry(route.clone()).or_default();
+            while of_route.in_flight < IN_FLIGHT_MAX && !of_route.items.is_empty() {
+                of_route.in_flight += 1;
+                in_flight.push(publish(Arc::clone(&broker), route.clone(), of_route.batch()));
+            }
+            if of_route.in_flight == 0 {
+                waiting.remove(&route);
+            }
+        }
+    }
+}
+
+impl Waiting {
+    /// Takes the next batch out.
+    fn batch(&mut self) -> Vec<(String, Outcome)> {
+        let mut bytes = 0;
+        let fits = |(line, _): &&(String, Outcome)| {
+            bytes += line.len() + 1;
+            bytes <= BATCH_BYTES_MAX
+        };
+        let count = self.items.iter().take(BATCH_MESSAGES_MAX).take_while(fits).count().max(1);
+        self.items.drain(..count.min(self.items.len())).collect()
+    }
+}
+
+fn publish(
+    broker: Arc<dyn Broker>,
+    route: Route,
+    batch: Vec<(String, Outcome)>,
+) -> BoxFuture<'static, Route> {
+    Box::pin(async move {
+        let (lines, outcomes): (Vec<String>, Vec<Outcome>) = batch.into_iter().unzip();
+        let publication = Publication {
+            exchange: route.exchange.clone(),
+            key: route.key.clone(),
+            kind: BATCH_TYPE,
+            count: u32::try_from(lines.len()).unwrap_or(u32::MAX),
+            body: lines.join("\n").into(),
+        };
+        let mut failed = broker.publish(publication).await.err();
+        let is_full = matches!(failed, Some(BrokerError::Full { .. }));
+        let is_ok = failed.is_none();
+        for outcome in outcomes {
+            let answer = if is_ok {
+                Ok(())
+            } else if is_full {
+                Err(IngressError::Full)
+            } else {
+                // The first gets the cause; the log of the broker's own loop has it too.
+                Err(IngressError::Unavailable(failed.take()))
+            };
+            if outcome.send(answer).is_err() {
+                tracing::debug!("a sender left before its webhook was confirmed");
+            }
+        }
+        route
+    })
+}

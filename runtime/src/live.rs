@@ -1,0 +1,66 @@
+//! The flows that are applied, as those see them who send messages into them: the scheduler, the
+//! webhook ingress and replay.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use towpath_flow::model::{Fires, Flow};
+
+use crate::broker::topology::FlowTopology;
+use crate::reconcile::FlowState;
+
+/// All flows that are applied, by name; whoever changes a flow sends a new map.
+pub type LiveFlows = watch::Receiver<Arc<BTreeMap<String, LiveFlow>>>;
+
+/// A flow that is applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveFlow {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: u32,
+    /// What it should be doing.
+    pub state: FlowState,
+    /// Its trigger.
+    pub trigger: LiveTrigger,
+    /// Its steps that have a queue, each with the (step, port) it takes messages from.
+    pub steps: Vec<(String, Vec<(String, String)>)>,
+}
+
+/// What brings messages into a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveTrigger {
+    /// Its step.
+    pub step: String,
+    /// Whether it runs as containers: then it handles each request to a webhook first.
+    pub has_image: bool,
+    /// How often it is fired; none for a webhook.
+    pub every: Option<Duration>,
+}
+
+impl LiveFlow {
+    /// Takes from a checked flow what matters here.
+    pub fn new(flow: &Flow, version: u32, state: FlowState) -> Self {
+        Self {
+            name: flow.name.clone(),
+            version,
+            state,
+            trigger: LiveTrigger {
+                step: flow.trigger_id.clone(),
+                has_image: flow.steps.iter().any(|step| step.is_trigger),
+                every: match flow.fires {
+                    Fires::Every(every) => Some(every),
+                    Fires::Webhook => None,
+                },
+            },
+            steps: flow.steps.iter().map(|step| (step.id.clone(), step.after.clone())).collect(),
+        }
+    }
+
+    /// What it needs on the broker.
+    pub fn topology(&self) -> FlowTopology {
+        FlowTopology { flow: self.name.clone(), steps: self.steps.clone() }
+    }
+}

@@ -1,0 +1,223 @@
+//! The office: it reads what agents and the broker tell the control plane, and records it.
+//!
+//! # Invariants
+//!
+//! - Nothing is acknowledged before it is stored; a store that fails is tried again, and what
+//!   waits, waits on the broker.
+//! - News is handled in order, one after the other: an answer to "where was I?" includes every save
+//!   before it.
+//! - `what_is_delivered_twice_is_stored_once`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use towpath_protocol::office::{CheckpointAnswer, News, Report};
+
+use crate::broker::topology::Names;
+use crate::broker::{Broker, Delivery};
+use crate::engine::chain;
+use crate::metrics::Metrics;
+use crate::reports::Reports;
+use crate::schedule::Clock;
+use crate::store::records::RunState;
+use crate::store::{Store, StoreError};
+
+pub mod letters;
+
+/// How many deliveries are taken at a time. Dead letters of so many are stored in one transaction.
+const WINDOW: u16 = 64;
+
+/// How long to wait before a store that failed is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// How often silent replicas are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// What the office needs. Clones do the same work.
+#[derive(Clone)]
+pub struct Office {
+    /// Where news, reports and dead letters come from.
+    pub broker: Arc<dyn Broker>,
+    /// Where they go.
+    pub store: Store,
+    /// The instance's names.
+    pub names: Names,
+    /// Where reports go.
+    pub reports: Reports,
+    /// Where dead letters are counted.
+    pub metrics: Metrics,
+    /// Told when a run may have ended.
+    pub runs_changed: Arc<Notify>,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+impl Office {
+    /// Works until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let news = self.broker.consume(&self.names.news(), WINDOW).await;
+        let reports = self.broker.consume(&self.names.reports(), WINDOW).await;
+        let dead = self.broker.consume(&self.names.dead(), WINDOW).await;
+        let lost = self.broker.consume(&self.names.lost(), WINDOW).await;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.clone().read_news(news));
+        tasks.spawn(self.clone().read_reports(reports));
+        tasks.spawn(self.clone().read_letters(dead));
+        tasks.spawn(self.read_letters(lost));
+        // Cancel-safe: what is cut off was not acknowledged, and comes again.
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            ended = tasks.join_next() => {
+                if let Some(Err(error)) = ended && error.is_panic() {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+            }
+        }
+    }
+
+    async fn read_news(self, mut deliveries: mpsc::Receiver<Delivery>) {
+        while let Some(delivery) = deliveries.recv().await {
+            for line in lines(&delivery.body) {
+                match serde_json::from_slice::<News>(line) {
+                    Ok(news) => self.handle(news, delivery.reply.as_ref()).await,
+                    // It can never be read; an older control plane must not stand still over what a
+                    // newer agent has to say.
+                    Err(error) => tracing::error!(%error, "news that cannot be read is dropped"),
+                }
+            }
+            settle(delivery);
+        }
+    }
+
+    async fn handle(&self, news: News, reply: Option<&(String, String)>) {
+        match news {
+            News::AskCheckpoint { identity, run, connection } => {
+                let read = || self.store.checkpoint(&identity.flow, &identity.step, &connection).boxed();
+                let checkpoint = until_stored(read).await;
+                self.answer(CheckpointAnswer { run, checkpoint }, reply).await;
+            }
+            News::Checkpoint { identity, run, connection, number, value } => {
+                let saved = until_stored(|| {
+                    let (flow, step) = (&identity.flow, &identity.step);
+                    self.store.save_checkpoint(flow, step, &connection, run, number, value.clone()).boxed()
+                })
+                .await;
+                if !saved {
+                    tracing::warn!(
+                        flow = identity.flow,
+                        step = identity.step,
+                        %run,
+                        "a checkpoint of a run that is not the trigger's active one is not stored"
+                    );
+                }
+            }
+            News::RunEnded { identity, run, emitted, at } => {
+                let end = || self.store.run_ended(run, RunState::Done, at, Some(emitted), None).boxed();
+                if until_stored(end).await {
+                    tracing::info!(flow = identity.flow, %run, emitted, "the run ended");
+                }
+                self.runs_changed.notify_one();
+            }
+            News::RunRetries { identity, run, reason, next } => {
+                let retry = || self.store.run_retries(run, &reason, next).boxed();
+                if until_stored(retry).await {
+                    tracing::warn!(flow = identity.flow, %run, reason, "the run failed and is tried again");
+                }
+            }
+        }
+    }
+
+    async fn answer(&self, answer: CheckpointAnswer, reply: Option<&(String, String)>) {
+        let Some((reply_to, correlation)) = reply else {
+            tracing::error!(run = %answer.run, "a question about a checkpoint does not say where to answer");
+            return;
+        };
+        let body = serde_json::to_vec(&answer).expect("an answer is JSON");
+        // Who asked and got no answer asks again.
+        if let Err(error) = self.broker.reply(reply_to, correlation, body.into()).await {
+            tracing::warn!(run = %answer.run, error = %chain(&error), "cannot answer a question about a checkpoint");
+        }
+    }
+
+    async fn read_reports(self, mut deliveries: mpsc::Receiver<Delivery>) {
+        let mut forget = tokio::time::interval(FORGET_EVERY);
+        loop {
+            // Cancel-safe: `recv` and a tick lose nothing.
+            tokio::select! {
+                delivery = deliveries.recv() => {
+                    let Some(delivery) = delivery else { return };
+                    for line in lines(&delivery.body) {
+                        match serde_json::from_slice::<Report>(line) {
+                            Ok(report) if report.identity.instance == self.names.instance => {
+                                self.reports.record(report, (self.clock)());
+                            }
+                            Ok(report) => tracing::debug!(instance = report.identity.instance, "a report of another instance"),
+                            Err(error) => tracing::debug!(%error, "a report that cannot be read"),
+                        }
+                    }
+                    settle(delivery);
+                }
+                _ = forget.tick() => self.reports.forget_silent((self.clock)()),
+            }
+        }
+    }
+
+    async fn read_letters(self, mut deliveries: mpsc::Receiver<Delivery>) {
+        let mut batch = Vec::new();
+        while deliveries.recv_many(&mut batch, usize::from(WINDOW)).await > 0 {
+            let now = (self.clock)();
+            let records: Vec<_> =
+                batch.iter().flat_map(|delivery| letters::of(&self.names, delivery, now)).collect();
+            let new = until_stored(|| self.store.insert_dead_letters(records.clone()).boxed()).await;
+            if new > 0 {
+                for record in &records {
+                    self.metrics.dead_letter(record);
+                    tracing::warn!(
+                        flow = record.flow,
+                        step = record.step,
+                        message_id = %record.message_id,
+                        cause = ?record.cause,
+                        reason = record.reason,
+                        "a message was given up"
+                    );
+                }
+            }
+            self.runs_changed.notify_one();
+            batch.drain(..).for_each(settle);
+        }
+    }
+}
+
+/// Does something in the store until it succeeds. Meanwhile nothing is acknowledged.
+async fn until_stored<'a, T>(mut work: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>>) -> T {
+    let mut warned = false;
+    loop {
+        match work().await {
+            Ok(value) => return value,
+            Err(error) if !warned => {
+                tracing::error!(error = %chain(&error), "the store does not work; what agents say waits on the broker");
+                warned = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(STORE_RETRY).await;
+    }
+}
+
+fn settle(delivery: Delivery) {
+    if delivery.settle.send(true).is_err() {
+        tracing::debug!("a delivery came from a connection that is gone, and will come again");
+    }
+}
+
+fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty())
+}
+
+#[cfg(test)]
+mod tests;
