@@ -27,7 +27,7 @@ broker() {
 }
 
 broker_create() {
-  local name=$1 network=$2 port=$3 image=$4 server=/usr/lib/rabbitmq/bin/rabbitmq-server
+  local name=$1 network=$2 port=$3 image=$4 folder server=/usr/lib/rabbitmq/bin/rabbitmq-server
   case $image in rabbitmq:*) server='docker-entrypoint.sh rabbitmq-server' ;; esac
   docker volume create --label "$LABEL=$INSTANCE" "$name"
   # Erlang sizes tables by the limit on open files, which some engines leave without bound;
@@ -36,11 +36,12 @@ broker_create() {
     --volume "$name:/var/lib/rabbitmq" --publish "127.0.0.1:$port:5672" \
     --restart unless-stopped --stop-timeout 60 --log-opt max-size=10m --log-driver json-file \
     --entrypoint sh "$image" -c "ulimit -n 65536 2>/dev/null || ulimit -Sn \$(ulimit -Hn); exec $server"
+  folder=$(mktemp -d "$STATE/build/settings.XXXXXX")
   # Copied in, not passed in the environment: `docker inspect` does not show it.
-  broker_settings "$(<"$STATE/$name.password")" >"$STATE/build/10-towpath.conf"
-  tar -C "$STATE/build" --mode=0644 --owner=0 --group=0 -c 10-towpath.conf |
+  broker_settings "$(<"$STATE/$name.password")" >"$folder/10-towpath.conf"
+  tar -C "$folder" --mode=0644 --owner=0 --group=0 -c 10-towpath.conf |
     docker cp - "$name:/etc/rabbitmq/conf.d/"
-  rm "$STATE/build/10-towpath.conf"
+  rm -r "$folder"
 }
 
 # The memory alarm is 40 % of the machine, 2 GiB at most; the disk alarm leaves 1 GB free: a full

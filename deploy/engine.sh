@@ -96,12 +96,24 @@ remove_labelled() {
   docker network ls --quiet --filter "$filter" | xargs -r docker network rm
 }
 
-# remove_all: what these scripts and the control plane made. Images that something else uses stay.
+# remove_all: what these scripts and the control plane made.
 remove_all() {
-  local image
   remove_labelled io.towpath.instance
   remove_labelled "$LABEL"
-  if [ -f "$STATE/images" ]; then
-    tac "$STATE/images" | while read -r image; do docker rmi "$image" || true; done
-  fi
+  remove_images .
+}
+
+# remove_but_brokers: the same without the images of brokers, which take minutes to make.
+remove_but_brokers() {
+  remove_labelled io.towpath.instance
+  remove_labelled "$LABEL"
+  remove_images -v '^rabbitmq:\|^towpath/rabbitmq:\|^towpath/base:'
+}
+
+# remove_images PATTERN…: the images made here that `grep PATTERN…` lets through, the youngest
+# first. One that something else uses stays.
+remove_images() {
+  local image
+  if [ ! -f "$STATE/images" ]; then return; fi
+  tac "$STATE/images" | { grep "$@" || true; } | while read -r image; do docker rmi "$image" || true; done
 }

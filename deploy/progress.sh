@@ -36,7 +36,7 @@ phase() {
 }
 
 # note TEXT: what a phase has to show for itself, at the end of its line.
-note() { printf '%s' "$*" >"$STATE/note"; }
+note() { printf '%s' "$*" >"${NOTE:-$STATE/note}"; }
 
 # refuse REASON HINT…: ends the program, or the phase and with it the program, with code 2: it
 # could not, and here is what to do about it.
