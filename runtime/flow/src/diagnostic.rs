@@ -208,6 +208,7 @@ impl Diagnostics {
     /// Of a check: sorted, at most [`DIAGNOSTICS_MAX`], errors first if there are more.
     pub(crate) fn new(source: &Source, mut items: Vec<Diagnostic>) -> Self {
         items.sort_by_key(|item| item.span.as_ref().map_or(usize::MAX, |span| span.start));
+        items.dedup();
         if items.len() > DIAGNOSTICS_MAX {
             items.sort_by_key(|item| item.code.severity());
             items.truncate(DIAGNOSTICS_MAX);

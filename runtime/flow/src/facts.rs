@@ -26,7 +26,6 @@ impl Facts {
 
 /// What is known of an image.
 #[derive(Debug, Clone, Default, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "there are a handful of them")]
 pub enum ImageFact {
     /// It is there, and this is its manifest, if it has one.
     Known(Option<Manifest>),

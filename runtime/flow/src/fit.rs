@@ -8,12 +8,14 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{Document, Draft, describe, within};
 use crate::facts::{Facts, ImageFact};
 use crate::graph::{Edge, Graph};
+use crate::limits::DIAGNOSTICS_MAX;
 use crate::model::Fires;
 use crate::placeholder::{Piece, pieces};
-use crate::text::{did_you_mean, list, shown};
+use crate::text::{did_you_mean, list, nearest, shown};
 use crate::tree::Node;
 
 mod with;
+mod words;
 
 /// Checks every step.
 pub(crate) fn check(
@@ -132,9 +134,9 @@ fn wrong_kind(draft: &Draft<'_>, is: Kind, expected: Kind) -> Diagnostic {
         Kind::Action => "an action",
     };
     let place = match expected {
-        Kind::Poll => "a trigger with `every` needs a trigger that is fired by a schedule",
-        Kind::Webhook => "a trigger with `webhook` needs a trigger that takes webhooks",
-        Kind::Action => "an action needs an action",
+        Kind::Poll => "`every` needs an image that is fired by a schedule",
+        Kind::Webhook => "`webhook` needs an image that takes webhooks",
+        Kind::Action => "an action stands here",
     };
     let help = match (is, expected) {
         (Kind::Poll, Kind::Webhook) => {
@@ -164,31 +166,25 @@ fn port(
     edge: &Edge,
 ) -> Option<Diagnostic> {
     let from = &document.drafts[edge.from];
-    let ports: Vec<&str> = if from.has_image {
-        match facts.image(&from.step.image) {
-            ImageFact::Known(Some(manifest)) => manifest.ports.keys().map(String::as_str).collect(),
-            _ => return None,
-        }
-    } else if from.step.is_trigger && from.image_span.is_empty() {
-        vec![towpath_protocol::DEFAULT_PORT]
-    } else {
-        return None;
-    };
-    if ports.contains(&edge.port.as_str()) {
+    let ports = ports(facts, from)?;
+    if from.step.id.is_empty() || ports.contains(&edge.port.as_str()) {
         return None;
     }
+    let whole = |port: &str| shown(&format!("{}.{port}", from.step.id));
     let help = match ports.as_slice() {
         [] => format!(
             "{} emits nothing: follow another step",
             describe(&from.step)
         ),
-        _ => did_you_mean(&edge.port, ports.iter().copied()).unwrap_or_else(|| {
-            let example = format!("{}.{}", from.step.id, ports[0]);
-            format!(
-                "its ports are {}; write for instance `after: {example}`",
-                list(&ports)
-            )
-        }),
+        [only] => format!("its only port is {}", shown(only)),
+        _ => match nearest(&edge.port, ports.iter().copied()) {
+            Some(port) => format!("did you mean {}?", whole(port)),
+            None => format!(
+                "its ports are {}: follow for instance {}",
+                list(&ports),
+                whole(ports[0])
+            ),
+        },
     };
     let span = edge.span.clone().unwrap_or_else(|| draft.place.clone());
     Some(
@@ -200,6 +196,23 @@ fn port(
         .label(format!("{} takes messages from it", describe(&draft.step)))
         .help(help),
     )
+}
+
+/// The ports of a step; none if they are not known.
+fn ports<'f>(facts: &'f Facts, from: &Draft<'_>) -> Option<Vec<&'f str>> {
+    if !from.has_image {
+        let is_webhook = from.step.is_trigger && from.image_span.is_empty();
+        return is_webhook.then(|| vec![towpath_protocol::DEFAULT_PORT]);
+    }
+    match facts.image(&from.step.image) {
+        // An action in the place of a trigger was reported as such.
+        ImageFact::Known(Some(manifest))
+            if !(from.step.is_trigger && manifest.kind == Kind::Action) =>
+        {
+            Some(manifest.ports.keys().map(String::as_str).collect())
+        }
+        _ => None,
+    }
 }
 
 /// Secrets and variables that the file speaks of must be there.
@@ -219,6 +232,7 @@ fn names(root: &Node, text: &str, facts: &Facts, found: &mut Vec<Diagnostic>) {
             for (node, name) in secrets
                 .into_iter()
                 .filter(|(_, name)| !known.contains(*name))
+                .take(DIAGNOSTICS_MAX)
             {
                 let help = did_you_mean(name, known.iter().map(String::as_str));
                 found.push(
@@ -241,6 +255,7 @@ fn names(root: &Node, text: &str, facts: &Facts, found: &mut Vec<Diagnostic>) {
             for (node, name) in variables
                 .into_iter()
                 .filter(|(_, name)| !known.contains(*name))
+                .take(DIAGNOSTICS_MAX)
             {
                 let help = did_you_mean(name, known.iter().map(String::as_str));
                 found.push(

@@ -218,7 +218,7 @@ fn report_loops(
             )
             .at(span)
             .label(format!(
-                "{} is in or behind a loop",
+                "it follows {}, which is in or behind a loop",
                 describe(&drafts[waits.from].step)
             )),
         );

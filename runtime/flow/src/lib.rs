@@ -88,7 +88,7 @@ fn flow(source: &Source, facts: &Facts, found: &mut Vec<Diagnostic>) -> Option<F
     let text = match source.text() {
         Ok(text) => text,
         Err(diagnostic) => {
-            found.push(diagnostic);
+            found.push(*diagnostic);
             return None;
         }
     };

@@ -17,6 +17,9 @@ pub const DIAGNOSTICS_MAX: usize = 100;
 /// The most actions of one flow. Each is at least one container and one queue.
 pub const ACTIONS_MAX: usize = 100;
 
+/// The most entries of one `after`: each is a binding.
+pub const AFTER_MAX: usize = 100;
+
 /// The most characters of a name: four of them make a container's name.
 pub const NAME_CHARS_MAX: usize = 48;
 

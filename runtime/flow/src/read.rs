@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::keys::{self, Key};
-use crate::limits::NAME_CHARS_MAX;
-use crate::text::{self, did_you_mean, list, shown};
+use crate::limits::{DIAGNOSTICS_MAX, NAME_CHARS_MAX};
+use crate::text::{self, did_you_mean, either, list, shown};
 use crate::tree::{Content, Entry, Node};
 use crate::units::{self, Unreadable};
 
@@ -52,25 +52,24 @@ impl Reader<'_> {
         tables: &[&[Key]],
     ) -> Option<&'t [Entry]> {
         let entries = self.entries(node, what)?;
-        let known = || tables.iter().flat_map(|table| table.iter());
-        for entry in entries {
-            if !known().any(|key| key.name == entry.key) {
-                let names: Vec<&str> = known().map(|key| key.name).collect();
-                self.unknown_key(entry, what, &names);
-            }
+        let names: Vec<&str> = tables
+            .iter()
+            .flat_map(|table| table.iter())
+            .map(|key| key.name)
+            .collect();
+        for entry in unknown(entries, &names) {
+            self.unknown_key(entry, what, &names);
         }
         Some(entries)
     }
 
     /// A mapping with whatever keys.
     pub(crate) fn entries<'t>(&mut self, node: &'t Node, what: &str) -> Option<&'t [Entry]> {
-        match &node.content {
-            Content::Mapping(entries) => Some(entries),
-            _ => {
-                self.wrong(node, what, "a mapping", None);
-                None
-            }
+        if let Content::Mapping(entries) = &node.content {
+            return Some(entries);
         }
+        self.wrong(node, what, "a mapping", None);
+        None
     }
 
     fn unknown_key(&mut self, entry: &Entry, what: &str, known: &[&str]) {
@@ -96,7 +95,24 @@ impl Reader<'_> {
         self.report(diagnostic.at(entry.key_span.clone()));
     }
 
-    pub(crate) fn missing(&mut self, what: &str, key: &str, at: Range<usize>, help: &str) {
+    /// A key that must be there is not.
+    pub(crate) fn missing(
+        &mut self,
+        node: &Node,
+        what: &str,
+        key: &str,
+        at: Range<usize>,
+        help: &str,
+    ) {
+        let tables = [keys::FLOW, keys::STEP, keys::TRIGGER, keys::ACTION];
+        let known: Vec<&str> = tables
+            .iter()
+            .flat_map(|table| table.iter())
+            .map(|key| key.name)
+            .collect();
+        if is_misspelt(node, key, &known) {
+            return; // It is reported as an unknown key.
+        }
         self.report(
             Diagnostic::new(Code::MissingKey, format!("{what} has no `{key}`"))
                 .at(at)
@@ -111,13 +127,11 @@ impl Reader<'_> {
         what: &str,
         help: &str,
     ) -> Option<&'t [Node]> {
-        match &node.content {
-            Content::List(items) => Some(items),
-            _ => {
-                self.wrong(node, what, "a list", Some(help.to_owned()));
-                None
-            }
+        if let Content::List(items) = &node.content {
+            return Some(items);
         }
+        self.wrong(node, what, "a list", Some(help.to_owned()));
+        None
     }
 
     pub(crate) fn text<'t>(&mut self, node: &'t Node, what: &str) -> Option<&'t str> {
@@ -182,7 +196,7 @@ impl Reader<'_> {
                 format!("{what} cannot be {}", shown(written)),
             )
             .at(node.span.clone())
-            .label(format!("it can be {}", list(choices)))
+            .label(format!("it can be {}", either(choices)))
             .maybe_help(did_you_mean(written, choices.iter().copied())),
         );
         None
@@ -194,13 +208,10 @@ impl Reader<'_> {
         what: &str,
         range: &RangeInclusive<u64>,
     ) -> Option<u64> {
-        let number = match &node.content {
-            Content::Number(number) => number,
-            _ => {
-                let help = unquoted(node, "3");
-                self.wrong(node, what, "a whole number", help);
-                return None;
-            }
+        let Content::Number(number) = &node.content else {
+            let help = unquoted(node, "3");
+            self.wrong(node, what, "a whole number", help);
+            return None;
         };
         match number.as_u64() {
             Some(number) => self.within(node, what, number, range, u64::to_string),
@@ -368,6 +379,23 @@ fn unquoted(node: &Node, example: &str) -> Option<String> {
         Content::Text(_) => Some(format!("write a number such as `{example}`")),
         _ => None,
     }
+}
+
+/// Whether a mapping has a key that is probably meant to be this one.
+pub(crate) fn is_misspelt(node: &Node, key: &str, known: &[&str]) -> bool {
+    let Content::Mapping(entries) = &node.content else {
+        return false;
+    };
+    unknown(entries, known)
+        .any(|entry| text::nearest(&entry.key, known.iter().copied()) == Some(key))
+}
+
+/// The entries whose keys are not known; no more than anyone wants to read of.
+fn unknown<'t>(entries: &'t [Entry], known: &[&str]) -> impl Iterator<Item = &'t Entry> {
+    entries
+        .iter()
+        .filter(|entry| !known.contains(&entry.key.as_str()))
+        .take(DIAGNOSTICS_MAX)
 }
 
 /// `[a-z][a-z0-9-]{0,47}`.

@@ -24,26 +24,28 @@ impl Source {
     }
 
     /// The text, or why there is none. The text is never larger than [`FILE_BYTES_MAX`].
-    pub(crate) fn text(&self) -> Result<&str, Diagnostic> {
+    pub(crate) fn text(&self) -> Result<&str, Box<Diagnostic>> {
         if self.bytes.len() > FILE_BYTES_MAX {
-            return Err(Diagnostic::new(
+            return Err(Box::new(Diagnostic::new(
                 Code::TooLarge,
                 format!(
                     "the file is {} bytes long, and a flow file may have at most {FILE_BYTES_MAX} (1 MiB)",
                     self.bytes.len()
                 ),
             )
-            .help("a flow file holds no data; is this the right file?"));
+            .help("a flow file holds no data; is this the right file?")));
         }
         std::str::from_utf8(&self.bytes).map_err(|error| {
             let at = error.valid_up_to();
-            Diagnostic::new(Code::NotUtf8, "the file is not text in UTF-8")
-                .at(at..at + char::REPLACEMENT_CHARACTER.len_utf8())
-                .label(format!(
-                    "the byte {:#04x} is no part of a character",
-                    self.bytes[at]
-                ))
-                .help("save it as UTF-8")
+            Box::new(
+                Diagnostic::new(Code::NotUtf8, "the file is not text in UTF-8")
+                    .at(at..at + char::REPLACEMENT_CHARACTER.len_utf8())
+                    .label(format!(
+                        "the byte {:#04x} is no part of a character",
+                        self.bytes[at]
+                    ))
+                    .help("save it as UTF-8"),
+            )
         })
     }
 

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// The most characters of the user's text in a message.
 const SHOWN_CHARS_MAX: usize = 60;
 
+/// The most entries of a list in a message: one more than a step has keys of its own.
+const LISTED_MAX: usize = 20;
+
 /// The user's text in backticks, without control characters, never long.
 pub(crate) fn shown(text: &str) -> String {
     let mut out = String::from("`");
@@ -28,15 +31,29 @@ fn is_direction(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// `a`, `b` and `c`.
+/// `a`, `b` and `c`, or the first of them and how many more there are.
 pub(crate) fn list<S: AsRef<str>>(items: &[S]) -> String {
-    match items {
+    join(items, "and")
+}
+
+/// `a`, `b` or `c`.
+pub(crate) fn either<S: AsRef<str>>(items: &[S]) -> String {
+    join(items, "or")
+}
+
+fn join<S: AsRef<str>>(items: &[S], word: &str) -> String {
+    let shown_items: Vec<String> = items
+        .iter()
+        .take(LISTED_MAX)
+        .map(|item| shown(item.as_ref()))
+        .collect();
+    match shown_items.as_slice() {
         [] => "nothing".to_owned(),
-        [one] => shown(one.as_ref()),
-        [most @ .., last] => {
-            let most: Vec<String> = most.iter().map(|item| shown(item.as_ref())).collect();
-            format!("{} and {}", most.join(", "), shown(last.as_ref()))
+        [one] => one.clone(),
+        all if all.len() < items.len() => {
+            format!("{} {word} {} more", all.join(", "), items.len() - all.len())
         }
+        [most @ .., last] => format!("{} {word} {last}", most.join(", ")),
     }
 }
 
@@ -83,7 +100,7 @@ pub(crate) fn duration(duration: Duration) -> String {
     ];
     units
         .into_iter()
-        .find(|(size, _)| ms >= *size && ms % size == 0)
+        .find(|(size, _)| ms >= *size && ms.is_multiple_of(*size))
         .map_or_else(
             || format!("{ms}ms"),
             |(size, unit)| format!("{}{unit}", ms / size),
@@ -94,7 +111,7 @@ pub(crate) fn duration(duration: Duration) -> String {
 pub(crate) fn size(bytes: u64) -> String {
     [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
         .into_iter()
-        .find(|(size, _)| bytes >= *size && bytes % size == 0)
+        .find(|(size, _)| bytes >= *size && bytes.is_multiple_of(*size))
         .map_or_else(
             || format!("{bytes}B"),
             |(size, unit)| format!("{}{unit}", bytes / size),
@@ -109,6 +126,15 @@ mod tests {
     fn what_is_shown_is_short_and_has_no_control_characters() {
         assert_eq!(shown("a\u{1b}[31m\n"), r"`a\u{1b}[31m\n`");
         assert_eq!(shown(&"x".repeat(99)).chars().count(), SHOWN_CHARS_MAX + 3);
+    }
+
+    #[test]
+    fn lists_end() {
+        assert_eq!(list::<&str>(&[]), "nothing");
+        assert_eq!(list(&["a"]), "`a`");
+        assert_eq!(list(&["a", "b", "c"]), "`a`, `b` and `c`");
+        assert_eq!(either(&["a", "b"]), "`a` or `b`");
+        assert!(list(&["a"; 50]).ends_with(", `a` and 30 more"));
     }
 
     #[track_caller]

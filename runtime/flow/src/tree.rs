@@ -8,6 +8,7 @@
 //! - Nothing here recurses deeper than [`NESTING_MAX`].
 //! - No value is there more often than it was written: aliases are refused.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use serde_json::{Map, Number, Value};
@@ -124,7 +125,7 @@ pub(crate) fn parse(text: &str, found: &mut Vec<Diagnostic>) -> Option<Node> {
         let (event, span) = match event {
             Ok((event, span)) => {
                 if let Some(tag) = span.tag_span() {
-                    builder.refuse(builder.range(tag), "tag", "leave it out");
+                    builder.refuse(builder.range(tag), "a tag", "leave it out");
                 }
                 (event, builder.range(span))
             }
@@ -155,6 +156,8 @@ enum Open {
     Mapping {
         span: Range<usize>,
         entries: Vec<Entry>,
+        /// Where in the file each key of `entries` is.
+        keys: HashMap<String, Range<usize>>,
         key: Option<Node>,
     },
 }
@@ -186,9 +189,9 @@ impl Builder<'_, '_> {
                     return false;
                 }
             }
-            Event::Anchor(..) => self.refuse(span, "anchor", "leave it out"),
+            Event::Anchor(..) => self.refuse(span, "an anchor", "leave it out"),
             Event::Alias(_) | Event::UnresolvedAlias(_) => {
-                self.refuse(span.clone(), "alias", "write the value out");
+                self.refuse(span.clone(), "an alias", "write the value out");
                 self.add(Node {
                     span,
                     content: Content::Null,
@@ -209,6 +212,7 @@ impl Builder<'_, '_> {
                 self.open.push(Open::Mapping {
                     span,
                     entries: Vec::new(),
+                    keys: HashMap::new(),
                     key: None,
                 });
             }
@@ -243,7 +247,9 @@ impl Builder<'_, '_> {
             Some(Open::Mapping {
                 key: key @ None, ..
             }) => *key = Some(node),
-            Some(Open::Mapping { entries, key, .. }) => {
+            Some(Open::Mapping {
+                entries, keys, key, ..
+            }) => {
                 let Some(key) = key.take() else { return };
                 let Some(name) = key_name(self.text, &key) else {
                     self.found.push(
@@ -254,8 +260,8 @@ impl Builder<'_, '_> {
                     return;
                 };
                 if name == "<<" {
-                    self.refuse(key.span, "merge key", "write the keys out");
-                } else if let Some(first) = entries.iter().find(|entry| entry.key == name) {
+                    self.refuse(key.span, "a merge key", "write the keys out");
+                } else if let Some(first) = keys.get(&name) {
                     self.found.push(
                         Diagnostic::new(
                             Code::DuplicateKey,
@@ -263,9 +269,10 @@ impl Builder<'_, '_> {
                         )
                         .at(key.span)
                         .label("the second one")
-                        .related(first.key_span.clone(), "the first one"),
+                        .related(first.clone(), "the first one"),
                     );
                 } else {
+                    keys.insert(name.clone(), key.span.clone());
                     entries.push(Entry {
                         key: name,
                         key_span: key.span,
@@ -280,17 +287,10 @@ impl Builder<'_, '_> {
         self.found.push(
             Diagnostic::new(
                 Code::NotSupportedYaml,
-                format!("a flow file has no YAML {what}s"),
+                format!("a flow file cannot have {what}"),
             )
             .at(span)
-            .label(format!(
-                "this is one of them: {}",
-                if what == "alias" {
-                    "an alias".to_owned()
-                } else {
-                    format!("a {what}")
-                }
-            ))
+            .label("YAML has it, flow files do not")
             .help(help),
         );
     }
@@ -463,9 +463,9 @@ mod tests {
             ]),
         );
         check(
-            "[yes, no, on, 012x, 1.2.3, 30s, '1', \"true\", -, e3]",
+            "[yes, no, on, 012x, 1.2.3, 30s, '1', \"true\", +, e3]",
             &json!([
-                "yes", "no", "on", "012x", "1.2.3", "30s", "1", "true", "-", "e3"
+                "yes", "no", "on", "012x", "1.2.3", "30s", "1", "true", "+", "e3"
             ]),
         );
         check(

@@ -6,16 +6,19 @@
 
 use std::ops::Range;
 
-use jsonschema::error::{TypeKind, ValidationErrorKind};
+use jsonschema::ValidationError;
+use jsonschema::error::ValidationErrorKind;
 use jsonschema::paths::{Location, LocationSegment};
-use jsonschema::{JsonType, ValidationError};
 use serde_json::Value;
 use towpath_protocol::manifest::Manifest;
 
+use super::words::{expected, is_type, options, words};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{Draft, describe};
+use crate::limits::DIAGNOSTICS_MAX;
 use crate::placeholder;
-use crate::text::{did_you_mean, list, shown};
+use crate::read::is_misspelt;
+use crate::text::{did_you_mean, either, list, shown};
 use crate::tree::{Content, Node};
 
 /// Checks the step's `with`.
@@ -26,10 +29,7 @@ pub(super) fn check(draft: &Draft<'_>, manifest: &Manifest, found: &mut Vec<Diag
     if !draft.step.with.is_object() {
         return; // It was reported as such.
     }
-    let validator = match jsonschema::options()
-        .with_pattern_options(jsonschema::PatternOptions::regex())
-        .build(schema)
-    {
+    let validator = match jsonschema::options().build(schema) {
         Ok(validator) => validator,
         Err(error) => {
             found.push(
@@ -53,7 +53,10 @@ pub(super) fn check(draft: &Draft<'_>, manifest: &Manifest, found: &mut Vec<Diag
         schema,
         found,
     };
-    for error in validator.iter_errors(&draft.step.with) {
+    for error in validator
+        .iter_errors(&draft.step.with)
+        .take(DIAGNOSTICS_MAX)
+    {
         reporter.report(&error);
     }
 }
@@ -75,21 +78,24 @@ struct Spot<'t> {
     key_span: Range<usize>,
 }
 
+impl Spot<'_> {
+    fn value_span(&self) -> Range<usize> {
+        self.node
+            .map_or_else(|| self.key_span.clone(), |node| node.span.clone())
+    }
+}
+
 impl<'t> Reporter<'_, 't> {
     fn report(&mut self, error: &ValidationError<'_>) {
         if is_forgivable(error) {
             return;
         }
         let spot = self.spot(error.instance_path());
-        let at_value = |spot: &Spot<'_>| {
-            spot.node
-                .map_or_else(|| spot.key_span.clone(), |node| node.span.clone())
-        };
         let step = describe(&self.draft.step);
         let diagnostic = match error.kind() {
             ValidationErrorKind::AdditionalProperties { unexpected }
             | ValidationErrorKind::UnevaluatedProperties { unexpected } => {
-                for key in unexpected {
+                for key in unexpected.iter().take(DIAGNOSTICS_MAX) {
                     let diagnostic = self.unknown(&spot, key, error.schema_path());
                     self.found.push(diagnostic);
                 }
@@ -97,6 +103,10 @@ impl<'t> Reporter<'_, 't> {
             }
             ValidationErrorKind::Required { property } => {
                 let key = property.as_str().unwrap_or_default();
+                let known = self.properties(error.schema_path());
+                if spot.node.is_some_and(|node| is_misspelt(node, key, &known)) {
+                    return; // It is reported as an unknown key.
+                }
                 let about = self.about(error.schema_path(), key);
                 Diagnostic::new(
                     Code::MissingWith,
@@ -124,13 +134,19 @@ impl<'t> Reporter<'_, 't> {
                     }
                     _ => None,
                 };
-                let label = spot.node.map(|node| format!("this is {}", node.kind()));
+                let label = match (kind, spot.node) {
+                    (ValidationErrorKind::Type { .. }, Some(node)) => {
+                        format!("this is {}", node.kind())
+                    }
+                    (ValidationErrorKind::Enum { .. }, _) => "this is none of them".to_owned(),
+                    _ => String::new(),
+                };
                 Diagnostic::new(
                     Code::BadWith,
                     format!("`{}` of {step} must be {expected}", spot.path),
                 )
-                .at(at_value(&spot))
-                .label(label.unwrap_or_default())
+                .at(spot.value_span())
+                .label(label)
                 .maybe_help(help)
             }
         };
@@ -145,51 +161,40 @@ impl<'t> Reporter<'_, 't> {
     ) {
         let here = error.instance_path();
         let is_here = |inner: &ValidationError<'_>| inner.instance_path() == here;
-        let branches: Vec<&Vec<ValidationError<'static>>> =
-            context.iter().filter(|branch| !branch.is_empty()).collect();
-        // Branches for a value of another type are not meant.
-        let closest = branches
-            .iter()
-            .filter(|branch| {
-                !branch.iter().any(|inner| {
-                    is_here(inner) && matches!(inner.kind(), ValidationErrorKind::Type { .. })
-                })
-            })
-            .min_by_key(|branch| branch.len());
-        let all: Vec<&ValidationError<'static>> =
-            branches.iter().flat_map(|branch| branch.iter()).collect();
+        let branches: Vec<_> = context.iter().filter(|branch| !branch.is_empty()).collect();
+        let all: Vec<_> = branches.iter().flat_map(|branch| branch.iter()).collect();
         let words: Vec<&str> = all.iter().flat_map(|inner| options(inner)).collect();
-        let is_enum = !words.is_empty()
-            && all
-                .iter()
-                .all(|inner| is_here(inner) && !options(inner).is_empty() || is_type(inner));
-        if is_enum {
+        let is_choice = |inner: &ValidationError<'_>| is_here(inner) && !options(inner).is_empty();
+        if !words.is_empty() && all.iter().all(|inner| is_choice(inner) || is_type(inner)) {
             return self.one_of(here, &words);
         }
-        match closest {
-            Some(branch) => branch.iter().for_each(|inner| self.report(inner)),
-            None => {
-                let types: Vec<String> = all
-                    .iter()
-                    .filter_map(|inner| expected(inner.kind()))
-                    .collect();
-                let spot = self.spot(here);
-                let label = spot.node.map(|node| format!("this is {}", node.kind()));
-                self.found.push(
-                    Diagnostic::new(
-                        Code::BadWith,
-                        format!(
-                            "`{}` of {} must be {}",
-                            spot.path,
-                            describe(&self.draft.step),
-                            types.join(" or ")
-                        ),
-                    )
-                    .at(spot.node.map_or(spot.key_span, |node| node.span.clone()))
-                    .label(label.unwrap_or_default()),
-                );
-            }
+        // A branch for a value of another type is not meant.
+        let is_meant = |branch: &&&Vec<ValidationError<'static>>| {
+            !branch.iter().any(|inner| is_here(inner) && is_type(inner))
+        };
+        if let Some(branch) = branches
+            .iter()
+            .filter(is_meant)
+            .min_by_key(|branch| branch.len())
+        {
+            return branch.iter().for_each(|inner| self.report(inner));
         }
+        let mut types: Vec<String> = all
+            .iter()
+            .filter_map(|inner| expected(inner.kind()))
+            .collect();
+        types.dedup();
+        let spot = self.spot(here);
+        let label = spot.node.map(|node| format!("this is {}", node.kind()));
+        let step = describe(&self.draft.step);
+        self.found.push(
+            Diagnostic::new(
+                Code::BadWith,
+                format!("`{}` of {step} must be {}", spot.path, types.join(" or ")),
+            )
+            .at(spot.value_span())
+            .label(label.unwrap_or_default()),
+        );
     }
 
     fn one_of(&mut self, here: &Location, words: &[&str]) {
@@ -202,13 +207,13 @@ impl<'t> Reporter<'_, 't> {
             Diagnostic::new(
                 Code::BadWith,
                 format!(
-                    "`{}` of {} must be one of {}",
+                    "`{}` of {} must be {}",
                     spot.path,
                     describe(&self.draft.step),
-                    list(words)
+                    either(words)
                 ),
             )
-            .at(spot.node.map_or(spot.key_span, |node| node.span.clone()))
+            .at(spot.value_span())
             .label("this is none of them")
             .maybe_help(help),
         );
@@ -279,7 +284,7 @@ impl<'t> Reporter<'_, 't> {
                 key_span: self.draft.place.clone(),
             },
         };
-        for segment in path.iter() {
+        for segment in path {
             match (segment, spot.node) {
                 (LocationSegment::Property(key), Some(node)) => {
                     spot.path = format!("{}.{}", spot.path, shown(&key).trim_matches('`'));
@@ -312,84 +317,5 @@ fn is_forgivable(error: &ValidationError<'_>) -> bool {
         }
         ValidationErrorKind::Type { .. } => false,
         _ => error.instance().as_str().is_some_and(placeholder::has_any),
-    }
-}
-
-fn is_type(error: &ValidationError<'_>) -> bool {
-    matches!(error.kind(), ValidationErrorKind::Type { .. })
-}
-
-/// The words that would have been right.
-fn options<'e>(error: &'e ValidationError<'_>) -> Vec<&'e str> {
-    match error.kind() {
-        ValidationErrorKind::Enum { options } => words(options),
-        ValidationErrorKind::Constant { expected_value } => {
-            expected_value.as_str().into_iter().collect()
-        }
-        _ => Vec::new(),
-    }
-}
-
-fn words(options: &Value) -> Vec<&str> {
-    options
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect()
-}
-
-/// What a value must be, after "must be".
-fn expected(kind: &ValidationErrorKind) -> Option<String> {
-    Some(match kind {
-        ValidationErrorKind::Type {
-            kind: TypeKind::Single(kind),
-        } => type_word(*kind).to_owned(),
-        ValidationErrorKind::Type {
-            kind: TypeKind::Multiple(kinds),
-        } => kinds.iter().map(type_word).collect::<Vec<_>>().join(" or "),
-        ValidationErrorKind::Enum { options } => match words(options).as_slice() {
-            [] => return None,
-            [one] => shown(one),
-            words => format!("one of {}", list(words)),
-        },
-        ValidationErrorKind::Constant { expected_value } => match expected_value.as_ref() {
-            Value::String(text) => shown(text),
-            other => shown(&other.to_string()),
-        },
-        ValidationErrorKind::Minimum { limit } => format!("{limit} or more"),
-        ValidationErrorKind::Maximum { limit } => format!("{limit} or less"),
-        ValidationErrorKind::ExclusiveMinimum { limit } => format!("more than {limit}"),
-        ValidationErrorKind::ExclusiveMaximum { limit } => format!("less than {limit}"),
-        ValidationErrorKind::MultipleOf { multiple_of } => format!("a multiple of {multiple_of}"),
-        ValidationErrorKind::MinLength { limit: 1 } => "text that is not empty".to_owned(),
-        ValidationErrorKind::MinLength { limit } => format!("text of {limit} characters or more"),
-        ValidationErrorKind::MaxLength { limit } => format!("text of {limit} characters or less"),
-        ValidationErrorKind::MinItems { limit: 1 } => "a list that is not empty".to_owned(),
-        ValidationErrorKind::MinItems { limit } => format!("a list of {limit} or more"),
-        ValidationErrorKind::MaxItems { limit } => format!("a list of {limit} or less"),
-        ValidationErrorKind::MinProperties { limit } => {
-            format!("a mapping of {limit} keys or more")
-        }
-        ValidationErrorKind::MaxProperties { limit } => {
-            format!("a mapping of {limit} keys or less")
-        }
-        ValidationErrorKind::UniqueItems => "a list in which nothing is twice".to_owned(),
-        ValidationErrorKind::Pattern { pattern } => format!("text that matches {}", shown(pattern)),
-        ValidationErrorKind::Format { format } => format!("text that is a {format}"),
-        ValidationErrorKind::FalseSchema => "left out".to_owned(),
-        _ => return None,
-    })
-}
-
-fn type_word(kind: JsonType) -> &'static str {
-    match kind {
-        JsonType::Array => "a list",
-        JsonType::Boolean => "true or false",
-        JsonType::Integer => "a whole number",
-        JsonType::Null => "nothing",
-        JsonType::Number => "a number",
-        JsonType::Object => "a mapping",
-        JsonType::String => "text",
     }
 }

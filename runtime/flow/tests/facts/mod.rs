@@ -1,0 +1,141 @@
+//! The world that the test flows live in.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+use towpath_flow::{Facts, ImageFact};
+use towpath_protocol::CONTRACT;
+use towpath_protocol::manifest::{Kind, Manifest};
+
+/// Everything is known.
+pub(crate) fn facts() -> Facts {
+    let known = |manifest| ImageFact::Known(Some(manifest));
+    let jq = json!({
+        "type": "object",
+        "properties": { "filter": { "type": "string", "description": "The jq program.\n\nOne output a message." } },
+        "required": ["filter"],
+        "additionalProperties": false,
+    });
+    let mut future = manifest("future", Kind::Action, None, &["out"]);
+    future.contract = CONTRACT + 1;
+    let broken_schema = json!({ "type": "nonsense" });
+    let images = BTreeMap::from([
+        (
+            "towpath/http-poll:1",
+            known(manifest(
+                "http-poll",
+                Kind::Poll,
+                Some(http_poll()),
+                &["out"],
+            )),
+        ),
+        (
+            "towpath/jq:1",
+            known(manifest("jq", Kind::Action, Some(jq), &["out"])),
+        ),
+        (
+            "towpath/log:1",
+            known(manifest("log", Kind::Action, Some(log()), &[])),
+        ),
+        (
+            "towpath/split:1",
+            known(manifest("split", Kind::Action, None, &["large", "small"])),
+        ),
+        (
+            "towpath/webhook:1",
+            known(manifest("webhook", Kind::Webhook, None, &["out"])),
+        ),
+        ("towpath/future:1", known(future)),
+        (
+            "towpath/schema:1",
+            known(manifest(
+                "schema",
+                Kind::Action,
+                Some(broken_schema),
+                &["out"],
+            )),
+        ),
+        (
+            "towpath/broken:1",
+            ImageFact::Unreadable("expected value at line 1 column 1".to_owned()),
+        ),
+        ("towpath/plain:1", ImageFact::Known(None)),
+        ("towpath/lgo:1", ImageFact::Missing),
+        ("elsewhere/thing:2", ImageFact::Missing),
+    ]);
+    Facts {
+        images: images
+            .into_iter()
+            .map(|(name, fact)| (name.to_owned(), fact))
+            .collect(),
+        secrets: Some(BTreeSet::from(["crm_token".to_owned()])),
+        env: Some(
+            ["CRM_HOST", "TIMEOUT", "LEVEL"]
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
+        ),
+    }
+}
+
+fn manifest(name: &str, kind: Kind, config: Option<Value>, ports: &[&str]) -> Manifest {
+    Manifest {
+        contract: CONTRACT,
+        name: name.to_owned(),
+        version: "1.0.0".to_owned(),
+        description: String::new(),
+        kind,
+        config,
+        input: None,
+        ports: ports
+            .iter()
+            .map(|port| ((*port).to_owned(), Value::Null))
+            .collect(),
+        concurrency: None,
+    }
+}
+
+/// With the shapes that `schemars` makes of Rust types.
+fn http_poll() -> Value {
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {
+            "url": { "type": "string", "description": "The address of the list." },
+            "cursor": { "type": ["string", "null"] },
+            "timeout": { "type": "integer", "minimum": 1 },
+            "method": { "enum": ["GET", "POST"] },
+            "headers": { "type": "object", "additionalProperties": { "type": "string" } },
+            "page": { "anyOf": [{ "$ref": "#/$defs/Page" }, { "type": "null" }] },
+            "limits": { "type": "array", "items": { "type": "integer" } },
+            "either": { "anyOf": [{ "type": "string" }, { "type": "integer" }] },
+        },
+        "required": ["url"],
+        "additionalProperties": false,
+        "$defs": {
+            "Page": {
+                "type": "object",
+                "properties": {
+                    "style": { "$ref": "#/$defs/Style" },
+                    "size": { "type": "integer", "minimum": 1 },
+                    "number": { "type": "integer" },
+                },
+                "additionalProperties": false,
+            },
+            "Style": {
+                "oneOf": [
+                    { "const": "link", "description": "By the link header." },
+                    { "type": "string", "enum": ["cursor", "number"] },
+                ],
+            },
+        },
+    })
+}
+
+fn log() -> Value {
+    json!({
+        "type": "object",
+        "properties": { "level": { "enum": ["info", "debug"] } },
+        "additionalProperties": false,
+    })
+}
