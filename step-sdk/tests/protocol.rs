@@ -210,7 +210,7 @@ fn a_panic_fails_its_message_and_the_process_stays() {
     let reason = failed["reason"].as_str().unwrap();
     assert!(reason.starts_with("the handler panicked at "), "{reason}");
     assert!(
-        reason.contains("misbehaving.rs:") && reason.ends_with(": a hole"),
+        reason.contains("misbehaving/main.rs:") && reason.ends_with(": a hole"),
         "{reason}"
     );
     step.message(2, &json!({"count": 1}));

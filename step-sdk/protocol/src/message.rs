@@ -96,7 +96,10 @@ pub struct Lineage {
     /// When it entered, in milliseconds since 1970.
     pub at: u64,
     /// The external account it is about.
-    #[serde(default = "default_connection", skip_serializing_if = "is_default_connection")]
+    #[serde(
+        default = "default_connection",
+        skip_serializing_if = "is_default_connection"
+    )]
     pub connection: String,
     /// W3C `traceparent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,12 +124,18 @@ fn one() -> u32 {
     1
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
 fn is_one(count: &u32) -> bool {
     *count == 1
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
 fn is_zero(count: &u32) -> bool {
     *count == 0
 }

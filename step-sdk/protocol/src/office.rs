@@ -182,8 +182,20 @@ pub struct Latency {
 
 /// Upper bounds of the buckets of [`Latency`], in microseconds.
 pub const LATENCY_BOUNDS_US: [u64; 14] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 250_000, 1_000_000, 5_000_000,
-    30_000_000, 120_000_000,
+    100,
+    250,
+    500,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    100_000,
+    250_000,
+    1_000_000,
+    5_000_000,
+    30_000_000,
+    120_000_000,
 ];
 
 /// A message that a step gave up on.
@@ -227,4 +239,3 @@ pub enum DeadCause {
     /// It was published to where no queue is.
     Unroutable,
 }
-
