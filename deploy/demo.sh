@@ -2,7 +2,8 @@
 # The demonstration: a shop and a CRM as containers, and the flows between them. Sourced by
 # quickstart.
 
-# demo_start: both on the instance's network, as `shop` and `crm`, and on loopback for the curious.
+# demo_start: both on the network of the instance, where the flows know them by name whatever the
+# instance is called, and on loopback for the curious.
 demo_start() {
   choose_port SHOP_PORT 7701
   choose_port CRM_PORT 7702
@@ -37,7 +38,7 @@ demo_container() {
     return
   fi
   docker rm --force --volumes "$container" 2>/dev/null || true
-  docker run --detach --name "$container" --network "$INSTANCE" --network-alias "$name" \
+  docker run --detach --name "$container" --network "$INSTANCE" --network-alias "$name" --network-alias "towpath-demo-$name" \
     --label "$LABEL=$INSTANCE" --publish "127.0.0.1:$port:8080" --restart unless-stopped \
     --log-opt max-size=10m --log-driver json-file --read-only --cap-drop ALL "$@" "$image"
 }
