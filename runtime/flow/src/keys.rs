@@ -129,3 +129,49 @@ pub(crate) const RESERVED: &[(&str, &str)] = &[
         "write `every: 30s` (or `5m`, `2h`, `1d`) instead",
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnostic::{Code, Severity};
+
+    const MANUAL: &str = include_str!("../../../docs/flow-file.md");
+
+    #[test]
+    fn the_manual_has_every_key() {
+        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY].into_iter().flatten() {
+            let row = MANUAL.lines().any(|line| {
+                line.starts_with(&format!("| `{}`", key.name))
+                    || line.starts_with(&format!("| `{}: true`", key.name))
+            });
+            assert!(row, "docs/flow-file.md has no row for `{}`", key.name);
+        }
+    }
+
+    #[test]
+    fn the_manual_has_every_code() {
+        for code in Code::ALL {
+            let severity = match code.severity() {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+                Severity::Note => "note",
+            };
+            let row = format!("| {code} | {severity} | {} |", code.about());
+            assert!(
+                MANUAL.lines().any(|line| line == row),
+                "docs/flow-file.md lacks: {row}"
+            );
+        }
+    }
+
+    #[test]
+    fn reserved_words_are_no_keys() {
+        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY].into_iter().flatten() {
+            assert!(
+                RESERVED.iter().all(|(word, _)| *word != key.name),
+                "{}",
+                key.name
+            );
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::limits::ACTIONS_MAX;
 use crate::model::Flow;
 use crate::placeholder::{Piece, pieces};
 use crate::source::Source;
@@ -69,7 +70,7 @@ pub fn references_in(source: &Source) -> References {
         .entry("actions")
         .map(|entry| entry.value.items())
         .unwrap_or_default();
-    for step in trigger.into_iter().chain(actions) {
+    for step in trigger.into_iter().chain(actions.iter().take(ACTIONS_MAX)) {
         if let Some(Content::Text(image)) = step.entry("image").map(|entry| &entry.value.content)
             && crate::image::fault(image).is_none()
         {
