@@ -103,11 +103,11 @@ remove_all() {
   remove_images .
 }
 
-# remove_but_brokers: the same without the images of brokers, which take minutes to make.
-remove_but_brokers() {
+# remove_but_bases: the same without what took minutes to make, for the next run.
+remove_but_bases() {
   remove_labelled io.towpath.instance
   remove_labelled "$LABEL"
-  remove_images -v '^rabbitmq:\|^towpath/rabbitmq:\|^towpath/base:'
+  remove_images -v '^rabbitmq:\|^python:\|^towpath/base:\|^towpath/rabbitmq:\|^towpath/python:'
 }
 
 # remove_images PATTERN…: the images made here that `grep PATTERN…` lets through, the youngest

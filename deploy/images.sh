@@ -7,28 +7,61 @@ binaries() {
   printf '%s/%s/%s' "${CARGO_TARGET_DIR:-$ROOT/target}" "$(rustc --print host-tuple)" "$1"
 }
 
-# step_images PROFILE TAG: an image towpath/<step>:TAG of every step that comes with Towpath, with
-# its manifest, and towpath/demo-shop and towpath/demo-crm.
+# step_images PROFILE TAG: an image towpath/<step>:TAG of every step that comes with Towpath, and
+# towpath/demo-shop and towpath/demo-crm.
 step_images() {
   local profile=$1 tag=$2 folder manifest step count=0
   folder=$(binaries "$profile")
   for manifest in "$ROOT"/steps/*/Cargo.toml; do
     step=$(basename "$(dirname "$manifest")")
-    echo "packing $step"
-    "$folder/towpath" step pack "$(stripped "$folder/$(binary_of "$manifest")")" --tag "towpath/$step:$tag"
-    made_image "towpath/$step:$tag"
+    pack_step "$folder/$step" "towpath/$step:$tag"
     count=$((count + 1))
   done
   for step in demo-shop demo-crm; do
-    echo "packing $step"
     scratch_image "$(stripped "$folder/$step")" "towpath/$step:$tag"
     count=$((count + 1))
   done
-  note "$count images, tag $tag"
+  note "$count, tag $tag"
 }
 
-# binary_of CARGO_TOML: the name of the package, which is that of its program.
-binary_of() { sed -n 's/^name = "\(.*\)"/\1/p' "$1" | head -n 1; }
+# pack_step PROGRAM IMAGE: packs a step as its author would, its manifest in a label.
+pack_step() {
+  echo "packing $2"
+  "$(dirname "$1")/towpath" step pack "$1" --tag "$2"
+  made_image "$2"
+}
+
+# python_step TAG: towpath/demo-enrich:TAG, the step without an SDK, on the official image of Python
+# or on one made of the distribution's package.
+python_step() {
+  local folder=$ROOT/flows/demo/enrich image=towpath/demo-enrich:$1 base
+  base=$(python_base)
+  docker build --build-arg "BASE=$base" --label "io.towpath.manifest=$(<"$folder/manifest.json")" \
+    --tag "$image" "$folder"
+  made_image "$image"
+  remember PYTHON_BASE "$base"
+  note "$image on $base"
+}
+
+python_base() {
+  local suite image=towpath/python:3
+  if docker image inspect "$image" >/dev/null 2>&1; then printf %s "$image"; return; fi
+  if pull python:3-slim >&2; then printf 'python:3-slim'; return; fi
+  for suite in $(packaged_suites); do
+    if base_image "$suite" >&2 && build_from_base "$image" "towpath/base:$suite" "$ROOT/deploy/python" >&2; then
+      printf %s "$image"
+      return
+    fi
+  done
+  return 1
+}
+
+# test_python_step: its own tests, in the image's Python, so that none is needed here.
+test_python_step() {
+  tar -C "$ROOT/flows/demo/enrich" -c step.py test_step.py |
+    docker run --rm --interactive --entrypoint sh "$PYTHON_BASE" -c \
+      'mkdir /tmp/step && cd /tmp/step && tar -x && exec python3 -m unittest'
+}
 
 # stripped PROGRAM: prints the path of a copy without symbols; of the program itself if it has none.
 stripped() {
