@@ -1,6 +1,8 @@
 //! Towpath's control plane and command line, as a library for the binary and the tests.
 
+pub mod api;
 pub mod broker;
+pub mod control;
 pub mod engine;
 pub mod ingress;
 pub mod live;
@@ -11,4 +13,6 @@ pub mod reconcile;
 pub mod replay;
 pub mod reports;
 pub mod schedule;
+pub mod serve;
+pub mod settings;
 pub mod store;

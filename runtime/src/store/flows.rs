@@ -11,6 +11,10 @@ use crate::reconcile::FlowState;
 /// The most versions of a flow that are kept.
 const VERSIONS_MAX: u32 = 50;
 
+/// How many versions back a binding may have been left over: an apply that was cut off between
+/// storing and declaring leaves one, and the next one removes it.
+const FORMER_MAX: u32 = 3;
+
 /// A flow and its newest version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlowRecord {
@@ -28,7 +32,10 @@ pub struct FlowRecord {
     pub source: Vec<u8>,
     /// The environment variables that the flow names, as they were when it was applied.
     pub env: BTreeMap<String, String>,
-    /// The hash of file and environment.
+    /// The engine's ids of the images, by their names in the file, as they were then: a name may be
+    /// given to another image later, and that is not to replace anything by itself.
+    pub images: BTreeMap<String, String>,
+    /// The hash of file, environment and images.
     pub hash: String,
     /// When this version was applied, in milliseconds since 1970.
     pub applied_at: u64,
@@ -47,12 +54,20 @@ pub struct NewVersion {
     pub source: Vec<u8>,
     /// The environment variables that the flow names.
     pub env: BTreeMap<String, String>,
-    /// The hash of file and environment.
+    /// The engine's ids of the images, by their names in the file.
+    pub images: BTreeMap<String, String>,
+    /// The hash of file, environment and images.
     pub hash: String,
     /// The flow's webhook key, if it has a webhook: used unless it has one already.
     pub webhook_key: Option<String>,
-    /// The ids of all its steps: what was scaled and is gone is forgotten.
+    /// The ids of all its steps.
     pub steps: Vec<String>,
+    /// The steps whose scale is kept; the others have as many replicas as the file says.
+    pub scaled: Vec<String>,
+    /// The steps that go away, whose queues are to be removed.
+    pub removed: Vec<String>,
+    /// Whether messages in those queues may be dropped.
+    pub drop_messages: bool,
 }
 
 /// One version of a flow, in a list.
@@ -62,11 +77,11 @@ pub struct VersionRecord {
     pub version: u32,
     /// When it was applied, in milliseconds since 1970.
     pub applied_at: u64,
-    /// The hash of its file and environment.
+    /// The hash of its file, environment and images.
     pub hash: String,
 }
 
-const SELECT: &str = "SELECT f.name, f.state, f.version, f.webhook_key, v.file, v.source, v.env, v.hash, v.applied_at
+const SELECT: &str = "SELECT f.name, f.state, f.version, f.webhook_key, v.file, v.source, v.env, v.images, v.hash, v.applied_at
     FROM flows f JOIN versions v ON v.flow = f.name AND v.version = f.version";
 
 impl Store {
@@ -103,6 +118,7 @@ impl Store {
     /// was paused or stopped stays so.
     pub async fn store_version(&self, new: NewVersion) -> Result<u32, StoreError> {
         let env = serde_json::to_string(&new.env).expect("a map of strings is JSON");
+        let images = serde_json::to_string(&new.images).expect("a map of strings is JSON");
         self.with("store a version of a flow", move |connection| {
             let transaction = connection.transaction()?;
             let before: Option<u32> = transaction
@@ -115,20 +131,30 @@ impl Store {
                 params![new.flow, "running", version, new.webhook_key, now_ms()],
             )?;
             transaction.execute(
-                "INSERT INTO versions (flow, version, file, source, env, hash, applied_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                params![new.flow, version, new.file, new.source, env, new.hash, now_ms()],
+                "INSERT INTO versions (flow, version, file, source, env, images, hash, applied_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                params![new.flow, version, new.file, new.source, env, images, new.hash, now_ms()],
             )?;
             transaction.execute(
                 "DELETE FROM versions WHERE flow = ?1 AND version <= ?2",
                 params![new.flow, version.saturating_sub(VERSIONS_MAX)],
             )?;
             for step in scales(&transaction, &new.flow)?.into_keys() {
-                if !new.steps.contains(&step) {
+                if !new.scaled.contains(&step) {
                     transaction.execute(
                         "DELETE FROM scales WHERE flow = ?1 AND step = ?2",
                         params![new.flow, step],
                     )?;
                 }
+            }
+            for step in &new.steps {
+                transaction.execute(
+                    "DELETE FROM removals WHERE flow = ?1 AND step = ?2",
+                    params![new.flow, step],
+                )?;
+            }
+            for step in &new.removed {
+                insert_removal(&transaction, &new.flow, step, new.drop_messages)?;
             }
             transaction.commit()?;
             Ok(version)
@@ -151,6 +177,20 @@ impl Store {
                         hash: row.get(2)?,
                     })
                 })?
+                .collect()
+        })
+        .await
+    }
+
+    /// The files of the last versions of each flow before its newest: name and content.
+    pub async fn former_sources(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.with("read former versions", |connection| {
+            connection
+                .prepare_cached(
+                    "SELECT v.file, v.source FROM versions v JOIN flows f ON f.name = v.flow
+                     WHERE v.version < f.version AND v.version >= f.version - ?1",
+                )?
+                .query_map([FORMER_MAX], |row| Ok((row.get(0)?, row.get(1)?)))?
                 .collect()
         })
         .await
@@ -183,14 +223,77 @@ impl Store {
         .await
     }
 
-    /// Forgets a flow, its versions, checkpoints and runs. Its dead letters stay.
-    pub async fn delete_flow(&self, flow: &str) -> Result<bool, StoreError> {
+    /// Forgets a flow, its versions, checkpoints and runs. Its dead letters stay, and the queues of
+    /// `steps` are to be removed.
+    pub async fn delete_flow(
+        &self,
+        flow: &str,
+        steps: Vec<String>,
+        drop_messages: bool,
+    ) -> Result<bool, StoreError> {
         let flow = flow.to_owned();
         self.with("delete a flow", move |connection| {
-            Ok(connection.execute("DELETE FROM flows WHERE name = ?1", [&flow])? == 1)
+            let transaction = connection.transaction()?;
+            let deleted = transaction.execute("DELETE FROM flows WHERE name = ?1", [&flow])?;
+            for step in &steps {
+                insert_removal(&transaction, &flow, step, drop_messages)?;
+            }
+            transaction.commit()?;
+            Ok(deleted == 1)
         })
         .await
     }
+
+    /// The queues that are to be removed.
+    pub async fn removals(&self) -> Result<Vec<Removal>, StoreError> {
+        self.with("list queues to remove", |connection| {
+            connection
+                .prepare_cached("SELECT flow, step, drop_messages FROM removals ORDER BY flow, step")?
+                .query_map([], |row| {
+                    Ok(Removal { flow: row.get(0)?, step: row.get(1)?, drop_messages: row.get(2)? })
+                })?
+                .collect()
+        })
+        .await
+    }
+
+    /// Says that a queue was removed, or is no longer to be.
+    pub async fn removed(&self, removal: &Removal) -> Result<(), StoreError> {
+        let Removal { flow, step, .. } = removal.clone();
+        self.with("forget a removed queue", move |connection| {
+            connection.execute(
+                "DELETE FROM removals WHERE flow = ?1 AND step = ?2",
+                params![flow, step],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// A queue that is to be removed, because its step or its flow is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// The flow.
+    pub flow: String,
+    /// The step.
+    pub step: String,
+    /// Whether messages in it may be dropped.
+    pub drop_messages: bool,
+}
+
+fn insert_removal(
+    transaction: &rusqlite::Transaction<'_>,
+    flow: &str,
+    step: &str,
+    drop_messages: bool,
+) -> rusqlite::Result<()> {
+    transaction.execute(
+        "INSERT INTO removals (flow, step, drop_messages) VALUES (?1, ?2, ?3)
+         ON CONFLICT (flow, step) DO UPDATE SET drop_messages = ?3",
+        params![flow, step, drop_messages],
+    )?;
+    Ok(())
 }
 
 fn scales(connection: &Connection, flow: &str) -> rusqlite::Result<BTreeMap<String, u32>> {
@@ -203,6 +306,7 @@ fn scales(connection: &Connection, flow: &str) -> rusqlite::Result<BTreeMap<Stri
 fn read_flow(row: &Row<'_>) -> rusqlite::Result<FlowRecord> {
     let state: String = row.get(1)?;
     let env: String = row.get(6)?;
+    let images: String = row.get(7)?;
     Ok(FlowRecord {
         name: row.get(0)?,
         state: state_of(&state).ok_or_else(|| unreadable(1, format!("the state `{state}`")))?,
@@ -211,8 +315,9 @@ fn read_flow(row: &Row<'_>) -> rusqlite::Result<FlowRecord> {
         file: row.get(4)?,
         source: row.get(5)?,
         env: serde_json::from_str(&env).map_err(|error| unreadable(6, error))?,
-        hash: row.get(7)?,
-        applied_at: row.get(8)?,
+        images: serde_json::from_str(&images).map_err(|error| unreadable(7, error))?,
+        hash: row.get(8)?,
+        applied_at: row.get(9)?,
         scales: BTreeMap::new(),
     })
 }
@@ -248,9 +353,13 @@ mod tests {
             file: "orders.yaml".into(),
             source: source.into(),
             env: BTreeMap::from([("SHOP".into(), "http://shop".into())]),
+            images: BTreeMap::from([("jq:1".into(), "sha256:1".into())]),
             hash: source.into(),
             webhook_key: key.map(str::to_owned),
             steps: vec!["shape".into()],
+            scaled: vec!["shape".into()],
+            removed: vec!["old".into()],
+            drop_messages: true,
         }
     }
 
@@ -269,6 +378,7 @@ mod tests {
         assert_eq!(flow.scales, BTreeMap::from([("shape".to_owned(), 3)]));
         assert_eq!(flow.source, b"two");
         assert_eq!(flow.env["SHOP"], "http://shop");
+        assert_eq!(flow.images["jq:1"], "sha256:1");
         assert_eq!(store.flows().await.unwrap(), [flow]);
         let versions = store.versions("orders").await.unwrap();
         assert_eq!(versions.iter().map(|version| version.version).collect::<Vec<_>>(), [2, 1]);
@@ -279,11 +389,18 @@ mod tests {
         let store = Store::in_memory().unwrap();
         store.store_version(version("one", None)).await.unwrap();
         store.set_scale("orders", "shape", 3).await.unwrap();
-        assert!(store.delete_flow("orders").await.unwrap());
-        assert!(!store.delete_flow("orders").await.unwrap());
+        assert!(store.delete_flow("orders", vec!["shape".into()], false).await.unwrap());
+        assert!(!store.delete_flow("orders", vec!["shape".into()], false).await.unwrap());
         assert_eq!(store.flow("orders").await.unwrap(), None);
+        let removals = store.removals().await.unwrap();
+        let steps: Vec<_> = removals.iter().map(|it| (it.step.as_str(), it.drop_messages)).collect();
+        assert_eq!(steps, [("old", true), ("shape", false)]);
         assert_eq!(store.store_version(version("one", None)).await.unwrap(), 1);
         assert!(store.flow("orders").await.unwrap().unwrap().scales.is_empty());
+        let removals = store.removals().await.unwrap();
+        assert_eq!(removals.len(), 1, "a step that is there again keeps its queue: {removals:?}");
+        store.removed(&removals[0]).await.unwrap();
+        assert!(store.removals().await.unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ CREATE TABLE versions (
     file       TEXT NOT NULL,
     source     BLOB NOT NULL,
     env        TEXT NOT NULL,
+    images     TEXT NOT NULL,
     hash       TEXT NOT NULL,
     applied_at INTEGER NOT NULL,
     PRIMARY KEY (flow, version)
@@ -87,6 +88,14 @@ CREATE TABLE dead_letters (
     message    TEXT NOT NULL
 ) STRICT;
 CREATE INDEX dead_letters_by_step ON dead_letters (state, flow, step, connection);
+
+-- Queues whose step or flow is gone, until the broker has removed them.
+CREATE TABLE removals (
+    flow          TEXT NOT NULL,
+    step          TEXT NOT NULL,
+    drop_messages INTEGER NOT NULL,
+    PRIMARY KEY (flow, step)
+) STRICT;
 
 CREATE TABLE secrets (
     name       TEXT PRIMARY KEY,

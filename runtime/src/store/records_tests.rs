@@ -20,9 +20,13 @@ async fn store() -> Store {
         file: "orders.yaml".into(),
         source: Vec::new(),
         env: BTreeMap::new(),
+        images: BTreeMap::new(),
         hash: String::new(),
         webhook_key: None,
         steps: Vec::new(),
+        scaled: Vec::new(),
+        removed: Vec::new(),
+        drop_messages: false,
     };
     store.store_version(version).await.unwrap();
     store
@@ -93,7 +97,7 @@ async fn only_the_active_run_moves_the_checkpoint() {
     let value = store.checkpoint("orders", "poll", "default").await.unwrap().unwrap();
     assert_eq!(value.get(), r#"{"a":2}"#);
     assert!(store.checkpoint("orders", "poll", "other").await.unwrap().is_none());
-    store.delete_flow("orders").await.unwrap();
+    store.delete_flow("orders", Vec::new(), false).await.unwrap();
     assert!(store.checkpoint("orders", "poll", "default").await.unwrap().is_none());
 }
 
@@ -173,7 +177,7 @@ async fn a_dead_letter_is_decided_once() {
 async fn it_outlives_its_flow() {
     let store = store().await;
     store.insert_dead_letters(vec![letter("crm")]).await.unwrap();
-    store.delete_flow("orders").await.unwrap();
+    store.delete_flow("orders", Vec::new(), false).await.unwrap();
     assert_eq!(store.open_dead_letters().await.unwrap().len(), 1);
 }
 

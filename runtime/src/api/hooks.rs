@@ -1,0 +1,83 @@
+//! Webhooks: requests that become messages.
+//!
+//! # Invariants
+//!
+//! - `a_wrong_key_looks_like_a_wrong_flow`: both are not found, in the same time.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Path, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::ApiState;
+use super::error::{ApiError, ErrorBody};
+use crate::engine::chain;
+use crate::ingress;
+
+/// That a request was taken.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(super) struct Taken {
+    /// The id of its message.
+    id: String,
+}
+
+/// Takes a request into a flow. Answers once the broker has it on disk.
+#[utoipa::path(post, path = "/hooks/{flow}/{key}",
+    params(("flow" = String, Path), ("key" = String, Path)), request_body = String, responses(
+    (status = 202, body = Taken), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody), (status = 413, body = ErrorBody), (status = 415, body = ErrorBody),
+    (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn hook(
+    State(state): State<ApiState>,
+    Path((flow, key)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    take(&state, &flow, &key, String::new(), request).await
+}
+
+/// The same, with more after the key.
+pub(super) async fn hook_below(
+    State(state): State<ApiState>,
+    Path((flow, key, rest)): Path<(String, String, String)>,
+    request: Request,
+) -> Response {
+    take(&state, &flow, &key, format!("/{rest}"), request).await
+}
+
+async fn take(state: &ApiState, flow: &str, key: &str, path: String, request: Request) -> Response {
+    if !state.control.is_webhook_key(flow, key) {
+        let error = ApiError::new(StatusCode::NOT_FOUND, "no_such_webhook", "there is no webhook here");
+        return error.into_response();
+    }
+    let (method, uri, headers) =
+        (request.method().clone(), request.uri().clone(), request.headers().clone());
+    // Through the extractor, which knows the limit and says when it is passed.
+    let body = match Bytes::from_request(request, state).await {
+        Ok(body) => body,
+        Err(rejection) => return ApiError::from(rejection).into_response(),
+    };
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let request = ingress::Request {
+        method: method.to_string(),
+        path,
+        query: uri.query().unwrap_or_default().to_owned(),
+        headers: headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+        body,
+    };
+    match state.ingress.accept(flow, &request).await {
+        Ok(id) => (StatusCode::ACCEPTED, Json(Taken { id: id.to_string() })).into_response(),
+        Err(error) => refusal(&error),
+    }
+}
+
+fn refusal(error: &ingress::IngressError) -> Response {
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = ApiError::new(status, error.code(), chain(error)).into_response();
+    if let Some(seconds) = error.retry_after() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}

@@ -1,0 +1,30 @@
+//! The OpenAPI document.
+
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+
+use super::{hooks, probes, routes};
+
+/// The document, made from the handlers.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Towpath", description = "The control plane of Towpath."),
+    modifiers(&TokenScheme),
+    paths(
+        routes::plan, routes::apply, routes::list, routes::status, routes::delete, routes::pause,
+        routes::resume, routes::stop, routes::scale, routes::run, routes::runs, routes::run_by_id,
+        routes::logs, routes::dead_list, routes::dead_show, routes::dead_replay,
+        routes::dead_discard, routes::secrets, routes::set_secret, routes::delete_secret,
+        routes::manifest, hooks::hook, probes::live, probes::ready, probes::metrics,
+    )
+)]
+pub struct ApiDoc;
+
+struct TokenScheme;
+
+impl Modify for TokenScheme {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}

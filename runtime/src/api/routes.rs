@@ -1,0 +1,239 @@
+//! The endpoints under `/api/v1`: each one calls one verb.
+
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::ApiState;
+use super::error::{ApiError, ErrorBody};
+use super::extract::{JsonBody, Params};
+use crate::control::view::{
+    DeadList, DeadView, Done, Draft, FlowList, FlowStatus, PlanView, ReplayRequest, RunList,
+    RunRequest, RunView, ScaleRequest, SecretList, SecretValue,
+};
+use crate::control::{DeadFilter, LogFilter};
+
+type Answer<T> = Result<Json<T>, ApiError>;
+
+/// How a flow is deleted.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DeleteParams {
+    /// Whether messages that wait may be dropped.
+    #[serde(default)]
+    drop_messages: bool,
+}
+
+/// How many.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct LimitParams {
+    /// At most this many.
+    limit: Option<u32>,
+}
+
+/// Which image.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ImageParams {
+    /// The image.
+    image: String,
+}
+
+/// Says what applying a flow file would do, and changes nothing.
+#[utoipa::path(post, path = "/api/v1/plan", request_body = Draft, security(("token" = [])), responses(
+    (status = 200, body = PlanView), (status = 422, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn plan(State(state): State<ApiState>, draft: JsonBody<Draft>) -> Answer<PlanView> {
+    Ok(Json(state.control.plan(&draft.0).await?))
+}
+
+/// Makes a flow file the newest version of its flow. Doing it again does nothing.
+#[utoipa::path(post, path = "/api/v1/apply", request_body = Draft, security(("token" = [])), responses(
+    (status = 200, body = PlanView), (status = 409, body = ErrorBody), (status = 422, body = ErrorBody),
+    (status = 503, body = ErrorBody)))]
+pub(super) async fn apply(State(state): State<ApiState>, draft: JsonBody<Draft>) -> Answer<PlanView> {
+    Ok(Json(state.control.apply(&draft.0).await?))
+}
+
+/// Lists all flows.
+#[utoipa::path(get, path = "/api/v1/flows", security(("token" = [])), responses((status = 200, body = FlowList)))]
+pub(super) async fn list(State(state): State<ApiState>) -> Answer<FlowList> {
+    Ok(Json(state.control.list().await?))
+}
+
+/// Says how a flow is.
+#[utoipa::path(get, path = "/api/v1/flows/{flow}", params(("flow" = String, Path)), security(("token" = [])),
+    responses((status = 200, body = FlowStatus), (status = 404, body = ErrorBody)))]
+pub(super) async fn status(State(state): State<ApiState>, Path(flow): Path<String>) -> Answer<FlowStatus> {
+    Ok(Json(state.control.status(&flow).await?))
+}
+
+/// Forgets a flow and removes all it made.
+#[utoipa::path(delete, path = "/api/v1/flows/{flow}", params(("flow" = String, Path), DeleteParams),
+    security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody)))]
+pub(super) async fn delete(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    params: Params<DeleteParams>,
+) -> Answer<Done> {
+    Ok(Json(state.control.delete(&flow, params.0.drop_messages).await?))
+}
+
+/// Stops consuming; containers and messages stay.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/pause", params(("flow" = String, Path)),
+    security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody)))]
+pub(super) async fn pause(State(state): State<ApiState>, Path(flow): Path<String>) -> Answer<Done> {
+    Ok(Json(state.control.pause(&flow).await?))
+}
+
+/// Undoes pause and stop.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/resume", params(("flow" = String, Path)),
+    security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody)))]
+pub(super) async fn resume(State(state): State<ApiState>, Path(flow): Path<String>) -> Answer<Done> {
+    Ok(Json(state.control.resume(&flow).await?))
+}
+
+/// Removes the containers; messages stay.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/stop", params(("flow" = String, Path)),
+    security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody)))]
+pub(super) async fn stop(State(state): State<ApiState>, Path(flow): Path<String>) -> Answer<Done> {
+    Ok(Json(state.control.stop(&flow).await?))
+}
+
+/// Says how many replicas a step should have.
+#[utoipa::path(put, path = "/api/v1/flows/{flow}/steps/{step}/scale",
+    params(("flow" = String, Path), ("step" = String, Path)), request_body = ScaleRequest,
+    security(("token" = [])), responses((status = 200, body = Done), (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn scale(
+    State(state): State<ApiState>,
+    Path((flow, step)): Path<(String, String)>,
+    request: JsonBody<ScaleRequest>,
+) -> Answer<Done> {
+    Ok(Json(state.control.scale(&flow, &step, request.0.replicas).await?))
+}
+
+/// Fires the trigger now.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/run", params(("flow" = String, Path)),
+    request_body = RunRequest, security(("token" = [])), responses((status = 200, body = RunView),
+    (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn run(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    request: JsonBody<RunRequest>,
+) -> Answer<RunView> {
+    Ok(Json(state.control.run(&flow, request.0.payload).await?))
+}
+
+/// Lists the last runs of a flow, newest first.
+#[utoipa::path(get, path = "/api/v1/flows/{flow}/runs", params(("flow" = String, Path), LimitParams),
+    security(("token" = [])), responses((status = 200, body = RunList), (status = 404, body = ErrorBody)))]
+pub(super) async fn runs(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    params: Params<LimitParams>,
+) -> Answer<RunList> {
+    Ok(Json(state.control.runs(&flow, params.0.limit).await?))
+}
+
+/// Says how a run is.
+#[utoipa::path(get, path = "/api/v1/runs/{run}", params(("run" = String, Path)), security(("token" = [])),
+    responses((status = 200, body = RunView), (status = 404, body = ErrorBody)))]
+pub(super) async fn run_by_id(State(state): State<ApiState>, Path(run): Path<String>) -> Answer<RunView> {
+    Ok(Json(state.control.run_by_id(&run).await?))
+}
+
+/// Reads the logs of a flow's replicas: lines of JSON.
+#[utoipa::path(get, path = "/api/v1/flows/{flow}/logs", params(("flow" = String, Path), LogFilter),
+    security(("token" = [])), responses(
+    (status = 200, content_type = "application/x-ndjson", body = String), (status = 404, body = ErrorBody)))]
+pub(super) async fn logs(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    params: Params<LogFilter>,
+) -> Result<Response, ApiError> {
+    let lines = state.control.logs(&flow, &params.0).await?;
+    // Who follows is let go when the control plane ends: else it would wait for them.
+    let lines = lines.take_until(state.stop.clone().cancelled_owned()).map(Ok::<_, Infallible>);
+    let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((headers, Body::from_stream(lines)).into_response())
+}
+
+/// Lists dead letters, newest first.
+#[utoipa::path(get, path = "/api/v1/dead", params(DeadFilter), security(("token" = [])),
+    responses((status = 200, body = DeadList), (status = 400, body = ErrorBody)))]
+pub(super) async fn dead_list(State(state): State<ApiState>, params: Params<DeadFilter>) -> Answer<DeadList> {
+    Ok(Json(state.control.dead_list(&params.0).await?))
+}
+
+/// Shows a dead letter with its message.
+#[utoipa::path(get, path = "/api/v1/dead/{id}", params(("id" = String, Path)), security(("token" = [])),
+    responses((status = 200, body = DeadView), (status = 404, body = ErrorBody)))]
+pub(super) async fn dead_show(State(state): State<ApiState>, Path(id): Path<String>) -> Answer<DeadView> {
+    Ok(Json(state.control.dead_show(&id).await?))
+}
+
+/// Sends a dead letter's message to its step again, with another body if one is given.
+#[utoipa::path(post, path = "/api/v1/dead/{id}/replay", params(("id" = String, Path)),
+    request_body = ReplayRequest, security(("token" = [])), responses((status = 200, body = Done),
+    (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn dead_replay(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    request: JsonBody<ReplayRequest>,
+) -> Answer<Done> {
+    Ok(Json(state.control.dead_replay(&id, request.0.body).await?))
+}
+
+/// Says that a dead letter is not needed.
+#[utoipa::path(delete, path = "/api/v1/dead/{id}", params(("id" = String, Path)), security(("token" = [])),
+    responses((status = 200, body = Done), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn dead_discard(State(state): State<ApiState>, Path(id): Path<String>) -> Answer<Done> {
+    Ok(Json(state.control.dead_discard(&id).await?))
+}
+
+/// Lists the names of all secrets.
+#[utoipa::path(get, path = "/api/v1/secrets", security(("token" = [])),
+    responses((status = 200, body = SecretList)))]
+pub(super) async fn secrets(State(state): State<ApiState>) -> Answer<SecretList> {
+    Ok(Json(state.control.secrets().await?))
+}
+
+/// Sets a secret. What uses it is replaced.
+#[utoipa::path(put, path = "/api/v1/secrets/{name}", params(("name" = String, Path)),
+    request_body = SecretValue, security(("token" = [])), responses((status = 200, body = Done),
+    (status = 400, body = ErrorBody)))]
+pub(super) async fn set_secret(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+    request: JsonBody<SecretValue>,
+) -> Answer<Done> {
+    Ok(Json(state.control.set_secret(&name, &request.0.value).await?))
+}
+
+/// Deletes a secret that no flow uses.
+#[utoipa::path(delete, path = "/api/v1/secrets/{name}", params(("name" = String, Path)),
+    security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody)))]
+pub(super) async fn delete_secret(State(state): State<ApiState>, Path(name): Path<String>) -> Answer<Done> {
+    Ok(Json(state.control.delete_secret(&name).await?))
+}
+
+/// Shows the manifest of an image.
+#[utoipa::path(get, path = "/api/v1/manifest", params(ImageParams), security(("token" = [])),
+    responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
+pub(super) async fn manifest(State(state): State<ApiState>, params: Params<ImageParams>) -> Answer<Value> {
+    let manifest = state.control.manifest(&params.0.image).await?;
+    Ok(Json(serde_json::to_value(manifest).unwrap_or(Value::Null)))
+}

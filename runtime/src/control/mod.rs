@@ -1,0 +1,193 @@
+//! The control plane's verbs, as the API and the tests use them.
+//!
+//! | Module | What |
+//! |---|---|
+//! | [`catalog`] | what should be, from what was applied |
+//! | `draft` | plan and apply; `changes` says what differs |
+//! | `operate` | scale, pause, resume, stop, delete |
+//! | `status` | how everything is |
+//! | `runs`, `dead`, `secrets`, `images`, `logs` | one group of verbs each |
+//! | `removals` | takes away the queues of what is gone |
+//!
+//! # Invariants
+//!
+//! - Nothing here knows of HTTP, SQL, Docker or AMQP.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use crate::broker::topology::{FlowTopology, Topology};
+use crate::broker::{Broker, BrokerError};
+use crate::engine::Engine;
+use crate::live::LiveFlow;
+use crate::metrics::Metrics;
+use crate::reconcile::run::Handle;
+use crate::replay::Replayer;
+use crate::reports::Reports;
+use crate::schedule::Scheduler;
+use catalog::Catalog;
+use error::ControlError;
+
+pub mod catalog;
+mod changes;
+mod dead;
+mod draft;
+pub mod error;
+mod images;
+mod logs;
+mod operate;
+mod removals;
+mod runs;
+mod secrets;
+mod status;
+pub mod view;
+
+pub use dead::DeadFilter;
+pub use logs::LogFilter;
+
+/// What the verbs are made of.
+pub struct Parts {
+    /// What was applied.
+    pub catalog: Arc<Catalog>,
+    /// What carries messages.
+    pub broker: Arc<dyn Broker>,
+    /// What makes what is into what should be.
+    pub reconciler: Handle,
+    /// What fires triggers.
+    pub scheduler: Scheduler,
+    /// What agents say.
+    pub reports: Reports,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// How the API is reached from outside.
+    pub public_url: String,
+    /// Where to tell which flows are applied.
+    pub live: watch::Sender<Arc<BTreeMap<String, LiveFlow>>>,
+}
+
+/// Everything the verbs need.
+pub struct Control {
+    catalog: Arc<Catalog>,
+    broker: Arc<dyn Broker>,
+    reconciler: Handle,
+    reports: Reports,
+    metrics: Metrics,
+    scheduler: Scheduler,
+    replayer: Replayer,
+    public_url: String,
+    keys: Mutex<BTreeMap<String, blake3::Hash>>,
+    live: watch::Sender<Arc<BTreeMap<String, LiveFlow>>>,
+    /// Held by what reads the flows, decides, and writes: applies do not overtake each other.
+    applying: tokio::sync::Mutex<()>,
+    removals: Notify,
+}
+
+impl Control {
+    /// Makes it, and reads what was applied.
+    pub async fn start(parts: Parts) -> Result<Self, ControlError> {
+        let control = Self {
+            catalog: parts.catalog,
+            broker: parts.broker,
+            reconciler: parts.reconciler,
+            replayer: Replayer::new(parts.scheduler.clone()),
+            scheduler: parts.scheduler,
+            reports: parts.reports,
+            metrics: parts.metrics,
+            public_url: parts.public_url,
+            keys: Mutex::default(),
+            live: parts.live,
+            applying: tokio::sync::Mutex::new(()),
+            removals: Notify::new(),
+        };
+        control.changed().await?;
+        Ok(control)
+    }
+
+    /// What runs containers.
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.catalog.engine
+    }
+
+    /// Declares what should be on the broker, the bindings that earlier versions had removed.
+    pub async fn declare(&self) -> Result<(), ControlError> {
+        let topology: Topology = self.catalog.topology().await?;
+        let declared: Result<(), BrokerError> =
+            self.broker.declare(&topology, &self.former(&topology).await?).await;
+        Ok(declared?)
+    }
+
+    /// What may have been declared earlier: the steps that are gone, and are still to be removed.
+    async fn former(&self, topology: &Topology) -> Result<Vec<FlowTopology>, ControlError> {
+        let mut former = topology.flows.clone();
+        former.extend(self.catalog.former_topologies().await?);
+        Ok(former)
+    }
+
+    /// Tells everyone that what should be has changed.
+    async fn changed(&self) -> Result<(), ControlError> {
+        let flows = Arc::new(self.catalog.live_flows().await?);
+        let records = self.catalog.store.flows().await?;
+        let keys = records
+            .into_iter()
+            .filter_map(|record| Some((record.name, blake3::hash(record.webhook_key?.as_bytes()))));
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = keys.collect();
+        self.live.send_replace(flows);
+        self.reconciler.look_now();
+        Ok(())
+    }
+
+    /// Whether this is the key of a flow's webhook. It takes the same time for every wrong answer.
+    pub fn is_webhook_key(&self, flow: &str, key: &str) -> bool {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let nobodys = blake3::Hash::from_bytes([0; 32]);
+        // `blake3::Hash` compares in constant time, and no text has a hash of zeros.
+        *keys.get(flow).unwrap_or(&nobodys) == blake3::hash(key.as_bytes())
+    }
+
+    fn webhook_url(&self, flow: &str, key: &str) -> String {
+        format!("{}/hooks/{flow}/{key}", self.public_url)
+    }
+
+    /// About how many messages are in deliveries to a step.
+    fn messages_in(&self, flow: &str, step: &str, deliveries: u64) -> u64 {
+        let each = self.reports.messages_per_delivery(flow, step);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an estimate that is not negative, far below the limits of f64"
+        )]
+        let messages = (deliveries as f64 * each).round() as u64;
+        messages
+    }
+
+    /// How many messages the agents of a step that run hold, as they said last.
+    fn held(&self, flow: &str, step: &str) -> u64 {
+        self.seen(flow, step).iter().map(|seen| seen.held).sum()
+    }
+
+    /// What the agents of a step that are there said last.
+    fn seen(&self, flow: &str, step: &str) -> Vec<towpath_protocol::office::Report> {
+        let status = self.reconciler.status.borrow();
+        let replicas = status
+            .flows
+            .get(flow)
+            .and_then(|flow| flow.steps.get(step))
+            .map(|step| step.replicas.as_slice())
+            .unwrap_or_default();
+        let is_there = |report: &towpath_protocol::office::Report| {
+            replicas.iter().any(|it| {
+                it.container.is_some()
+                    && it.replica == report.identity.replica
+                    && it.spec == report.identity.spec
+            })
+        };
+        self.reports
+            .of_step(flow, step)
+            .into_iter()
+            .map(|seen| seen.report)
+            .filter(is_there)
+            .collect()
+    }
+}

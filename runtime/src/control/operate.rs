@@ -1,0 +1,160 @@
+//! What an operator does to a flow: scale, pause, resume, stop, delete.
+//!
+//! # Invariants
+//!
+//! - `only_delete_with_drop_messages_drops_messages`.
+//! - Every verb may be repeated: the second time changes nothing, and says so.
+
+use std::sync::Arc;
+
+use towpath_flow::Flow;
+use towpath_flow::limits::REPLICAS;
+
+use super::Control;
+use super::error::{ControlError, ErrorKind};
+use super::view::Done;
+use crate::reconcile::FlowState;
+use crate::store::flows::FlowRecord;
+
+impl Control {
+    /// Says how many replicas a step should have, whatever the flow file says.
+    pub async fn scale(&self, flow: &str, step: &str, replicas: u32) -> Result<Done, ControlError> {
+        let _alone = self.applying.lock().await;
+        let (record, checked) = self.record(flow).await?;
+        let model = find_step(&checked, step)?;
+        if model.is_trigger {
+            let message = format!("`{step}` is the trigger of `{flow}`, and a trigger has one replica");
+            return Err(ControlError::new(ErrorKind::Conflict, "trigger_not_scalable", message)
+                .hint("two would read the same source twice; scale the steps after it"));
+        }
+        if !REPLICAS.contains(&u64::from(replicas)) {
+            let message = format!("a step has from {} to {} replicas", REPLICAS.start(), REPLICAS.end());
+            return Err(ControlError::new(ErrorKind::Bad, "bad_replicas", message)
+                .hint("`towpath stop` removes all containers and keeps the messages"));
+        }
+        let now = record.scales.get(step).copied().unwrap_or(model.replicas);
+        if now != replicas {
+            self.catalog.store.set_scale(flow, step, replicas).await?;
+            tracing::info!(flow, step, replicas, before = now, "scaled");
+            self.changed().await?;
+        }
+        Ok(Done {
+            changed: now != replicas,
+            message: match now == replicas {
+                true => format!("`{step}` of `{flow}` has {replicas} already"),
+                false => format!("`{step}` of `{flow}` goes from {now} to {replicas}"),
+            },
+        })
+    }
+
+    /// Stops consuming; containers and messages stay.
+    pub async fn pause(&self, flow: &str) -> Result<Done, ControlError> {
+        let (record, _) = self.record(flow).await?;
+        if record.state == FlowState::Stopped {
+            let message = format!("`{flow}` is stopped, which is more than paused");
+            return Ok(Done { changed: false, message });
+        }
+        self.change_state(&record, FlowState::Paused, "is paused").await
+    }
+
+    /// Undoes pause and stop.
+    pub async fn resume(&self, flow: &str) -> Result<Done, ControlError> {
+        let (record, _) = self.record(flow).await?;
+        self.change_state(&record, FlowState::Running, "runs").await
+    }
+
+    /// Removes the containers; messages stay.
+    pub async fn stop(&self, flow: &str) -> Result<Done, ControlError> {
+        let (record, _) = self.record(flow).await?;
+        self.change_state(&record, FlowState::Stopped, "is stopped").await
+    }
+
+    async fn change_state(
+        &self,
+        record: &FlowRecord,
+        state: FlowState,
+        is: &str,
+    ) -> Result<Done, ControlError> {
+        let flow = &record.name;
+        if record.state == state {
+            return Ok(Done { changed: false, message: format!("`{flow}` {is} already") });
+        }
+        if !self.catalog.store.set_state(flow, state).await? {
+            return Err(ControlError::no_flow(flow));
+        }
+        tracing::info!(flow, ?state, before = ?record.state, "changed the state of a flow");
+        self.changed().await?;
+        Ok(Done { changed: true, message: format!("`{flow}` {is} from now on") })
+    }
+
+    /// Forgets a flow and removes all it made. Refused while its queues hold something, unless
+    /// that may be dropped.
+    pub async fn delete(&self, flow: &str, drop_messages: bool) -> Result<Done, ControlError> {
+        let _alone = self.applying.lock().await;
+        let (_, checked) = self.record(flow).await?;
+        let steps: Vec<String> = checked.steps.iter().map(|step| step.id.clone()).collect();
+        if !drop_messages {
+            self.refuse_full_queues(flow, &steps, "would be deleted").await?;
+        }
+        self.catalog.store.delete_flow(flow, steps, drop_messages).await?;
+        self.reports.forget_flow(flow);
+        tracing::info!(flow, drop_messages, "deleted a flow");
+        self.changed().await?;
+        self.removals.notify_one();
+        Ok(Done { changed: true, message: format!("`{flow}` is deleted") })
+    }
+
+    /// Refuses if one of the steps' queues holds deliveries, naming each with its count.
+    pub(super) async fn refuse_full_queues(
+        &self,
+        flow: &str,
+        steps: &[String],
+        why: &str,
+    ) -> Result<(), ControlError> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let names = &self.catalog.ground.names;
+        let queues: Vec<String> = steps.iter().map(|step| names.queue(flow, step)).collect();
+        let depths = self.broker.depths(&queues).await?;
+        let mut full = Vec::new();
+        for (step, queue) in steps.iter().zip(&queues) {
+            let ready = depths.get(queue).map_or(0, |depth| depth.ready);
+            let held = self.held(flow, step);
+            if ready + held > 0 {
+                let messages = self.messages_in(flow, step, ready).max(ready) + held;
+                full.push(format!("`{step}` about {messages}"));
+            }
+        }
+        if full.is_empty() {
+            return Ok(());
+        }
+        let message =
+            format!("messages wait for a step that {why}: {}", full.join(", "));
+        Err(ControlError::new(ErrorKind::Conflict, "queues_not_empty", message).hint(
+            "let the flow finish them first, or drop them with `--drop-messages` (`drop_messages` in the API)",
+        ))
+    }
+
+    /// A flow's record and its checked form.
+    pub(super) async fn record(
+        &self,
+        flow: &str,
+    ) -> Result<(FlowRecord, Arc<Flow>), ControlError> {
+        let record = self.catalog.store.flow(flow).await?;
+        let record = record.ok_or_else(|| ControlError::no_flow(flow))?;
+        let checked = self.catalog.flow(&record)?;
+        Ok((record, checked))
+    }
+}
+
+/// A step of a flow, by its id.
+pub(super) fn find_step<'a>(
+    flow: &'a Flow,
+    step: &str,
+) -> Result<&'a towpath_flow::Step, ControlError> {
+    flow.steps.iter().find(|it| it.id == step).ok_or_else(|| {
+        let steps: Vec<&str> = flow.steps.iter().map(|it| it.id.as_str()).collect();
+        ControlError::no_step(&flow.name, step, &steps)
+    })
+}

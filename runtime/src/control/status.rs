@@ -1,0 +1,358 @@
+//! How everything is: what should be, what the reconciler sees, what agents report, what waits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use towpath_flow::{Fires, Flow, Step};
+
+use super::Control;
+use super::changes::fires;
+use super::error::ControlError;
+use super::runs::run_view;
+use super::view::{FlowList, FlowStatus, FlowSummary, Readiness, ReplicaView, StepStatus};
+use crate::broker::Depth;
+use crate::engine::chain;
+use crate::metrics::{Snapshot, StepState};
+use crate::reconcile::FlowState;
+use crate::reconcile::status::{ReplicaState, ReplicaStatus};
+use crate::reports::quantile_us;
+use crate::store::flows::FlowRecord;
+use crate::store::now_ms;
+
+/// How long a part may take to say that it is there.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// What is known beside the flow itself.
+struct Facts {
+    /// What waits in each queue; none if the broker does not say.
+    depths: Option<BTreeMap<String, Depth>>,
+    /// Open dead letters by flow and step.
+    dead: BTreeMap<(String, String), u64>,
+    engine_up: bool,
+    broker_up: bool,
+}
+
+impl Control {
+    /// Lists all flows.
+    pub async fn list(&self) -> Result<FlowList, ControlError> {
+        let mut records = Vec::new();
+        for record in self.catalog.store.flows().await? {
+            let flow = self.catalog.flow(&record)?;
+            records.push((record, flow));
+        }
+        let facts = self.facts(records.iter().map(|(_, flow)| flow)).await?;
+        let flows = records.iter().map(|(record, flow)| self.summary(record, flow, &facts));
+        Ok(FlowList { flows: flows.collect() })
+    }
+
+    /// Says how a flow is.
+    pub async fn status(&self, flow: &str) -> Result<FlowStatus, ControlError> {
+        let (record, flow) = self.record(flow).await?;
+        let facts = self.facts([&flow].into_iter()).await?;
+        let steps: Vec<StepStatus> =
+            flow.steps.iter().map(|step| self.step_status(&record, step, &facts)).collect();
+        let last_run = match flow.fires {
+            Fires::Every(_) => self.catalog.store.last_run(&flow.name).await?,
+            Fires::Webhook => None,
+        };
+        let next_run_at = self.next_run_at(&record, &flow, last_run.as_ref());
+        Ok(FlowStatus {
+            flow: record.name.clone(),
+            description: flow.description.clone(),
+            state: record.state,
+            reason: self.flow_reason(&record, &steps, &facts),
+            version: record.version,
+            applied_at: record.applied_at,
+            fires: fires(flow.fires),
+            webhook_url: record
+                .webhook_key
+                .as_ref()
+                .filter(|_| flow.fires == Fires::Webhook)
+                .map(|key| self.webhook_url(&record.name, key)),
+            last_run: last_run.as_ref().map(run_view),
+            next_run_at,
+            dead_letters: dead_of_flow(&record.name, &facts),
+            converged: self.is_converged(&record, &flow),
+            steps,
+            engine_up: facts.engine_up,
+            broker_up: facts.broker_up,
+        })
+    }
+
+    /// Says which parts answer.
+    pub async fn readiness(&self) -> Readiness {
+        let (store, broker, engine) = tokio::join!(
+            self.catalog.store.is_up(),
+            timeout(PROBE, self.broker.is_up()),
+            timeout(PROBE, self.engine().version()),
+        );
+        let word = |up: bool, down: &str| if up { "up".to_owned() } else { down.to_owned() };
+        let engine = match engine {
+            Ok(Ok(_)) => "up".to_owned(),
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "it does not answer in time".to_owned(),
+        };
+        let parts = BTreeMap::from([
+            ("store".to_owned(), word(store, "it does not answer")),
+            ("broker".to_owned(), word(broker == Ok(true), "it cannot be reached")),
+            ("engine".to_owned(), engine),
+        ]);
+        Readiness { ready: parts.values().all(|part| part == "up"), parts }
+    }
+
+    /// Everything that is counted, as Prometheus reads it.
+    pub async fn metrics_text(&self) -> String {
+        let snapshot = self.snapshot().await.unwrap_or_else(|error| {
+            tracing::warn!("the metrics lack how the flows are: {error}");
+            Snapshot::default()
+        });
+        self.metrics.render(&self.reports, &snapshot)
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ControlError> {
+        let mut records = Vec::new();
+        for record in self.catalog.store.flows().await? {
+            let flow = self.catalog.flow(&record)?;
+            records.push((record, flow));
+        }
+        let facts = self.facts(records.iter().map(|(_, flow)| flow)).await?;
+        let steps = records.iter().flat_map(|(record, flow)| {
+            flow.steps.iter().map(|step| self.step_status(record, step, &facts)).map(|step| {
+                StepState {
+                    flow: record.name.clone(),
+                    step: step.step,
+                    replicas_desired: step.desired,
+                    replicas_running: step.running,
+                    queue_ready: step.queued_deliveries,
+                }
+            })
+        });
+        Ok(Snapshot {
+            steps: steps.collect(),
+            open_dead_letters: self.catalog.store.open_dead_letters().await?,
+            broker_up: facts.broker_up,
+            engine_up: facts.engine_up,
+        })
+    }
+
+    async fn facts<'a>(
+        &self,
+        flows: impl Iterator<Item = &'a Arc<Flow>>,
+    ) -> Result<Facts, ControlError> {
+        let names = &self.catalog.ground.names;
+        let queues: Vec<String> = flows
+            .flat_map(|flow| flow.steps.iter().map(|step| names.queue(&flow.name, &step.id)))
+            .collect();
+        let (depths, broker_up) = tokio::join!(
+            timeout(PROBE, self.broker.depths(&queues)),
+            timeout(PROBE, self.broker.is_up()),
+        );
+        let mut dead = BTreeMap::new();
+        for open in self.catalog.store.open_dead_letters().await? {
+            *dead.entry((open.flow, open.step)).or_default() += open.count;
+        }
+        let status = self.reconciler.status.borrow();
+        Ok(Facts {
+            depths: depths.ok().and_then(Result::ok),
+            dead,
+            engine_up: status.trouble.is_none() && status.at > 0,
+            broker_up: broker_up == Ok(true),
+        })
+    }
+
+    fn summary(&self, record: &FlowRecord, flow: &Flow, facts: &Facts) -> FlowSummary {
+        let steps: Vec<StepStatus> =
+            flow.steps.iter().map(|step| self.step_status(record, step, facts)).collect();
+        let queued: Option<Vec<u64>> = steps.iter().map(|step| step.queued).collect();
+        FlowSummary {
+            flow: record.name.clone(),
+            description: flow.description.clone(),
+            state: record.state,
+            version: record.version,
+            applied_at: record.applied_at,
+            fires: fires(flow.fires),
+            steps: u32::try_from(steps.len()).unwrap_or(u32::MAX),
+            running: steps.iter().map(|step| step.running).sum(),
+            desired: steps.iter().map(|step| step.desired).sum(),
+            queued: queued.map(|queued| queued.iter().sum()),
+            dead_letters: dead_of_flow(&record.name, facts),
+            reason: self.flow_reason(record, &steps, facts),
+        }
+    }
+
+    fn step_status(&self, record: &FlowRecord, step: &Step, facts: &Facts) -> StepStatus {
+        let flow = &record.name;
+        let status = self.reconciler.status.borrow();
+        let seen = status.flows.get(flow).and_then(|flow| flow.steps.get(&step.id)).cloned();
+        drop(status);
+        let is_seen = seen.is_some();
+        let seen = seen.unwrap_or_default();
+        let totals = self.reports.totals(flow, &step.id);
+        let rates = self.reports.rates(flow, &step.id, now_ms());
+        let reports = self.seen(flow, &step.id);
+        let queue = self.catalog.ground.names.queue(flow, &step.id);
+        let deliveries = facts
+            .depths
+            .as_ref()
+            .map(|depths| depths.get(&queue).map_or(0, |depth| depth.ready));
+        let (state, reason) = match is_seen {
+            true => step_state(record.state, &seen),
+            false => ("unknown", Some("nobody has looked yet".to_owned())),
+        };
+        let ms = |part: f64| quantile_us(&totals.latency, part).map(|us| us / 1_000.0);
+        StepStatus {
+            step: step.id.clone(),
+            image: step.image.clone(),
+            state: state.to_owned(),
+            reason,
+            desired: seen.desired,
+            running: seen.running,
+            queued: deliveries.map(|deliveries| self.messages_in(flow, &step.id, deliveries)),
+            queued_deliveries: deliveries,
+            in_hand: reports.iter().map(|report| report.in_hand).sum(),
+            unacknowledged: reports.iter().map(|report| report.unacknowledged).sum(),
+            in_rate: rates.received,
+            out_rate: rates.emitted,
+            received: totals.counters.received,
+            emitted: totals.counters.emitted,
+            done: totals.counters.done,
+            failed: totals.counters.failed,
+            retried: totals.counters.retried,
+            rebounded: totals.counters.rebounded,
+            dead: totals.counters.dead,
+            dead_letters: facts
+                .dead
+                .get(&(flow.clone(), step.id.clone()))
+                .copied()
+                .unwrap_or_default(),
+            restarts: seen.restarts + totals.restarts,
+            p50_ms: ms(0.50),
+            p99_ms: ms(0.99),
+            replicas: seen.replicas.iter().map(replica_view).collect(),
+        }
+    }
+
+    fn flow_reason(
+        &self,
+        record: &FlowRecord,
+        steps: &[StepStatus],
+        facts: &Facts,
+    ) -> Option<String> {
+        let status = self.reconciler.status.borrow();
+        if let Some(trouble) = &status.trouble {
+            return Some(trouble.clone());
+        }
+        drop(status);
+        if !facts.broker_up {
+            return Some("the broker cannot be reached; what it holds is safe".to_owned());
+        }
+        if record.state != FlowState::Running {
+            return None;
+        }
+        steps
+            .iter()
+            .find(|step| !matches!(step.state.as_str(), "running" | "starting" | "unknown"))
+            .map(|step| match &step.reason {
+                Some(reason) => format!("`{}` is {}: {reason}", step.step, words(&step.state)),
+                None => format!("`{}` is {}", step.step, words(&step.state)),
+            })
+    }
+
+    /// Whether all that should be is.
+    fn is_converged(&self, record: &FlowRecord, flow: &Flow) -> bool {
+        let status = self.reconciler.status.borrow();
+        let Some(seen) = status.flows.get(&record.name) else { return false };
+        if status.trouble.is_some() || seen.version != record.version || seen.state != record.state {
+            return false;
+        }
+        // A step of an earlier version that is still there counts as well.
+        let all = seen.steps.iter().all(|(_, step)| {
+            let wanted = match record.state {
+                FlowState::Running => ReplicaState::Running,
+                FlowState::Paused => ReplicaState::Paused,
+                FlowState::Stopped => ReplicaState::Exited,
+            };
+            step.blocked.is_none()
+                && step.replicas.len() == step.desired as usize
+                && step.replicas.iter().all(|it| {
+                    // Held back is how a flow that works looks when it is full.
+                    it.is_current && (it.state == wanted || it.state == ReplicaState::HeldBack)
+                })
+        });
+        all && flow.steps.iter().all(|step| seen.steps.contains_key(&step.id))
+    }
+}
+
+fn dead_of_flow(flow: &str, facts: &Facts) -> u64 {
+    facts.dead.iter().filter(|((of, _), _)| of == flow).map(|(_, count)| count).sum()
+}
+
+fn words(state: &str) -> String {
+    state.replace('_', " ")
+}
+
+/// How a step is: the worst of its replicas, and why.
+fn step_state(
+    state: FlowState,
+    step: &crate::reconcile::status::StepStatus,
+) -> (&'static str, Option<String>) {
+    if let Some(blocked) = &step.blocked {
+        return ("blocked", Some(blocked.clone()));
+    }
+    if state == FlowState::Stopped && step.replicas.is_empty() {
+        return ("stopped", None);
+    }
+    // The worst first.
+    const ORDER: [ReplicaState; 10] = [
+        ReplicaState::StepFails,
+        ReplicaState::BackingOff,
+        ReplicaState::WaitingForBroker,
+        ReplicaState::HeldBack,
+        ReplicaState::Missing,
+        ReplicaState::Starting,
+        ReplicaState::Draining,
+        ReplicaState::Exited,
+        ReplicaState::Paused,
+        ReplicaState::Running,
+    ];
+    let rank = |replica: &&ReplicaStatus| ORDER.iter().position(|it| *it == replica.state);
+    match step.replicas.iter().min_by_key(rank) {
+        None => ("starting", None),
+        Some(worst) => (state_word(worst.state), reason_of(worst)),
+    }
+}
+
+fn reason_of(replica: &ReplicaStatus) -> Option<String> {
+    let reason = replica.reason.clone()?;
+    let last = replica.last_lines.last().filter(|_| replica.failures > 0);
+    Some(match last {
+        Some(line) => format!("{reason}; its last line: {line}"),
+        None => reason,
+    })
+}
+
+fn replica_view(replica: &ReplicaStatus) -> ReplicaView {
+    ReplicaView {
+        replica: replica.replica,
+        container: replica.container.clone(),
+        state: state_word(replica.state).to_owned(),
+        reason: reason_of(replica),
+    }
+}
+
+const fn state_word(state: ReplicaState) -> &'static str {
+    match state {
+        ReplicaState::Missing => "missing",
+        ReplicaState::BackingOff => "backing_off",
+        ReplicaState::Exited => "exited",
+        ReplicaState::Starting => "starting",
+        ReplicaState::Running => "running",
+        ReplicaState::Paused => "paused",
+        ReplicaState::Draining => "draining",
+        ReplicaState::WaitingForBroker => "waiting_for_broker",
+        ReplicaState::HeldBack => "held_back",
+        ReplicaState::StepFails => "step_fails",
+    }
+}

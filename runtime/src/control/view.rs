@@ -1,0 +1,367 @@
+//! What the API says: the shapes that the control plane answers with and the command line reads.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use towpath_flow::Finding;
+use utoipa::ToSchema;
+
+use crate::reconcile::FlowState;
+
+/// A flow file to plan or to apply.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Draft {
+    /// What messages call the file.
+    #[serde(default = "unnamed")]
+    pub file: String,
+    /// What is in it.
+    pub source: String,
+    /// The environment variables it names, from whoever applies it.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Whether messages that wait for a step that goes away may be dropped.
+    #[serde(default)]
+    pub drop_messages: bool,
+}
+
+fn unnamed() -> String {
+    "flow.yaml".to_owned()
+}
+
+/// What applying a flow does, or would do.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PlanView {
+    /// The flow.
+    pub flow: String,
+    /// The version it has afterwards.
+    pub version: u32,
+    /// Whether there is nothing to do.
+    pub unchanged: bool,
+    /// What changes, step by step, each with its reason.
+    pub changes: Vec<Change>,
+    /// Warnings, and notes of what was not checked.
+    #[schema(value_type = Vec<Object>)]
+    pub warnings: Vec<Finding>,
+    /// Where it takes requests, if it has a webhook and was applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_url: Option<String>,
+}
+
+/// One thing that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Change {
+    /// What is done.
+    pub action: ChangeAction,
+    /// To which step; none for the flow as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What is done to a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeAction {
+    /// It is made.
+    Create,
+    /// Its replicas are replaced, new before old.
+    Replace,
+    /// Replicas are added or removed.
+    Scale,
+    /// It goes away.
+    Remove,
+    /// Something else about the flow changes; no replica is touched.
+    Update,
+}
+
+/// All flows.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct FlowList {
+    /// The flows, by name.
+    pub flows: Vec<FlowSummary>,
+}
+
+/// A flow in a list.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct FlowSummary {
+    /// Its name.
+    pub flow: String,
+    /// One sentence.
+    pub description: String,
+    /// What it should be doing.
+    pub state: FlowState,
+    /// Its version.
+    pub version: u32,
+    /// When that was applied, in milliseconds since 1970.
+    pub applied_at: u64,
+    /// What sets it off: `every 30s` or `webhook`.
+    pub fires: String,
+    /// How many steps it has.
+    pub steps: u32,
+    /// How many replicas run.
+    pub running: u32,
+    /// How many there should be.
+    pub desired: u32,
+    /// How many messages wait, about; none if the broker does not say.
+    pub queued: Option<u64>,
+    /// How many dead letters are open.
+    pub dead_letters: u64,
+    /// What is wrong, if something is.
+    pub reason: Option<String>,
+}
+
+/// A flow and how it is.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct FlowStatus {
+    /// Its name.
+    pub flow: String,
+    /// One sentence.
+    pub description: String,
+    /// What it should be doing.
+    pub state: FlowState,
+    /// What is wrong with the flow as a whole, if something is.
+    pub reason: Option<String>,
+    /// Its version.
+    pub version: u32,
+    /// When that was applied, in milliseconds since 1970.
+    pub applied_at: u64,
+    /// What sets it off: `every 30s` or `webhook`.
+    pub fires: String,
+    /// Where it takes requests, if it has a webhook.
+    pub webhook_url: Option<String>,
+    /// The last run, if it is fired by a schedule.
+    pub last_run: Option<RunView>,
+    /// When it fires next, in milliseconds since 1970.
+    pub next_run_at: Option<u64>,
+    /// How many dead letters are open, in all its steps.
+    pub dead_letters: u64,
+    /// Its steps that run as containers.
+    pub steps: Vec<StepStatus>,
+    /// Whether all that should be is: the right replicas run, of the newest version.
+    pub converged: bool,
+    /// Whether the container engine answers.
+    pub engine_up: bool,
+    /// Whether the broker answers.
+    pub broker_up: bool,
+}
+
+/// A step and how it is.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct StepStatus {
+    /// Its id.
+    pub step: String,
+    /// Its image.
+    pub image: String,
+    /// How it is, in a word.
+    pub state: String,
+    /// Why, if it does not simply run.
+    pub reason: Option<String>,
+    /// How many replicas there should be.
+    pub desired: u32,
+    /// How many run.
+    pub running: u32,
+    /// How many messages wait, about; none if the broker does not say.
+    pub queued: Option<u64>,
+    /// How many deliveries wait: a delivery is a batch of messages.
+    pub queued_deliveries: Option<u64>,
+    /// Messages in the hands of the step processes.
+    pub in_hand: u64,
+    /// Deliveries taken and not acknowledged.
+    pub unacknowledged: u64,
+    /// Messages taken, a second.
+    pub in_rate: f64,
+    /// Messages emitted, a second.
+    pub out_rate: f64,
+    /// Messages taken, since the control plane first saw these replicas.
+    pub received: u64,
+    /// Messages emitted.
+    pub emitted: u64,
+    /// Messages settled as done.
+    pub done: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Messages sent back to be tried again.
+    pub retried: u64,
+    /// Messages sent back because it was not yet time.
+    pub rebounded: u64,
+    /// Messages given up.
+    pub dead: u64,
+    /// Dead letters that are open.
+    pub dead_letters: u64,
+    /// How often replicas or their processes were started again.
+    pub restarts: u64,
+    /// What half of the messages take at most, in milliseconds.
+    pub p50_ms: Option<f64>,
+    /// What 99 of 100 messages take at most, in milliseconds.
+    pub p99_ms: Option<f64>,
+    /// Its replicas.
+    pub replicas: Vec<ReplicaView>,
+}
+
+/// A replica and how it is.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaView {
+    /// Its number, from 1.
+    pub replica: u32,
+    /// Its container.
+    pub container: Option<String>,
+    /// How it is, in a word.
+    pub state: String,
+    /// Why, if it does not simply run.
+    pub reason: Option<String>,
+}
+
+/// A run.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RunView {
+    /// Its id.
+    pub id: String,
+    /// The version of the flow.
+    pub version: u32,
+    /// Why it was fired: `schedule` or `manual`.
+    pub why: String,
+    /// How far it is: `recorded`, `published`, `done`, `failed` or `abandoned`.
+    pub state: String,
+    /// When it was due, in milliseconds since 1970.
+    pub due: u64,
+    /// When it ended, in milliseconds since 1970.
+    pub ended_at: Option<u64>,
+    /// How many messages it brought in.
+    pub emitted: Option<u64>,
+    /// How often it was tried again.
+    pub attempts: u32,
+    /// When it is tried again, in milliseconds since 1970.
+    pub next_at: Option<u64>,
+    /// Why it is tried again, or failed.
+    pub reason: Option<String>,
+}
+
+/// Runs, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RunList {
+    /// The runs.
+    pub runs: Vec<RunView>,
+}
+
+/// What to run.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// What the trigger is handed: any JSON.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub payload: Option<Value>,
+}
+
+/// How many replicas.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleRequest {
+    /// From 1 to 64.
+    pub replicas: u32,
+}
+
+/// What a verb did.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Done {
+    /// Whether anything changed.
+    pub changed: bool,
+    /// What was done, in a sentence.
+    pub message: String,
+}
+
+/// Dead letters, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DeadList {
+    /// The dead letters.
+    pub dead: Vec<DeadView>,
+    /// What to give as `before` for the next page, if there may be more.
+    pub next: Option<String>,
+}
+
+/// A dead letter.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DeadView {
+    /// Its number.
+    pub id: String,
+    /// The flow.
+    pub flow: String,
+    /// The step that gave up.
+    pub step: String,
+    /// The external account.
+    pub connection: String,
+    /// The run it belongs to.
+    pub run: Option<String>,
+    /// The message's id.
+    pub message_id: String,
+    /// What kind of end it was.
+    pub cause: String,
+    /// Why, in a sentence.
+    pub reason: String,
+    /// The causes, outermost first.
+    pub chain: Vec<String>,
+    /// The failed attempts, oldest first.
+    #[schema(value_type = Vec<Object>)]
+    pub attempts: Vec<Value>,
+    /// Which replica gave up; 0 if it was the broker.
+    pub replica: u32,
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// How often it had been replayed before.
+    pub replays: u32,
+    /// What was done about it: `open`, `replayed` or `discarded`.
+    pub state: String,
+    /// The message as it was taken; left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub message: Option<Value>,
+}
+
+/// A body to replay a dead letter with, in place of its own.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayRequest {
+    /// The new body: any JSON. Its own when left out.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub body: Option<Value>,
+}
+
+/// The names of all secrets.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SecretList {
+    /// The secrets, without their values.
+    pub secrets: Vec<crate::store::secrets::SecretRecord>,
+}
+
+/// The value of a secret.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretValue {
+    /// The value. It is never given back.
+    pub value: String,
+}
+
+/// Whether a part answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Readiness {
+    /// Whether all of them do.
+    pub ready: bool,
+    /// `up`, or why not: `store`, `broker`, `engine`.
+    pub parts: BTreeMap<String, String>,
+}
+
+/// A line of a log.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogLine {
+    /// The step.
+    pub step: String,
+    /// The replica.
+    pub replica: u32,
+    /// What the agent wrote: an object, or text as it was.
+    #[schema(value_type = Object)]
+    pub line: Value,
+}

@@ -1,0 +1,333 @@
+//! The control plane as a process: bind everything, start it, wait for a signal, end in order.
+//!
+//! # Invariants
+//!
+//! - It starts while broker and engine are away, and `/ready` says so.
+//! - Ending it stops no step: containers run on, and are adopted by the next one.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{ApiState, Token, router};
+use crate::broker::rabbit::Rabbit;
+use crate::broker::topology::Names;
+use crate::broker::{Broker, BrokerError};
+use crate::control::catalog::Catalog;
+use crate::control::error::ControlError;
+use crate::control::{Control, Parts};
+use crate::engine::docker::DockerEngine;
+use crate::engine::{AgentBinaries, AgentError, Engine, chain};
+use crate::ingress::Ingress;
+use crate::metrics::Metrics;
+use crate::office::Office;
+use crate::reconcile::run::{Handle, Pace, Reconciler};
+use crate::reconcile::spec::Ground;
+use crate::reports::Reports;
+use crate::schedule::{Scheduler, system_clock};
+use crate::settings::{Settings, without_password};
+use crate::store::{Store, StoreError, now_ms, private_text};
+
+/// How long requests may take to end after a signal.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// How long each other part may take to end.
+const END: Duration = Duration::from_secs(10);
+
+/// How often declaring is tried while the broker is away.
+const DECLARE_AGAIN: Duration = Duration::from_secs(2);
+
+/// How long replayed and discarded dead letters are kept: 30 days.
+const DECIDED_MS_KEPT: u64 = 30 * 24 * 3_600_000;
+
+/// Why the control plane does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Someone listens there already, or it is no address of this machine.
+    #[error("cannot listen at {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The agent's programs cannot be read.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The broker's URL cannot be used.
+    #[error("the setting `broker.url` cannot be used")]
+    BrokerUrl(#[source] BrokerError),
+    /// What was applied cannot be read.
+    #[error("what was applied cannot be read")]
+    Applied(#[from] ControlError),
+    /// Signals cannot be heard.
+    #[error("cannot wait for signals")]
+    Signals(#[source] std::io::Error),
+    /// A part of it ended that never should.
+    #[error("a part of the control plane failed: {what}")]
+    Part {
+        /// Which, and how.
+        what: String,
+    },
+}
+
+/// Runs the control plane until SIGTERM or SIGINT. `docker_host` is where the engine listens, if
+/// not where it always does.
+pub async fn serve(settings: &Settings, docker_host: Option<String>) -> Result<(), ServeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let listen = |source| ServeError::Listen { address: settings.listen.to_string(), source };
+    let listener = TcpListener::bind(settings.listen).await.map_err(listen)?;
+    let store = Store::open(&settings.data)?;
+    let token = token(settings)?;
+    let stop = CancellationToken::new();
+    let plane = Plane::start(settings, store, docker_host, &stop).await?;
+    let state = ApiState {
+        control: plane.control.clone(),
+        ingress: plane.ingress.clone(),
+        token: Token::new(&token),
+        body_bytes_max: usize::try_from(settings.body_bytes_max).unwrap_or(usize::MAX),
+        stop: stop.child_token(),
+    };
+    let requests_stop = state.stop.clone();
+    let mut parts = plane.parts;
+    tracing::info!(
+        listen = %settings.listen,
+        data = %settings.data.display(),
+        instance = settings.instance,
+        broker = without_password(&settings.broker.url),
+        "ready to serve"
+    );
+    let mut requests = JoinSet::new();
+    let until = requests_stop.clone();
+    requests.spawn(async move {
+        axum::serve(listener, router(state))
+            .with_graceful_shutdown(until.cancelled_owned())
+            .await
+    });
+    // All of them are cancel-safe: nothing is lost by not waiting any longer.
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+        Some(ended) = parts.join_next() => Err(part_ended(ended)),
+        Some(ended) = requests.join_next() => Err(match ended {
+            Ok(Ok(())) => ServeError::Part { what: "the API ended".to_owned() },
+            Ok(Err(error)) => ServeError::Part { what: format!("the API: {error}") },
+            Err(error) => ServeError::Part { what: format!("the API: {error}") },
+        }),
+    };
+    if let Ok(signal) = &outcome {
+        tracing::info!(signal, "ending; containers run on");
+    }
+    requests_stop.cancel();
+    if timeout(DRAIN, requests.join_next()).await.is_err() {
+        tracing::warn!("some requests did not end in time and are cut off");
+    }
+    stop.cancel();
+    while let Ok(Some(_)) = timeout(END, parts.join_next()).await {}
+    plane.broker_stop.cancel();
+    if timeout(END, plane.rabbit.closed()).await.is_err() {
+        tracing::debug!("the connections to the broker did not end in time");
+    }
+    outcome.map(drop)
+}
+
+/// The token that opens the API: the one that was set, or one that is made once and kept.
+fn token(settings: &Settings) -> Result<String, StoreError> {
+    if !settings.token.is_empty() {
+        return Ok(settings.token.clone());
+    }
+    let fresh = || blake3::Hash::from_bytes(rand::random()).to_hex().to_string();
+    let path = settings.data.join("token");
+    let token = private_text(&path, fresh)?;
+    if token.len() < 16 {
+        return Err(StoreError::BadKey { path });
+    }
+    Ok(token)
+}
+
+/// Everything that runs beside the API.
+struct Plane {
+    control: Arc<Control>,
+    ingress: Ingress,
+    rabbit: Rabbit,
+    broker_stop: CancellationToken,
+    parts: JoinSet<&'static str>,
+}
+
+impl Plane {
+    async fn start(
+        settings: &Settings,
+        store: Store,
+        docker_host: Option<String>,
+        stop: &CancellationToken,
+    ) -> Result<Self, ServeError> {
+        let names = Names::new(&*settings.instance);
+        let agent = binaries(settings).load()?;
+        // A token of its own: the broker is the last to go.
+        let broker_stop = CancellationToken::new();
+        let rabbit = Rabbit::start(&settings.broker.url, broker_stop.clone())
+            .map_err(ServeError::BrokerUrl)?;
+        let broker: Arc<dyn Broker> = Arc::new(rabbit.clone());
+        let docker = DockerEngine::new(docker_host, agent);
+        let ground = Ground {
+            names: names.clone(),
+            broker_url: settings.broker.agent_url.clone(),
+            agent: docker.agent_hash().to_owned(),
+            body_bytes_max: towpath_protocol::BODY_BYTES_MAX,
+            key: store.derive_key("towpath 2026-11-21 spec hashes"),
+        };
+        let engine: Arc<dyn Engine> = Arc::new(docker);
+        let catalog = Arc::new(Catalog::new(store.clone(), Arc::clone(&engine), ground));
+        let (reports, metrics, clock) = (Reports::default(), Metrics::new(), system_clock());
+        let said = reports.clone();
+        let (reconciler, handle) = Reconciler::new(
+            &*settings.instance,
+            engine,
+            catalog.clone(),
+            Arc::new(move |identity: &towpath_protocol::start::Identity| said.latest(identity)),
+            Pace::default(),
+        );
+        let live = watch::Sender::new(Arc::default());
+        let runs_changed = Arc::new(Notify::new());
+        let scheduler = Scheduler {
+            broker: Arc::clone(&broker),
+            store: store.clone(),
+            names: names.clone(),
+            flows: live.subscribe(),
+            reports: reports.clone(),
+            metrics: metrics.clone(),
+            runs_changed: Arc::clone(&runs_changed),
+            clock: clock.clone(),
+        };
+        let office = Office {
+            broker: Arc::clone(&broker),
+            store: store.clone(),
+            names: names.clone(),
+            reports: reports.clone(),
+            metrics: metrics.clone(),
+            runs_changed,
+            clock: clock.clone(),
+        };
+        let (ingress, worker) = Ingress::new(
+            names,
+            live.subscribe(),
+            metrics.clone(),
+            clock,
+            towpath_protocol::BODY_BYTES_MAX,
+        );
+        let control = Control::start(Parts {
+            catalog,
+            broker: Arc::clone(&broker),
+            reconciler: handle.clone(),
+            scheduler: scheduler.clone(),
+            reports,
+            metrics: metrics.clone(),
+            public_url: settings.public_url.clone(),
+            live,
+        })
+        .await?;
+        let control = Arc::new(control);
+        let mut parts = JoinSet::new();
+        let mut spawn = |name: &'static str, part: futures_util::future::BoxFuture<'static, ()>| {
+            parts.spawn(async move {
+                part.await;
+                name
+            });
+        };
+        spawn("declaring", Box::pin(declare(Arc::clone(&control), stop.clone())));
+        spawn("the reconciler", Box::pin(reconciler.run(stop.clone())));
+        spawn("the scheduler", Box::pin(scheduler.run(stop.clone())));
+        spawn("the office", Box::pin(office.run(stop.clone())));
+        spawn("the ingress", Box::pin(worker.run(broker, stop.clone())));
+        spawn("removing queues", Box::pin(Arc::clone(&control).run_removals(stop.clone())));
+        spawn("forgetting", Box::pin(forget(store, stop.clone())));
+        spawn("counting restarts", Box::pin(count_restarts(handle, metrics, stop.clone())));
+        Ok(Self { control, ingress, rabbit, broker_stop, parts })
+    }
+}
+
+fn binaries(settings: &Settings) -> AgentBinaries {
+    AgentBinaries::beside(&settings.binaries().join("towpath"))
+}
+
+/// Declares what should be on the broker until that has worked once; from then on the broker's own
+/// loop keeps it declared.
+async fn declare(control: Arc<Control>, stop: CancellationToken) {
+    let mut said = String::new();
+    while let Err(error) = control.declare().await {
+        if said != error.message {
+            tracing::warn!("cannot declare queues yet: {error}");
+            said = error.message;
+        }
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(DECLARE_AGAIN) => {}
+        }
+    }
+    stop.cancelled().await;
+}
+
+/// Forgets dead letters that were decided long ago.
+async fn forget(store: Store, stop: CancellationToken) {
+    loop {
+        let before = now_ms().saturating_sub(DECIDED_MS_KEPT);
+        if let Err(error) = store.forget_decided(before).await {
+            tracing::warn!("cannot forget old dead letters: {}", chain(&error));
+        }
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(3600)) => {}
+        }
+    }
+}
+
+/// Counts replicas that were started again, from what the reconciler says.
+async fn count_restarts(handle: Handle, metrics: Metrics, stop: CancellationToken) {
+    let mut status = handle.status.clone();
+    let mut counted = std::collections::BTreeMap::new();
+    loop {
+        let now = status.borrow_and_update().clone();
+        for (flow, steps) in &now.flows {
+            for (step, is) in &steps.steps {
+                let before = counted.insert((flow.clone(), step.clone()), is.restarts).unwrap_or(0);
+                for _ in before..is.restarts {
+                    metrics.replica_restart(flow, step);
+                }
+            }
+        }
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = status.changed() => if changed.is_err() { stop.cancelled().await },
+        }
+    }
+}
+
+fn part_ended(ended: Result<&'static str, tokio::task::JoinError>) -> ServeError {
+    let what = match ended {
+        Ok(name) => format!("{name} ended"),
+        Err(error) if error.is_panic() => "one panicked; the log says where".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    tracing::error!(what, "a part of the control plane failed");
+    ServeError::Part { what }
+}
+
+/// Where the token is kept, if it is not set.
+pub fn token_path(data: &Path) -> std::path::PathBuf {
+    data.join("token")
+}
