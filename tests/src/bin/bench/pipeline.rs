@@ -282,7 +282,6 @@ pub(crate) fn start(index: usize, kind: Kind, messages: u64, broker_url: &str) -
             body_bytes_max: towpath_protocol::BODY_BYTES_MAX,
             drain_ms: 10_000,
             memory_bytes: 0,
-            keep_privileges: false,
         },
         paused: false,
     })
