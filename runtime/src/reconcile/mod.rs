@@ -21,7 +21,7 @@ pub mod run;
 pub mod spec;
 pub mod status;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 /// Everything that should be, at one moment.
 #[derive(Clone, Default)]

@@ -216,7 +216,6 @@ fn blueprint(
             body_bytes_max: ground.body_bytes_max,
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,
-            keep_privileges: step.limits.image_privileges,
         },
         paused: false,
     };
@@ -225,6 +224,7 @@ fn blueprint(
         image: &image.id,
         command: &filled.command,
         writable: step.limits.writable,
+        image_privileges: step.limits.image_privileges,
         cpus: step.limits.cpus,
         pids: step.limits.pids,
         start: &start,
@@ -246,6 +246,7 @@ struct MadeFrom<'a> {
     image: &'a str,
     command: &'a [String],
     writable: bool,
+    image_privileges: bool,
     cpus: f64,
     pids: u32,
     start: &'a Start,

@@ -13,7 +13,7 @@ use crate::broker::topology::Names;
 use crate::engine::Image;
 
 /// A trigger, `shape`, `crm` twice, and `audit` beside `shape`.
-pub(super) const FLOW: &str = "
+pub(crate) const FLOW: &str = "
 flow: f
 trigger:
   id: orders
@@ -31,7 +31,7 @@ actions:
     image: towpath/log:1
 ";
 
-pub(super) fn flow(text: &str) -> Arc<Flow> {
+pub(crate) fn flow(text: &str) -> Arc<Flow> {
     let checked = check(&Source::new("flow.yaml", text), &Facts::default());
     Arc::new(
         checked
@@ -40,7 +40,7 @@ pub(super) fn flow(text: &str) -> Arc<Flow> {
     )
 }
 
-pub(super) fn ground() -> Ground {
+pub(crate) fn ground() -> Ground {
     Ground {
         names: Names::new("i"),
         broker_url: "amqp://user:password@broker:5672/".to_owned(),
@@ -50,7 +50,7 @@ pub(super) fn ground() -> Ground {
     }
 }
 
-pub(super) fn image(id: &str) -> Image {
+pub(crate) fn image(id: &str) -> Image {
     let manifest = json!({"contract": 1, "name": "step", "kind": "action"});
     Image {
         id: id.to_owned(),
@@ -64,7 +64,7 @@ pub(super) fn image(id: &str) -> Image {
 }
 
 /// Everything is known and there.
-pub(super) fn facts(flow: &Flow) -> BTreeMap<String, StepFacts> {
+pub(crate) fn facts(flow: &Flow) -> BTreeMap<String, StepFacts> {
     let known = flow.steps.iter().map(|step| {
         let filled = FilledStep {
             with: step.with.clone(),
@@ -86,7 +86,7 @@ pub(super) fn facts(flow: &Flow) -> BTreeMap<String, StepFacts> {
 }
 
 /// What should be, once `change` has changed what is known.
-pub(super) fn desired(
+pub(crate) fn desired(
     state: FlowState,
     change: impl FnOnce(&mut BTreeMap<String, StepFacts>),
 ) -> Desired {
@@ -98,4 +98,20 @@ pub(super) fn desired(
         instance: "i".to_owned(),
         flows,
     }
+}
+
+/// What replica 1 of a step is made from.
+pub(crate) fn replica(text: &str, step: &str) -> crate::engine::ReplicaSpec {
+    let flow = flow(text);
+    let known = facts(&flow);
+    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known);
+    let step = all
+        .steps
+        .iter()
+        .find(|it| it.id == step)
+        .expect("the flow has this step");
+    step.blueprint
+        .as_ref()
+        .expect("everything is known")
+        .replica(1, false)
 }

@@ -142,6 +142,9 @@ fn command(replica: &ReplicaSpec) -> Result<Vec<String>, EngineError> {
             command.extend([option.to_owned(), value.clone()]);
         }
     }
+    if replica.limits.image_privileges {
+        command.push("--keep-privileges".to_owned());
+    }
     command.push("--".to_owned());
     command.extend(program.iter().cloned());
     Ok(command)
@@ -200,5 +203,105 @@ pub(super) fn named(found: ContainerInspectResponse, replica: &ReplicaSpec) -> N
         other => Named::Taken(format!(
             "the replica is there and `{other}`: it is removed first"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Image;
+    use crate::reconcile::testing;
+
+    fn replica(line: &str) -> ReplicaSpec {
+        let text =
+            testing::FLOW.replace("  - id: audit\n", &format!("  - id: audit\n    {line}\n"));
+        let mut replica = testing::replica(&text, "audit");
+        replica.start.redact = vec!["s3cret".to_owned()];
+        replica
+            .start
+            .env
+            .insert("TOKEN".to_owned(), "s3cret".to_owned());
+        replica.image = Image {
+            user: "app".into(),
+            workdir: "/app".into(),
+            ..replica.image
+        };
+        replica
+    }
+
+    fn body_of(line: &str) -> ContainerCreateBody {
+        body(&replica(line), "i.agent.0", 2.0).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn no_secret_is_in_it() {
+        let text = serde_json::to_string(&body_of("pids: 64")).expect("it is sent as JSON");
+        assert!(!text.contains("s3cret"), "{text}");
+        assert!(!text.contains("amqp://"), "{text}");
+    }
+
+    #[test]
+    fn nothing_of_the_host_is_mounted() {
+        let host = body_of("pids: 64").host_config.expect("there is one");
+        assert_eq!(host.binds, None);
+        let mounts = host.mounts.expect("the agent");
+        assert_eq!(mounts.len(), 1);
+        assert_eq!(mounts[0].typ, Some(MountType::VOLUME));
+        assert_eq!(mounts[0].read_only, Some(true));
+    }
+
+    #[test]
+    fn what_a_step_does_not_need_is_taken_from_it() {
+        let body = body_of("pids: 64");
+        let command = ["--user", "app", "--workdir", "/app", "--", "/step"].map(str::to_owned);
+        assert_eq!(body.cmd, Some(command.to_vec()));
+        let host = body.host_config.expect("there is one");
+        assert_eq!(host.cap_drop, Some(vec!["ALL".to_owned()]));
+        assert_eq!(
+            host.cap_add,
+            Some(AGENT_CAPABILITIES.map(str::to_owned).to_vec())
+        );
+        assert_eq!(
+            host.security_opt,
+            Some(vec!["no-new-privileges".to_owned()])
+        );
+        assert_eq!(host.readonly_rootfs, Some(true));
+        assert_eq!(host.memory, host.memory_swap);
+        assert_eq!(host.pids_limit, Some(64));
+        assert_eq!(host.nano_cpus, Some(1_000_000_000));
+    }
+
+    #[test]
+    fn a_limit_above_what_the_engine_has_is_what_it_has() {
+        let host = body_of("cpus: 64").host_config.expect("there is one");
+        assert_eq!(host.nano_cpus, Some(2_000_000_000));
+    }
+
+    #[test]
+    fn privileges_of_the_image_are_kept_where_the_flow_says_so() {
+        let body = body_of("privileges: image");
+        assert!(
+            body.cmd
+                .expect("there is one")
+                .contains(&"--keep-privileges".to_owned())
+        );
+        let host = body.host_config.expect("there is one");
+        assert_eq!((host.cap_drop, host.security_opt), (None, None));
+        assert_eq!(host.privileged, Some(false));
+    }
+
+    #[test]
+    fn an_image_with_nothing_to_run_is_refused() {
+        let mut replica = replica("pids: 64");
+        replica.image.command.clear();
+        let error = body(&replica, "i.agent.0", 2.0).expect_err("there is nothing to run");
+        assert!(crate::engine::chain(&error).contains("neither entrypoint nor command"));
+    }
+
+    #[test]
+    fn an_identity_survives_its_labels() {
+        let identity = replica("pids: 64").start.identity;
+        assert_eq!(super::identity(&replica_labels(&identity)), Some(identity));
+        assert_eq!(super::identity(&instance_label("i")), None);
     }
 }
