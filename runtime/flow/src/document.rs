@@ -377,8 +377,8 @@ impl Steps<'_, '_> {
 
 /// Where a part of a text is in the file; all of the text if it is written otherwise there.
 pub(crate) fn within(text: &str, node: &Node, part: &str) -> Range<usize> {
-    match text[node.span.clone()].find(part) {
-        Some(at) => node.span.start + at..node.span.start + at + part.len(),
+    match text[node.extent.clone()].find(part) {
+        Some(at) => node.extent.start + at..node.extent.start + at + part.len(),
         None => node.span.clone(),
     }
 }

@@ -21,8 +21,10 @@ use crate::text::shown;
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Node {
-    /// Where it is. Of a list or mapping: its first line.
+    /// Where it is; of what has several lines, the first.
     pub(crate) span: Range<usize>,
+    /// Where all of it is.
+    pub(crate) extent: Range<usize>,
     pub(crate) content: Content,
 }
 
@@ -150,11 +152,11 @@ pub(crate) fn parse(text: &str, found: &mut Vec<Diagnostic>) -> Option<Node> {
 /// A list or mapping that is not yet closed.
 enum Open {
     List {
-        span: Range<usize>,
+        start: usize,
         items: Vec<Node>,
     },
     Mapping {
-        span: Range<usize>,
+        start: usize,
         entries: Vec<Entry>,
         /// Where in the file each key of `entries` is.
         keys: HashMap<String, Range<usize>>,
@@ -192,55 +194,43 @@ impl Builder<'_, '_> {
             Event::Anchor(..) => self.refuse(span, "an anchor", "leave it out"),
             Event::Alias(_) | Event::UnresolvedAlias(_) => {
                 self.refuse(span.clone(), "an alias", "write the value out");
-                self.add(Node {
-                    span,
-                    content: Content::Null,
-                });
+                self.add(span, Content::Null);
             }
             Event::Scalar(value, style, ..) => {
                 let content = self.scalar(&value, style, &span);
-                self.add(Node {
-                    span: self.first_line(span),
-                    content,
-                });
+                self.add(span, content);
             }
             Event::SequenceStart(..) => self.open.push(Open::List {
-                span,
+                start: span.start,
                 items: Vec::new(),
             }),
-            Event::MappingStart(..) => {
-                self.open.push(Open::Mapping {
-                    span,
-                    entries: Vec::new(),
-                    keys: HashMap::new(),
-                    key: None,
-                });
-            }
-            Event::SequenceEnd | Event::MappingEnd => {
-                let node = match self.open.pop() {
-                    Some(Open::List { span: start, items }) => Node {
-                        span: self.first_line(start.start..span.end),
-                        content: Content::List(items),
-                    },
-                    Some(Open::Mapping {
-                        span: start,
-                        entries,
-                        ..
-                    }) => Node {
-                        span: self.first_line(start.start..span.end),
-                        content: Content::Mapping(entries),
-                    },
-                    None => return false,
-                };
-                self.add(node);
-            }
+            Event::MappingStart(..) => self.open.push(Open::Mapping {
+                start: span.start,
+                entries: Vec::new(),
+                keys: HashMap::new(),
+                key: None,
+            }),
+            Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
+                Some(Open::List { start, items }) => {
+                    self.add(start..span.end, Content::List(items));
+                }
+                Some(Open::Mapping { start, entries, .. }) => {
+                    self.add(start..span.end, Content::Mapping(entries));
+                }
+                None => return false,
+            },
             _ => {}
         }
         true
     }
 
     /// Puts a value where it belongs.
-    fn add(&mut self, node: Node) {
+    fn add(&mut self, extent: Range<usize>, content: Content) {
+        let node = Node {
+            span: self.first_line(extent.clone()),
+            extent,
+            content,
+        };
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some(Open::List { items, .. }) => items.push(node),
