@@ -70,7 +70,7 @@ demo_push() {
   ids=$(request POST "http://127.0.0.1:$SHOP_PORT/orders?n=$count" | tr -cd '0-9,' | tr ',' ' ')
   for id in $ids; do
     order=$(request GET "http://127.0.0.1:$SHOP_PORT/orders/$id")
-    eventually 60 request POST "$hook" "$order"
+    eventually 60 request POST "$hook" "$order" "Idempotency-Key: order-$id"
   done
   remember DEMO_PUSHED "$shop"
   note "$count accepted at ${hook%/*}/…"

@@ -74,14 +74,14 @@ secret() {
   (umask 077 && od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$1")
 }
 
-# request METHOD URL [BODY]: prints the body of the answer; fails unless the status is 2xx.
+# request METHOD URL [BODY [HEADER]]: prints the body of the answer; fails unless the status is 2xx.
 # A fresh machine has no curl, and loopback HTTP/1.0 needs none.
 request() (
   [[ $2 =~ ^http://([^/:]+):([0-9]+)(/.*)?$ ]] || exit 1
   exec 3<>"/dev/tcp/${BASH_REMATCH[1]}/${BASH_REMATCH[2]}" || exit 1
   body=${3:-}
-  printf '%s %s HTTP/1.0\r\nHost: %s:%s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' \
-    "$1" "${BASH_REMATCH[3]:-/}" "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" \
+  printf '%s %s HTTP/1.0\r\nHost: %s:%s\r\n%s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' \
+    "$1" "${BASH_REMATCH[3]:-/}" "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" "${4:-Accept: */*}" \
     "$(printf %s "$body" | wc -c)" "$body" >&3
   IFS=' ' read -r -t 30 _ status _ <&3 || exit 1
   while IFS= read -r -t 30 line <&3 && [ "${line%$'\r'}" != "" ]; do :; done
