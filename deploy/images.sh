@@ -10,11 +10,13 @@ binaries() {
 # step_images PROFILE TAG: an image towpath/<step>:TAG of every step that comes with Towpath, and
 # towpath/demo-shop and towpath/demo-crm.
 step_images() {
-  local profile=$1 tag=$2 folder manifest step count=0
+  local profile=$1 tag=$2 folder manifest step program count=0
   folder=$(binaries "$profile")
   for manifest in "$ROOT"/steps/*/Cargo.toml; do
     step=$(basename "$(dirname "$manifest")")
-    pack_step "$folder/$step" "towpath/$step:$tag"
+    program=$folder/$step
+    if [ ! -x "$program" ]; then program=$folder/towpath-$step; fi
+    pack_step "$program" "towpath/$step:$tag"
     count=$((count + 1))
   done
   for step in demo-shop demo-crm; do
