@@ -4,10 +4,11 @@
 
 BROKER_USER=towpath
 
-# broker NAME NETWORK KEY IMAGE: a broker that keeps its data, published on loopback at the port
-# remembered as KEY. Returns when it takes connections. The password is in $STATE/NAME.password.
+# broker NAME NETWORK KEY IMAGE [KEY]: a broker that keeps its data, published on loopback at the
+# port remembered as KEY, and its management API at that of the second KEY, if there is one.
+# Returns when it takes connections. The password is in $STATE/NAME.password.
 broker() {
-  local name=$1 network=$2 port=${!3} image=$4 orphan=
+  local name=$1 network=$2 port=${!3} image=$4 management=${5:+${!5}} orphan=
   if [ "$(docker container inspect --format '{{.State.Running}}' "$name" 2>/dev/null)" = true ]; then
     broker_ready "$name" "$port"
     return
@@ -16,7 +17,7 @@ broker() {
     # A volume without its password is what a lost state folder leaves.
     if [ ! -s "$STATE/$name.password" ] && docker volume inspect "$name" >/dev/null 2>&1; then orphan=yes; fi
     secret "$STATE/$name.password"
-    broker_create "$name" "$network" "$port" "$image"
+    broker_create "$name" "$network" "$port" "$image" "$management"
   fi
   docker start "$name"
   broker_ready "$name" "$port"
@@ -27,20 +28,27 @@ broker() {
 }
 
 broker_create() {
-  local name=$1 network=$2 port=$3 image=$4 folder server=/usr/lib/rabbitmq/bin/rabbitmq-server
+  local name=$1 network=$2 port=$3 image=$4 management=$5 folder server=/usr/lib/rabbitmq/bin/rabbitmq-server
+  local ports=(--publish "127.0.0.1:$port:5672") plugins=
+  if [ -n "$management" ]; then
+    ports+=(--publish "127.0.0.1:$management:15672")
+    plugins=rabbitmq_management
+  fi
   case $image in rabbitmq:*) server='docker-entrypoint.sh rabbitmq-server' ;; esac
   docker volume create --label "$LABEL=$INSTANCE" "$name"
   # Erlang sizes tables by the limit on open files, which some engines leave without bound;
   # others do not let it be raised. So the container takes what it is given, up to 65536.
   docker create --name "$name" --hostname "$name" --network "$network" --label "$LABEL=$INSTANCE" \
-    --volume "$name:/var/lib/rabbitmq" --publish "127.0.0.1:$port:5672" \
+    --volume "$name:/var/lib/rabbitmq" "${ports[@]}" \
     --restart unless-stopped --stop-timeout 60 --log-opt max-size=10m --log-driver json-file \
     --entrypoint sh "$image" -c "ulimit -n 65536 2>/dev/null || ulimit -Sn \$(ulimit -Hn); exec $server"
-  folder=$(mktemp -d "$STATE/build/settings.XXXXXX")
   # Copied in, not passed in the environment: `docker inspect` does not show it.
-  broker_settings "$(<"$STATE/$name.password")" >"$folder/10-towpath.conf"
-  tar -C "$folder" --mode=0644 --owner=0 --group=0 -c 10-towpath.conf |
-    docker cp - "$name:/etc/rabbitmq/conf.d/"
+  folder=$(mktemp -d "$STATE/build/settings.XXXXXX")
+  mkdir "$folder/conf.d"
+  broker_settings "$(<"$STATE/$name.password")" >"$folder/conf.d/90-towpath.conf"
+  printf '[%s].\n' "$plugins" >"$folder/enabled_plugins"
+  tar -C "$folder" --mode=0644 --owner=0 --group=0 -c conf.d/90-towpath.conf enabled_plugins |
+    docker cp - "$name:/etc/rabbitmq/"
   rm -r "$folder"
 }
 
