@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod broker;
+pub mod cli;
 pub mod control;
 pub mod engine;
 pub mod ingress;

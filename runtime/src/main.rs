@@ -1,3 +1,11 @@
 //! The binary `towpath`: the CLI and the control plane.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // The only place that reads the environment. What is not text names nothing that is asked for.
+    let env = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    ExitCode::from(towpath::cli::main(std::env::args_os(), env).code())
+}

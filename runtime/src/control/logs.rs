@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const LINE_BYTES_MAX: usize = 4 * LOG_TEXT_BYTES_MAX;
 
 /// A line, with its end.
-pub type Line = Bytes;
+pub(super) type Line = Bytes;
 
 /// Which lines, as asked for over the API.
 #[derive(Debug, Clone, Default, serde::Deserialize, utoipa::IntoParams)]

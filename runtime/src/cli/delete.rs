@@ -1,0 +1,54 @@
+//! `towpath delete`
+
+use std::io::BufRead;
+
+use clap::Args;
+use reqwest::Method;
+use serde_json::json;
+
+use super::problem::Problem;
+use super::{Context, ExitStatus, verbs};
+use crate::control::view::Done;
+
+/// Forgets a flow and removes all it made. Refused while messages wait in its queues.
+#[derive(Debug, Args)]
+pub(super) struct Delete {
+    /// The flow
+    flow: String,
+    /// Drops messages that wait in its queues
+    #[arg(long)]
+    drop_messages: bool,
+    /// Does not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+pub(super) async fn run(command: &Delete, context: &Context) -> Result<ExitStatus, Problem> {
+    if !command.yes {
+        confirm(command, context)?;
+    }
+    let query = [("drop_messages", command.drop_messages.to_string())];
+    let path = ["flows", command.flow.as_str()];
+    let done: Done = context.client()?.send(Method::DELETE, &path, &query, &json!({})).await?;
+    verbs::done(&done, context)
+}
+
+fn confirm(command: &Delete, context: &Context) -> Result<(), Problem> {
+    if !context.printer.can_ask() {
+        return Err(Problem::no(format!("`{}` is deleted only if someone says so", command.flow))
+            .hint("pass `--yes`"));
+    }
+    let messages = if command.drop_messages { " and all messages in its queues" } else { "" };
+    context.printer.note(&format!(
+        "delete `{}`, its checkpoints and its runs{messages}? [y/N]",
+        command.flow
+    ));
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).map_err(|error| {
+        Problem::could_not("cannot read the answer").because(&error)
+    })?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Problem::no("nothing was deleted")),
+    }
+}

@@ -1,0 +1,55 @@
+//! `towpath plan`
+
+use clap::Args;
+use reqwest::Method;
+
+use super::printer::{Printer, Tone};
+use super::problem::Problem;
+use super::{Context, ExitStatus, file};
+use crate::control::view::{ChangeAction, PlanView};
+
+/// Shows what applying a flow file would do, and why. Changes nothing.
+#[derive(Debug, Args)]
+pub(super) struct Plan {
+    /// The flow file; `-` is standard input
+    file: String,
+}
+
+pub(super) async fn run(command: &Plan, context: &Context) -> Result<ExitStatus, Problem> {
+    let source = file::read(&command.file)?;
+    let draft =
+        file::draft(&source, context).map_err(|problem| file::shown(problem, &source, context))?;
+    let progress = context.printer.progress("asking the control plane");
+    let plan: Result<PlanView, Problem> =
+        context.client()?.send(Method::POST, &["plan"], &[], &draft).await;
+    drop(progress);
+    let plan = plan.map_err(|problem| file::shown(problem, &source, context))?;
+    if context.printer.is_json() {
+        context.printer.json(&plan);
+    } else {
+        context.printer.findings(&source, plan.warnings.clone());
+        changes(context.printer, &plan);
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// Prints what changes, each with its reason.
+pub(super) fn changes(printer: Printer, plan: &PlanView) {
+    if plan.unchanged {
+        printer.line(&format!("`{}` version {}: nothing to do", plan.flow, plan.version));
+        return;
+    }
+    printer.line(&format!("`{}` version {}:", plan.flow, plan.version));
+    for change in &plan.changes {
+        let (sign, tone) = match change.action {
+            ChangeAction::Create => ("+ create ", Tone::Good),
+            ChangeAction::Replace => ("~ replace", Tone::Fair),
+            ChangeAction::Scale => ("~ scale  ", Tone::Fair),
+            ChangeAction::Remove => ("- remove ", Tone::Bad),
+            ChangeAction::Update => ("~ update ", Tone::Fair),
+        };
+        let sign = printer.tone(sign, tone);
+        let step = change.step.as_deref().unwrap_or("the flow");
+        printer.line(&format!("  {sign} {step}: {}", change.reason));
+    }
+}

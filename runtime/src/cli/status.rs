@@ -1,0 +1,200 @@
+//! `towpath status`
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::printer::{Printer, Tone};
+use super::problem::Problem;
+use super::words::{apart, count, maybe_count, millis, rate};
+use super::{Context, ExitStatus, list};
+use crate::control::view::{FlowList, FlowStatus, RunView, StepStatus};
+use crate::reconcile::FlowState;
+use crate::store::now_ms;
+
+/// How often `--watch` looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Shows how flows are: each step's replicas, what waits, what moves, what failed, and why.
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// The flow; all of them, in short, when left out
+    flow: Option<String>,
+    /// Shows it again every second
+    #[arg(long, short)]
+    watch: bool,
+}
+
+pub(super) async fn run(command: &Status, context: &Context) -> Result<ExitStatus, Problem> {
+    loop {
+        let text = match &command.flow {
+            Some(flow) => {
+                let status: FlowStatus = context.client()?.get(&["flows", flow], &[]).await?;
+                if context.printer.is_json() {
+                    context.printer.json(&status);
+                    None
+                } else {
+                    Some(one(&status, context.printer, now_ms()))
+                }
+            }
+            None => {
+                let all: FlowList = context.client()?.get(&["flows"], &[]).await?;
+                if context.printer.is_json() {
+                    context.printer.json(&all);
+                    None
+                } else {
+                    Some(list::table(&all, context))
+                }
+            }
+        };
+        match text {
+            Some(text) if command.watch => context.printer.refresh(&text),
+            Some(text) => context.printer.line(&text),
+            None => {}
+        }
+        if !command.watch {
+            return Ok(ExitStatus::Done);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What a flow should be doing, in a word.
+pub(super) fn state_word(state: FlowState) -> &'static str {
+    match state {
+        FlowState::Running => "running",
+        FlowState::Paused => "paused",
+        FlowState::Stopped => "stopped",
+    }
+}
+
+/// How good that is.
+pub(super) fn flow_tone(state: FlowState) -> Tone {
+    match state {
+        FlowState::Running => Tone::Good,
+        FlowState::Paused | FlowState::Stopped => Tone::Fair,
+    }
+}
+
+fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
+    let mut lines = vec![head(status, printer, now)];
+    if !status.description.is_empty() {
+        lines.push(format!("  {}", printer.tone(&status.description, Tone::Faint)));
+    }
+    if let Some(reason) = &status.reason {
+        lines.push(format!("  {}", printer.tone(reason, Tone::Bad)));
+    }
+    lines.push(format!("  fires    {}", fires(status, now)));
+    if let Some(url) = &status.webhook_url {
+        lines.push(format!("  webhook  {url}"));
+    }
+    lines.push(String::new());
+    let rows = status.steps.iter().map(|step| row(step, printer)).collect();
+    let heads = [
+        "STEP", "STATE", ">REPLICAS", ">QUEUED", ">IN HAND", ">UNACKED", ">IN/S", ">OUT/S", ">DONE",
+        ">FAILED", ">RETRIED", ">DEAD", ">RESTARTS", ">P50", ">P99",
+    ];
+    lines.push(printer.table(&heads, rows));
+    let reasons: Vec<String> = status
+        .steps
+        .iter()
+        .filter_map(|step| Some((step, step.reason.as_ref()?)))
+        .map(|(step, reason)| {
+            format!("  {}: {}", step.step, printer.tone(reason, tone_of(&step.state)))
+        })
+        .collect();
+    if !reasons.is_empty() {
+        lines.push(String::new());
+        lines.extend(reasons);
+    }
+    if status.dead_letters > 0 {
+        lines.push(String::new());
+        lines.push(format!(
+            "  {} open; `towpath dead list --flow {}` shows them",
+            dead_letters(status.dead_letters),
+            status.flow
+        ));
+    }
+    lines.join("\n")
+}
+
+fn head(status: &FlowStatus, printer: Printer, now: u64) -> String {
+    let tone = if status.reason.is_some() { Tone::Bad } else { flow_tone(status.state) };
+    let settled = if status.converged { "" } else { ", changing" };
+    format!(
+        "{}  {}{settled}  version {}, applied {} ago",
+        printer.tone(&status.flow, Tone::Strong),
+        printer.tone(state_word(status.state), tone),
+        status.version,
+        apart(now, status.applied_at)
+    )
+}
+
+fn dead_letters(count: u64) -> String {
+    if count == 1 { "1 dead letter is".to_owned() } else { format!("{count} dead letters are") }
+}
+
+fn fires(status: &FlowStatus, now: u64) -> String {
+    let mut text = status.fires.clone();
+    if let Some(run) = &status.last_run {
+        text.push_str(&format!("; last {} ago: {}", apart(now, run.due), run_words(run, now)));
+    } else if status.webhook_url.is_none() {
+        text.push_str("; not fired yet");
+    }
+    match status.next_run_at {
+        Some(next) if next > now => text.push_str(&format!("; next in {}", apart(next, now))),
+        Some(_) => text.push_str("; next now"),
+        None => {}
+    }
+    text
+}
+
+fn run_words(run: &RunView, now: u64) -> String {
+    match run.state.as_str() {
+        "done" => format!("{} messages", count(run.emitted.unwrap_or(0))),
+        "recorded" | "published" => match (&run.reason, run.next_at) {
+            (Some(reason), Some(next)) if next > now => {
+                format!("failed {} times, again in {}: {reason}", run.attempts, apart(next, now))
+            }
+            (Some(reason), _) => format!("failed {} times, trying again: {reason}", run.attempts),
+            _ => "under way".to_owned(),
+        },
+        state => match &run.reason {
+            Some(reason) => format!("{state}: {reason}"),
+            None => state.to_owned(),
+        },
+    }
+}
+
+fn row(step: &StepStatus, printer: Printer) -> Vec<String> {
+    let replicas = format!("{}/{}", step.running, step.desired);
+    let bad = |number: u64| {
+        let text = count(number);
+        if number > 0 { printer.tone(&text, Tone::Bad) } else { text }
+    };
+    vec![
+        step.step.clone(),
+        printer.tone(&step.state.replace('_', " "), tone_of(&step.state)),
+        if step.running < step.desired { printer.tone(&replicas, Tone::Fair) } else { replicas },
+        maybe_count(step.queued),
+        count(step.in_hand),
+        count(step.unacknowledged),
+        rate(step.in_rate),
+        rate(step.out_rate),
+        count(step.done),
+        bad(step.failed),
+        count(step.retried),
+        bad(step.dead_letters),
+        count(step.restarts),
+        millis(step.p50_ms),
+        millis(step.p99_ms),
+    ]
+}
+
+fn tone_of(state: &str) -> Tone {
+    match state {
+        "running" => Tone::Good,
+        "step_fails" | "backing_off" | "blocked" | "exited" | "waiting_for_broker" => Tone::Bad,
+        _ => Tone::Fair,
+    }
+}
