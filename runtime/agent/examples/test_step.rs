@@ -168,6 +168,16 @@ fn message(out: &Out, message: &Value) {
         }
         "big" => {
             let bytes = usize::try_from(body["bytes"].as_u64().unwrap_or(0)).expect("a size");
+            let text = "x".repeat(bytes);
+            let mut out_now = out.lock().expect("no thread panics with the lock");
+            writeln!(out_now, r#"{{"emit":{{"id":{id},"body":"{text}"}}}}"#)
+                .expect("the agent reads");
+            drop(out_now);
+            done(out, id);
+        }
+        // The same, with the keys in another order.
+        "big_odd" => {
+            let bytes = usize::try_from(body["bytes"].as_u64().unwrap_or(0)).expect("a size");
             say(out, &json!({"emit": {"id": id, "body": "x".repeat(bytes)}}));
             done(out, id);
         }

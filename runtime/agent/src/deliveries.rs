@@ -95,15 +95,12 @@ impl Deliveries {
         let sequence = *self.waiting.front()?;
         let delivery = self.get(sequence).expect("what waits is held");
         let rest = delivery.payload.slice(delivery.cursor..);
-        let line = match memchr::memchr(b'\n', &rest) {
-            Some(end) => {
-                delivery.cursor += end + 1;
-                rest.slice(..end)
-            }
-            None => {
-                delivery.cursor = delivery.payload.len();
-                rest
-            }
+        let line = if let Some(end) = memchr::memchr(b'\n', &rest) {
+            delivery.cursor += end + 1;
+            rest.slice(..end)
+        } else {
+            delivery.cursor = delivery.payload.len();
+            rest
         };
         delivery.open += 1;
         if delivery.cursor == delivery.payload.len() {
@@ -276,9 +273,9 @@ mod tests {
         let lines: Vec<_> = std::iter::from_fn(|| deliveries.next_line())
             .map(|(sequence, _)| sequence)
             .collect();
-        lines
-            .into_iter()
-            .for_each(|sequence| deliveries.settle(sequence));
+        for sequence in lines {
+            deliveries.settle(sequence);
+        }
         assert_eq!(acks(&mut deliveries), [(13, true)]);
         assert_eq!(deliveries.unacknowledged(), 0);
     }

@@ -70,7 +70,7 @@ fn count_kills(text: &str) -> Option<u64> {
 
 /// Writes a duration as a flow file does.
 pub fn duration(milliseconds: u64) -> String {
-    if milliseconds % 1000 == 0 {
+    if milliseconds.is_multiple_of(1000) {
         format!("{} s", milliseconds / 1000)
     } else {
         format!("{milliseconds} ms")

@@ -74,7 +74,7 @@ impl Batch {
         self.count += 1;
         match self.members.last_mut() {
             Some(last) if last.record == member.record && last.epoch == member.epoch => {
-                last.count += 1
+                last.count += 1;
             }
             _ => self.members.push(Member { count: 1, ..member }),
         }

@@ -116,7 +116,7 @@ mod tests {
         loop {
             match reader.take_next() {
                 Next::Line(line) => {
-                    all.push(String::from_utf8_lossy(reader.bytes(line)).into_owned())
+                    all.push(String::from_utf8_lossy(reader.bytes(line)).into_owned());
                 }
                 Next::TooLong(_) => all.push("!".to_owned()),
                 Next::More => return all,
@@ -145,7 +145,7 @@ mod tests {
             text in proptest::collection::vec("[a-z]{0,6}", 0..20),
             step in 1..10_usize,
         ) {
-            let joined: String = text.iter().map(|line| format!("{line}\n")).collect();
+            let joined = text.iter().fold(String::new(), |all, line| all + line + "\n");
             let mut reader = LineReader::new(100);
             let mut seen = Vec::new();
             for chunk in joined.as_bytes().chunks(step) {

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Err(error) => return complain(&error),
     };
     match start::read() {
-        Ok(start) => run::run(start, args),
+        Ok(start) => run::run(start, &args),
         Err(error) => complain(&error),
     }
 }

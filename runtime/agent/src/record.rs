@@ -133,16 +133,12 @@ pub struct Record {
 impl Record {
     /// Returns the number of the next output by a port.
     pub fn next_index(&mut self, port: u16) -> u64 {
-        match self.outputs.iter_mut().find(|(other, _)| *other == port) {
-            Some((_, count)) => {
-                *count += 1;
-                *count - 1
-            }
-            None => {
-                self.outputs.push((port, 1));
-                0
-            }
+        if let Some((_, count)) = self.outputs.iter_mut().find(|(other, _)| *other == port) {
+            *count += 1;
+            return *count - 1;
         }
+        self.outputs.push((port, 1));
+        0
     }
 
     /// Forgets what the step emitted, as it will emit it again.
@@ -178,6 +174,15 @@ impl Hasher for IdHasher {
 /// A map from ids.
 pub type IdMap<V> = HashMap<MessageId, V, BuildHasherDefault<IdHasher>>;
 
+/// Emptied buffers of a record that is gone, for the next.
+#[derive(Default)]
+struct Buffers {
+    held: Vec<u8>,
+    held_lines: Vec<(u16, u32)>,
+    outputs: Vec<(u16, u64)>,
+    deliveries: Vec<Sequence>,
+}
+
 /// All of them.
 #[derive(Default)]
 pub struct Records {
@@ -185,7 +190,7 @@ pub struct Records {
     free: Vec<u32>,
     by_id: IdMap<u32>,
     count: usize,
-    spare: Vec<(Vec<u8>, Vec<(u16, u32)>, Vec<(u16, u64)>, Vec<Sequence>)>,
+    spare: Vec<Buffers>,
 }
 
 /// How many emptied buffers are kept for the next messages.
@@ -220,7 +225,12 @@ impl Records {
     }
 
     fn put(&mut self, id: Option<MessageId>, line: Bytes, delivery: Sequence) -> u32 {
-        let (held, held_lines, outputs, mut deliveries) = self.spare.pop().unwrap_or_default();
+        let Buffers {
+            held,
+            held_lines,
+            outputs,
+            mut deliveries,
+        } = self.spare.pop().unwrap_or_default();
         deliveries.push(delivery);
         let record = Record {
             id,
@@ -279,13 +289,16 @@ impl Records {
         self.free.push(number);
         self.count -= 1;
         if self.spare.len() < SPARE_MAX && record.held.capacity() <= SPARE_BYTES_MAX {
-            let mut held = std::mem::take(&mut record.held);
-            let mut held_lines = std::mem::take(&mut record.held_lines);
-            let mut outputs = std::mem::take(&mut record.outputs);
-            held.clear();
-            held_lines.clear();
-            outputs.clear();
-            self.spare.push((held, held_lines, outputs, Vec::new()));
+            let mut buffers = Buffers {
+                held: std::mem::take(&mut record.held),
+                held_lines: std::mem::take(&mut record.held_lines),
+                outputs: std::mem::take(&mut record.outputs),
+                deliveries: Vec::new(),
+            };
+            buffers.held.clear();
+            buffers.held_lines.clear();
+            buffers.outputs.clear();
+            self.spare.push(buffers);
         }
         record
     }

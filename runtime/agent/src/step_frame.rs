@@ -11,6 +11,7 @@
 use std::borrow::Cow;
 
 use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use towpath_protocol::MessageId;
 use towpath_protocol::frame::{Done, Emit, FromStep};
 
@@ -103,7 +104,7 @@ fn read_slowly(text: &str) -> Result<Frame<'_>, String> {
             port,
             key,
             source_id,
-            headers: headers.map(|headers| headers.get()),
+            headers: headers.map(RawValue::get),
             body: body.get(),
         })),
         FromStep::Done(Done { id }) => Ok(Frame::Done(id)),

@@ -124,10 +124,11 @@ pub async fn serve(
 /// multiples of the largest frame, and a dead peer is noticed by its heartbeat.
 fn with_defaults(url: &str) -> String {
     let mut url = url.to_owned();
-    for (name, value) in [("frame_max", "131072"), ("heartbeat", "15")] {
-        if !url.contains(&format!("{name}=")) {
+    for (name, default) in [("frame_max=", "131072"), ("heartbeat=", "15")] {
+        if !url.contains(name) {
             url.push(if url.contains('?') { '&' } else { '?' });
-            url.push_str(&format!("{name}={value}"));
+            url.push_str(name);
+            url.push_str(default);
         }
     }
     url

@@ -17,7 +17,7 @@ impl Core {
     pub fn on_broker(&mut self, event: Event, now: Now) {
         match event {
             Event::Up { generation } => self.on_up(generation, now),
-            Event::Down { reason } => self.on_down(reason, now),
+            Event::Down { reason } => self.on_down(&reason),
             Event::Delivery {
                 tag,
                 is_batch,
@@ -69,12 +69,13 @@ impl Core {
 
     /// Everything that was open on the connection is void: the broker will deliver again. What the
     /// step has in hand stays there, and is recognised when it comes again.
-    fn on_down(&mut self, reason: String, now: Now) {
+    fn on_down(&mut self, reason: &str) {
+        let reason = self.setup.redact.apply(reason);
         if self.is_up || self.broker_reason.as_ref() != Some(&reason) {
             let text = format!("the broker cannot be reached, tried again for ever: {reason}");
             self.logger.agent("warn", None, &text);
         }
-        self.broker_reason = Some(self.setup.redact.apply(&reason));
+        self.broker_reason = Some(reason);
         if !self.is_up {
             return;
         }
@@ -92,23 +93,16 @@ impl Core {
         for number in all {
             let record = self.records.get(number);
             record.deliveries.clear();
+            // What has no id is not recognised when it comes again.
+            let is_known = record.id.is_some();
             match (record.state, &record.resolution) {
                 (State::Asking | State::Ready, _) => self.abandon(number),
+                (State::Settling, _) if !is_known => self.abandon(number),
                 (State::Settling, Some(Resolution::Again { .. } | Resolution::Dead { .. })) => {
                     record.state = State::Parked;
                 }
-                (State::Settling, _) if record.id.is_none() => self.abandon(number),
                 _ => {}
             }
-            self.drop_if_unreadable(number);
-        }
-        let _ = now;
-    }
-
-    /// What has no id cannot be recognised when it comes again.
-    fn drop_if_unreadable(&mut self, number: u32) {
-        if self.records.exists(number) && self.records.get(number).id.is_none() {
-            self.abandon(number);
         }
     }
 
@@ -126,7 +120,7 @@ impl Core {
         let delivery = self.deliveries.add_whole(tag, payload.clone());
         let number = self.records.insert_unreadable(payload, delivery);
         let reason = "it is no batch of messages: its type is not `towpath.batch.1`".to_owned();
-        self.fail(number, Outcome::Undecodable, &reason, Vec::new(), now);
+        self.fail(number, Outcome::Undecodable, &reason, &[], now);
     }
 
     fn on_accepted(&mut self, number: u64, now: Now) {

@@ -52,7 +52,7 @@ impl Core {
             Ok(envelope) => self.admit(delivery, line, envelope, now),
             Err(reason) => {
                 let number = self.records.insert_unreadable(line, delivery);
-                self.fail(number, Outcome::Undecodable, &reason, Vec::new(), now);
+                self.fail(number, Outcome::Undecodable, &reason, &[], now);
             }
         }
         true

@@ -47,7 +47,7 @@ impl Core {
         number: u32,
         outcome: Outcome,
         reason: &str,
-        chain: Vec<String>,
+        chain: &[String],
         now: Now,
     ) {
         self.spoil_held(number);

@@ -37,30 +37,29 @@ impl Core {
         }
     }
 
-    /// Notes that the step is writing a line that is longer than any frame may be. Returns whether
-    /// the rest of it is to be skipped: an output that is too large ends its message, not the step.
-    pub fn on_step_overlong(&mut self, begin: &[u8], _now: Now) -> bool {
-        let record = step_frame::emit_begins(begin).and_then(|id| self.records.find(id));
+    /// Notes that the step is writing a line that is longer than any frame may be; the rest of it
+    /// is skipped. An output that is too large ends its message, not the step. If it does not begin
+    /// with its message's id, it is known only if there is but one.
+    pub fn on_step_overlong(&mut self, begin: &[u8]) {
+        let id = step_frame::emit_begins(begin).or_else(|| {
+            self.only_in_hand()
+                .filter(|_| begin.starts_with(b"{\"emit\":"))
+        });
+        let record = id.and_then(|id| self.records.find(id));
         let Some(number) = record.filter(|number| self.records.get(*number).state == State::InHand)
         else {
-            let quote = cut(
-                &String::from_utf8_lossy(&begin[..begin.len().min(1024)]),
-                QUOTE_BYTES_MAX,
-            );
+            let begin = &begin[..begin.len().min(1024)];
+            let quote = cut(&String::from_utf8_lossy(begin), QUOTE_BYTES_MAX);
             self.kill(Kill::Garbage(format!(
-                "the step wrote a frame that does not end: `{quote}`"
+                "the step wrote a frame that is too long: `{quote}`"
             )));
-            return false;
+            return;
         };
         let limit = self.setup.settings.body_bytes_max;
-        self.spoil(
-            number,
-            format!(
-                "the step emitted a body of more than {} bytes; the limit is {limit}",
-                begin.len()
-            ),
-        );
-        true
+        let size = begin.len();
+        let reason =
+            format!("the step emitted a body of more than {size} bytes; the limit is {limit}");
+        self.spoil(number, reason);
     }
 
     fn on_other(&mut self, frame: FromStep<'_>, now: Now) -> Result<(), String> {
@@ -75,12 +74,12 @@ impl Core {
                     fate: failed.fate,
                     delay_ms: failed.delay_ms,
                 };
-                let chain = failed
+                let chain: Vec<String> = failed
                     .chain
                     .iter()
                     .map(|cause| cause.clone().into_owned())
                     .collect();
-                self.on_failed(failed.id, outcome, &failed.reason, chain, now)
+                self.on_failed(failed.id, outcome, &failed.reason, &chain, now)
             }
             FromStep::Checkpoint(checkpoint) => self.on_checkpoint(&checkpoint, now),
             FromStep::Log(Log { id, level, text }) => {
@@ -234,7 +233,7 @@ impl Core {
         };
         self.leave_hands(number, now);
         match self.records.get(number).bad_output.take() {
-            Some(reason) => self.fail(number, Outcome::BadOutput, &reason, Vec::new(), now),
+            Some(reason) => self.fail(number, Outcome::BadOutput, &reason, &[], now),
             None => self.succeed(number, now),
         }
         Ok(())
@@ -245,7 +244,7 @@ impl Core {
         id: MessageId,
         outcome: Outcome,
         reason: &str,
-        chain: Vec<String>,
+        chain: &[String],
         now: Now,
     ) -> Result<(), String> {
         let Some(number) = self.in_hands(id)? else {
@@ -262,7 +261,7 @@ impl Core {
         };
         match self.records.get(number).bad_output.take() {
             Some(why) if outcome == Outcome::BadOutput => {
-                self.fail(number, outcome, &why, vec![reason.to_owned()], now)
+                self.fail(number, outcome, &why, &[reason.to_owned()], now);
             }
             _ => self.fail(number, outcome, reason, chain, now),
         }

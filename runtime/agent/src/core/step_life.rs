@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use towpath_protocol::CONTRACT;
 use towpath_protocol::frame::{Cancel, Drain, Hello, ToStep};
 use towpath_protocol::log::LogSource;
+use towpath_protocol::{CONTRACT, MessageId};
 
 use super::Core;
 use crate::clock::Now;
@@ -67,7 +67,8 @@ pub(super) struct Life {
     pub(super) restart_at: Option<Instant>,
     pub(super) last_death: Option<String>,
     pub(super) last_lines: VecDeque<String>,
-    was_ready: bool,
+    /// It wrote a line since it was started; before, `last_lines` are those of the one before it.
+    has_written: bool,
     kill: Option<Kill>,
     kill_asked: bool,
     refusal: Option<String>,
@@ -98,8 +99,7 @@ impl Core {
     /// A step process was started: greets it.
     pub fn on_step_start(&mut self, now: Now) {
         self.life.starts += 1;
-        self.life.was_ready = false;
-        self.life.last_lines.clear();
+        self.life.has_written = false;
         self.life.refusal = None;
         self.step = Step::Greeting {
             deadline: now.instant + self.setup.limits.hello,
@@ -124,14 +124,12 @@ impl Core {
     /// The step process could not be started.
     pub fn on_step_start_failed(&mut self, reason: &str, now: Now) {
         self.life.starts += 1;
-        self.life.was_ready = false;
         self.step = Step::Dying;
         self.on_step_exit(reason, now);
     }
 
     pub(super) fn step_is_ready(&mut self, sdk: &str, now: Now) {
         self.step = Step::Ready;
-        self.life.was_ready = true;
         self.life.has_been_ready = true;
         let text = format!(
             "the step is ready ({sdk}, start number {})",
@@ -175,17 +173,16 @@ impl Core {
 
     /// Notes a line that the step process wrote on its standard output or standard error.
     pub fn on_log_line(&mut self, source: LogSource, text: &str) {
-        let message_id = if self.in_hand == 1 {
-            self.only_in_hand()
-        } else {
-            None
-        };
+        let message_id = self.only_in_hand();
         let level = if source == LogSource::Stderr {
             "warn"
         } else {
             "info"
         };
         self.logger.line(level, source, message_id, text);
+        if !std::mem::replace(&mut self.life.has_written, true) {
+            self.life.last_lines.clear();
+        }
         if self.life.last_lines.len() == LAST_LINES_MAX {
             self.life.last_lines.pop_front();
         }
@@ -194,11 +191,16 @@ impl Core {
             .push_back(cut(&self.setup.redact.apply(text), LAST_LINE_BYTES_MAX));
     }
 
-    fn only_in_hand(&self) -> Option<towpath_protocol::MessageId> {
-        self.records
+    /// Returns the message in the step's hands, if there is but one.
+    pub(super) fn only_in_hand(&self) -> Option<MessageId> {
+        if self.in_hand != 1 || !self.cancelled.is_empty() {
+            return None;
+        }
+        let mut in_hand = self
+            .records
             .iter()
-            .find(|(_, record)| record.state == State::InHand)
-            .and_then(|(_, record)| record.id)
+            .filter(|(_, record)| record.state == State::InHand);
+        in_hand.next().and_then(|(_, record)| record.id)
     }
 
     /// The step process is gone; `how` says how it ended.
@@ -289,8 +291,13 @@ impl Core {
     }
 
     fn blame(&mut self, number: u32, reason: &str, now: Now) {
-        let chain = self.life.last_lines.iter().cloned().collect();
-        self.fail(number, Outcome::Crashed, reason, chain, now);
+        let lines = self
+            .life
+            .last_lines
+            .iter()
+            .filter(|_| self.life.has_written);
+        let chain: Vec<String> = lines.cloned().collect();
+        self.fail(number, Outcome::Crashed, reason, &chain, now);
     }
 
     /// Tells the step that no more will come.
@@ -331,7 +338,7 @@ impl Core {
             match record.deadline {
                 Some(deadline) if deadline <= elapsed => late.push(number),
                 Some(deadline) => {
-                    next = Some(next.map_or(deadline, |next: Duration| next.min(deadline)))
+                    next = Some(next.map_or(deadline, |next: Duration| next.min(deadline)));
                 }
                 None => {}
             }
@@ -355,7 +362,7 @@ impl Core {
         }
         let limit = self.setup.settings.timeout_ms;
         let reason = format!("the step took longer than {}", crate::exit::duration(limit));
-        self.fail(number, Outcome::TimedOut, &reason, Vec::new(), now);
+        self.fail(number, Outcome::TimedOut, &reason, &[], now);
     }
 
     /// Returns when a step that does not come back with cancelled messages is killed.

@@ -63,14 +63,10 @@ impl Core {
                 }));
                 self.ask(number, now);
             }
-            (Err(error), _) => self.fail(
-                number,
-                Outcome::Undecodable,
-                &error.to_string(),
-                Vec::new(),
-                now,
-            ),
-            (_, Err(reason)) => self.fail(number, Outcome::Undecodable, &reason, Vec::new(), now),
+            (Err(error), _) => {
+                self.fail(number, Outcome::Undecodable, &error.to_string(), &[], now);
+            }
+            (_, Err(reason)) => self.fail(number, Outcome::Undecodable, &reason, &[], now),
         }
     }
 

@@ -46,17 +46,16 @@ const FAREWELL: Duration = Duration::from_secs(6);
 const TURN: usize = 64;
 
 /// Runs the agent until it is told to leave.
-pub fn run(mut start: Start, args: Args) -> ExitCode {
+pub fn run(mut start: Start, args: &Args) -> ExitCode {
     start.redact.extend(password(&start.broker_url));
-    let (logger, writer) = match Logger::start(&start.identity, Redact::new(&start.redact)) {
-        Ok(both) => both,
-        Err(_) => return ExitCode::from(UNUSABLE),
+    let Ok((logger, writer)) = Logger::start(&start.identity, Redact::new(&start.redact)) else {
+        return ExitCode::from(UNUSABLE);
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(serve(start, &args, logger.clone())),
+        Ok(runtime) => runtime.block_on(serve(start, args, logger.clone())),
         Err(error) => Err(error),
     };
     let code = result.unwrap_or_else(|error| {
@@ -264,18 +263,18 @@ impl Agent {
             Happened::Stdout(read) => note_log(
                 &mut self.process.stdout,
                 LogSource::Stdout,
-                read,
+                &read,
                 &mut self.core,
             ),
             Happened::Stderr(read) => note_log(
                 &mut self.process.stderr,
                 LogSource::Stderr,
-                read,
+                &read,
                 &mut self.core,
             ),
             Happened::Ended(ended) => {
                 self.process
-                    .note_end(ended, &mut self.core, self.memory_bytes, now)
+                    .note_end(ended, &mut self.core, self.memory_bytes, now);
             }
             Happened::Drain => self.core.drain(now),
             Happened::Pause => self.core.pause(),
@@ -350,10 +349,10 @@ impl Agent {
 fn note_log(
     source: &mut Option<Source>,
     from: LogSource,
-    read: std::io::Result<usize>,
+    read: &std::io::Result<usize>,
     core: &mut Core,
 ) {
-    let is_open = matches!(read, Ok(read) if read > 0);
+    let is_open = matches!(read, Ok(read) if *read > 0);
     if let Some(source) = source {
         process::log_lines(source, from, !is_open, core);
     }

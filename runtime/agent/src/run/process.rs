@@ -104,7 +104,7 @@ impl Process {
         loop {
             match lines.take_next() {
                 Next::Line(line) => core.on_step_line(lines.bytes(line), now),
-                Next::TooLong(begin) => drop(core.on_step_overlong(lines.bytes(begin), now)),
+                Next::TooLong(begin) => core.on_step_overlong(lines.bytes(begin)),
                 Next::More => break,
             }
         }
@@ -149,11 +149,8 @@ pub(super) fn log_lines(source: &mut Source, from: LogSource, is_last: bool, cor
     let lines = &mut source.lines;
     let mut log =
         |text: &[u8]| core.on_log_line(from, String::from_utf8_lossy(text).trim_end_matches('\r'));
-    loop {
-        match lines.take_next() {
-            Next::Line(line) | Next::TooLong(line) => log(lines.bytes(line)),
-            Next::More => break,
-        }
+    while let Next::Line(line) | Next::TooLong(line) = lines.take_next() {
+        log(lines.bytes(line));
     }
     if is_last && let Some(rest) = lines.take_rest() {
         log(lines.bytes(rest));

@@ -1,4 +1,5 @@
 //! A small topology on a real broker, and the real agent with the test step.
+#![expect(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -300,6 +301,56 @@ impl Bench {
             .message_count()
     }
 
+    /// Lets outputs go to another queue as well, which is full after so many deliveries.
+    pub(crate) async fn limit_out(&self, deliveries: i32) {
+        let queue = self.limited_out();
+        let options = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let arguments = args(&[
+            ("x-queue-type", text("quorum")),
+            ("x-max-length", AMQPValue::LongInt(deliveries)),
+            ("x-overflow", text("reject-publish")),
+            ("x-expires", AMQPValue::LongInt(120_000)),
+        ]);
+        self.channel
+            .queue_declare(queue.as_str().into(), options, arguments)
+            .await
+            .unwrap();
+        self.bind(&queue, &self.start.routes.outputs_exchange, "out")
+            .await;
+    }
+
+    /// The queue of [`Self::limit_out`].
+    pub(crate) fn limited_out(&self) -> String {
+        format!("{}.limited", self.prefix)
+    }
+
+    /// Closes the connections whose name begins so, with the broker's management API on the port
+    /// 10000 above its own.
+    pub(crate) async fn close_connections_of(&self, name: &str) -> usize {
+        let management = Management::of(&self.start.broker_url);
+        let connections: Vec<Value> =
+            serde_json::from_str(&management.ask("GET", "/api/connections")).unwrap_or_default();
+        let mut closed = 0;
+        for connection in connections {
+            let own = connection["client_properties"]["connection_name"]
+                .as_str()
+                .unwrap_or_default();
+            if own.starts_with(name) {
+                let path = connection["name"]
+                    .as_str()
+                    .unwrap()
+                    .replace(' ', "%20")
+                    .replace('>', "%3E");
+                management.ask("DELETE", &format!("/api/connections/{path}"));
+                closed += 1;
+            }
+        }
+        closed
+    }
+
     /// Removes everything.
     pub(crate) async fn clean(self) {
         for queue in &self.queues {
@@ -314,6 +365,56 @@ impl Bench {
                 .await
                 .unwrap();
         }
+    }
+}
+
+/// The broker's management API, in the few words of HTTP that a test needs.
+struct Management {
+    host: String,
+    authorization: String,
+}
+
+impl Management {
+    fn of(url: &str) -> Self {
+        if let Ok(url) = std::env::var("TOWPATH_TEST_MANAGEMENT") {
+            return Self::from_authority(
+                url.trim_start_matches("http://").trim_end_matches('/'),
+                0,
+            );
+        }
+        let (_, rest) = url.split_once("://").expect("an AMQP URL");
+        Self::from_authority(rest.split('/').next().expect("a host"), 10_000)
+    }
+
+    fn from_authority(authority: &str, port_above: u16) -> Self {
+        use base64::Engine;
+        let (user, host) = authority
+            .rsplit_once('@')
+            .expect("a URL with user and password");
+        let (host, port) = host.rsplit_once(':').unwrap_or((host, "5672"));
+        let port: u16 = port.parse().expect("a port");
+        Self {
+            host: format!("{host}:{}", port + port_above),
+            authorization: base64::engine::general_purpose::STANDARD.encode(user),
+        }
+    }
+
+    fn ask(&self, method: &str, path: &str) -> String {
+        use std::io::Read;
+        let mut stream = std::net::TcpStream::connect(&self.host).unwrap_or_else(|error| {
+            panic!("the broker's management API is not at {}: {error}; set TOWPATH_TEST_MANAGEMENT to its URL with user and password", self.host)
+        });
+        let request = format!(
+            "{method} {path} HTTP/1.0\r\nHost: {}\r\nAuthorization: Basic {}\r\n\r\n",
+            self.host, self.authorization
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+            .split_once("\r\n\r\n")
+            .map(|(_, body)| body.to_owned())
+            .unwrap_or_default()
     }
 }
 
@@ -471,6 +572,13 @@ impl Agent {
 
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap()
+    }
+
+    /// Returns the process id of its step.
+    pub(crate) fn step_pid(&self) -> Option<i32> {
+        let path = format!("/proc/{0}/task/{0}/children", self.child.id());
+        let children = std::fs::read_to_string(path).ok()?;
+        children.split_whitespace().next()?.parse().ok()
     }
 
     /// Sends it a signal.
