@@ -1,0 +1,11 @@
+//! Sends each message to an HTTP API: method, URL, headers and body from templates.
+
+mod block;
+mod config;
+mod plan;
+mod step;
+mod template;
+
+pub use config::{Config, EmitWhat};
+pub use plan::Plan;
+pub use step::{State, handle, setup};

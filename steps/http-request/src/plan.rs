@@ -1,0 +1,319 @@
+//! The configuration, compiled: from a message to a request.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use minijinja::value::Value as Values;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use towpath_step_http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Url, header};
+
+use crate::config::Config;
+use crate::template::{Template, Templates, values};
+
+/// The header that tells the server which message this is.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// What is known of a message beside its body.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    /// What is sent as `Idempotency-Key`.
+    pub id: &'a str,
+    /// Which try it is.
+    pub attempt: u32,
+    /// What the step before said beside the body.
+    pub headers: &'a BTreeMap<String, String>,
+}
+
+/// A configuration whose templates are compiled.
+#[derive(Debug)]
+pub struct Plan {
+    templates: Templates,
+    method: Template,
+    url: Template,
+    headers: Vec<(HeaderName, String, Template)>,
+    body: Option<Body>,
+}
+
+/// The body of a request, with templates in place of its texts.
+#[derive(Debug)]
+enum Body {
+    Fixed(Value),
+    Text(Template),
+    List(Vec<Body>),
+    Object(Vec<(String, Body)>),
+}
+
+impl Plan {
+    /// Compiles a configuration; an error says what is wrong with it.
+    pub fn new(config: &Config) -> Result<Self, String> {
+        let mut templates = Templates::new();
+        let method = templates.add("method", &config.method)?;
+        if let Template::Fixed(text) = &method {
+            read_method(text)?;
+        }
+        let url = templates.add("url", &config.url)?;
+        if let Template::Fixed(text) = &url {
+            read_url(text)?;
+        }
+        let headers = config.headers.iter().map(|(name, value)| {
+            let place = format!("headers.{name}");
+            let header = HeaderName::try_from(name.as_str())
+                .map_err(|_| format!("`{name}` is not the name of a header"))?;
+            let template = templates.add(&place, value)?;
+            if let Template::Fixed(text) = &template {
+                read_header(&place, text)?;
+            }
+            Ok((header, place, template))
+        });
+        let headers = headers.collect::<Result<_, String>>()?;
+        let body = config.body.as_ref();
+        let body = body
+            .map(|body| Body::new(&mut templates, "body", body))
+            .transpose()?;
+        Ok(Self {
+            templates,
+            method,
+            url,
+            headers,
+            body,
+        })
+    }
+
+    /// Makes the request for a message; an error says why there can be none.
+    pub fn request(&self, body: &RawValue, about: About<'_>) -> Result<Request, String> {
+        let values = values(body, about.id, about.attempt, about.headers)
+            .map_err(|error| format!("cannot read the body: {error}"))?;
+        let method = read_method(&self.templates.text(&self.method, &values)?)?;
+        let url = read_url(&self.templates.text(&self.url, &values)?)?;
+        let mut headers = HeaderMap::new();
+        for (name, place, template) in &self.headers {
+            let text = self.templates.text(template, &values)?;
+            headers.insert(name.clone(), read_header(place, &text)?);
+        }
+        if !headers.contains_key(IDEMPOTENCY_KEY) {
+            headers.insert(IDEMPOTENCY_KEY, read_header("message.id", about.id)?);
+        }
+        let content = self.content(&method, &headers, body, &values)?;
+        if content.is_some() {
+            headers
+                .entry(header::CONTENT_TYPE)
+                .or_insert(HeaderValue::from_static("application/json"));
+        }
+        Ok(Request {
+            method,
+            url,
+            headers,
+            body: content,
+        })
+    }
+
+    fn content(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        body: &RawValue,
+        values: &Values,
+    ) -> Result<Option<Bytes>, String> {
+        let Some(planned) = &self.body else {
+            let has_none = matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
+            return Ok((!has_none).then(|| Bytes::copy_from_slice(body.get().as_bytes())));
+        };
+        let is_json = headers.get(header::CONTENT_TYPE).is_none_or(|kind| {
+            let kind = kind.to_str().unwrap_or_default().to_ascii_lowercase();
+            let kind = kind.split(';').next().unwrap_or_default().trim();
+            kind == "application/json" || kind.ends_with("+json")
+        });
+        let content = match (is_json, planned) {
+            // A form, XML, plain text: what the author wrote is what is sent.
+            (false, Body::Text(template)) => self.templates.text(template, values)?.into_bytes(),
+            _ => planned
+                .fill(&self.templates, values)?
+                .to_string()
+                .into_bytes(),
+        };
+        Ok(Some(content.into()))
+    }
+}
+
+impl Body {
+    fn new(templates: &mut Templates, place: &str, body: &Value) -> Result<Self, String> {
+        Ok(match body {
+            Value::String(text) => Self::Text(templates.add(place, text)?),
+            Value::Array(list) => {
+                let list = list.iter().enumerate();
+                let list = list
+                    .map(|(index, body)| Self::new(templates, &format!("{place}.{index}"), body));
+                Self::List(list.collect::<Result<_, _>>()?)
+            }
+            Value::Object(object) => {
+                let object = object.iter().map(|(name, body)| {
+                    let body = Self::new(templates, &format!("{place}.{name}"), body)?;
+                    Ok((name.clone(), body))
+                });
+                Self::Object(object.collect::<Result<_, String>>()?)
+            }
+            fixed => Self::Fixed(fixed.clone()),
+        })
+    }
+
+    fn fill(&self, templates: &Templates, values: &Values) -> Result<Value, String> {
+        Ok(match self {
+            Self::Fixed(value) => value.clone(),
+            Self::Text(template) => templates.json(template, values)?,
+            Self::List(list) => {
+                let list = list.iter().map(|body| body.fill(templates, values));
+                Value::Array(list.collect::<Result<_, _>>()?)
+            }
+            Self::Object(object) => {
+                let object = object
+                    .iter()
+                    .map(|(name, body)| Ok((name.clone(), body.fill(templates, values)?)));
+                Value::Object(object.collect::<Result<Map<_, _>, String>>()?)
+            }
+        })
+    }
+}
+
+fn read_method(text: &str) -> Result<Method, String> {
+    let method = text.trim().to_ascii_uppercase();
+    Method::from_bytes(method.as_bytes()).map_err(|_| format!("`{text}` is not a method"))
+}
+
+fn read_header(place: &str, text: &str) -> Result<HeaderValue, String> {
+    HeaderValue::from_str(text)
+        .map_err(|_| format!("`{place}` has a character that no header can have"))
+}
+
+/// Reads a URL. No error quotes it: a query may hold a secret.
+fn read_url(text: &str) -> Result<Url, String> {
+    let url: Url = text
+        .parse()
+        .map_err(|error| format!("`url` is not a URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!(
+            "`url` begins with `{}:`, not with `http:` or `https:`",
+            url.scheme()
+        ));
+    }
+    let path = text.split(['?', '#']).next().unwrap_or_default();
+    let climbs = path.split('/').any(|segment| {
+        let segment = segment.to_ascii_lowercase().replace("%2e", ".");
+        segment == "." || segment == ".."
+    });
+    if climbs {
+        return Err("`url` has a path segment `.` or `..`, which would lead elsewhere".to_owned());
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn request(config: Value, body: &Value) -> Result<Request, String> {
+        let config: Config = serde_json::from_value(config).unwrap();
+        let body = RawValue::from_string(body.to_string()).unwrap();
+        let headers = BTreeMap::new();
+        Plan::new(&config)?.request(
+            &body,
+            About {
+                id: "00ff",
+                attempt: 1,
+                headers: &headers,
+            },
+        )
+    }
+
+    fn sent(config: Value, body: &Value) -> String {
+        let request = request(config, body).unwrap();
+        String::from_utf8(request.body.unwrap().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_parts_are_filled_in() {
+        let config = json!({
+            "method": "{{ \"put\" if .id else \"post\" }}",
+            "url": "http://crm:8080/deals/{{ .id }}",
+            "headers": {"authorization": "Bearer hush", "x-name": "{{ .name }}"},
+            "body": {"deal": "{{ .id }}", "tags": ["a", "{{ .name }}"], "n": 1, "x": "no {{ id }}"},
+        });
+        let request = request(config, &json!({"id": 7, "name": "Ada"})).unwrap();
+        assert_eq!(request.method, Method::PUT);
+        assert_eq!(request.url.as_str(), "http://crm:8080/deals/7");
+        assert_eq!(request.headers["x-name"], "Ada");
+        assert_eq!(request.headers["authorization"], "Bearer hush");
+        assert_eq!(request.headers["idempotency-key"], "00ff");
+        assert_eq!(request.headers["content-type"], "application/json");
+        let body: Value = serde_json::from_slice(&request.body.unwrap()).unwrap();
+        assert_eq!(
+            body,
+            json!({"deal": 7, "tags": ["a", "Ada"], "n": 1, "x": "no 7"})
+        );
+    }
+
+    #[test]
+    fn the_body_is_the_message_unless_said_otherwise() {
+        assert_eq!(sent(json!({"url": "http://x/"}), &json!([1, 2])), "[1,2]");
+        let get = request(json!({"url": "http://x/", "method": "GET"}), &json!(1)).unwrap();
+        assert_eq!((get.body, get.headers.get("content-type")), (None, None));
+        let text = json!({"url": "http://x/", "body": "hello {{ . }}"});
+        assert_eq!(sent(text, &json!(1)), "\"hello 1\"");
+        let form = json!({"url": "http://x/", "body": "a={{ .a }}", "headers": {"Content-Type": "application/x-www-form-urlencoded"}});
+        assert_eq!(sent(form, &json!({"a": 1})), "a=1");
+        assert_eq!(
+            sent(json!({"url": "http://x/", "body": null}), &json!(3)),
+            "3"
+        );
+    }
+
+    #[test]
+    fn a_flow_may_choose_its_own_idempotency_key() {
+        let config = json!({"url": "http://x/", "headers": {"Idempotency-Key": "order-{{ .id }}"}});
+        let request = request(config, &json!({"id": 7})).unwrap();
+        assert_eq!(request.headers["idempotency-key"], "order-7");
+    }
+
+    #[track_caller]
+    fn refused(config: Value, body: &Value, expect: &str) {
+        assert_eq!(request(config, body).unwrap_err(), expect);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_says_why() {
+        let id = json!({"id": ".."});
+        let climbs = "`url` has a path segment `.` or `..`, which would lead elsewhere";
+        refused(json!({"url": "http://x/deals/{{ .id }}"}), &id, climbs);
+        refused(
+            json!({"url": "http://x/deals/%2E{{ .id | safe }}"}),
+            &json!({"id": "%2e"}),
+            climbs,
+        );
+        refused(
+            json!({"url": "x/y"}),
+            &id,
+            "`url` is not a URL: relative URL without a base",
+        );
+        refused(
+            json!({"url": "ftp://x/y"}),
+            &id,
+            "`url` begins with `ftp:`, not with `http:` or `https:`",
+        );
+        refused(
+            json!({"url": "http://x/", "method": "a b"}),
+            &id,
+            "`a b` is not a method",
+        );
+        refused(
+            json!({"url": "http://x/", "headers": {"a b": "c"}}),
+            &id,
+            "`a b` is not the name of a header",
+        );
+        refused(
+            json!({"url": "http://x/", "headers": {"a": "{{ .a }}"}}),
+            &json!({"a": "x\r\nset-cookie: y"}),
+            "`headers.a` has a character that no header can have",
+        );
+    }
+}
