@@ -90,6 +90,13 @@ impl StepError {
         self
     }
 
+    /// Adds causes at the end of the chain, such as the last lines that a program wrote.
+    #[must_use]
+    pub fn because(mut self, causes: impl IntoIterator<Item = String>) -> Self {
+        self.chain.extend(causes);
+        self
+    }
+
     /// Returns what is to become of the message.
     pub fn fate(&self) -> Fate {
         self.fate

@@ -46,6 +46,8 @@ impl Options {
                 "--config" => options.config = Some(value()?),
                 "--checkpoint" => options.checkpoint = Some(value()?),
                 "--full" => options.full = true,
+                // What follows is the step's own.
+                "--" => break,
                 _ => return Err(StepError::permanent(format!("unknown option `{word}`"))),
             }
         }

@@ -53,6 +53,7 @@ pub(crate) async fn serve<H: Handler>(
         },
         batch_runs: false,
     };
+    let mut is_closed = false;
     server.take(first);
     loop {
         if input.is_empty() {
@@ -74,8 +75,10 @@ pub(crate) async fn serve<H: Handler>(
                     server.finished(&ids);
                 }
             }
-            chunk = input.recv() => match chunk {
+            chunk = input.recv(), if !is_closed => match chunk {
                 Some(chunk) => server.take(&chunk),
+                // An agent that says nothing more after `drain` may still listen.
+                None if server.shared.link.is_draining() => is_closed = true,
                 None => return Ending::AgentGone,
             },
             () = server.shared.link.outbox.dirtied() => {}

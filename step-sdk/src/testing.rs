@@ -161,14 +161,14 @@ impl<H: Handler, P> TestRun<H, P> {
 impl<H: Handler, P: Setup<H::Config, H::State>> TestRun<H, P> {
     /// Gives it many messages, and returns what became of each.
     pub async fn inputs(self, bodies: impl IntoIterator<Item = Value>) -> Vec<Outcome> {
-        self.play(bodies.into_iter().map(Given::message).collect())
+        Box::pin(self.play(bodies.into_iter().map(Given::message).collect()))
             .await
             .unwrap_or_else(|reason| panic!("the step refused its configuration: {reason}"))
     }
 
     /// Returns why the step refuses its configuration; none if it takes it.
     pub async fn refusal(self) -> Option<String> {
-        self.play(Vec::new()).await.err()
+        Box::pin(self.play(Vec::new())).await.err()
     }
 
     async fn play(self, given: Vec<Given>) -> Result<Vec<Outcome>, String> {
@@ -207,9 +207,9 @@ impl<H: Handler, P: Setup<H::Config, H::State>> TestRun<H, P> {
                     .for_each(|outcome| outcome.logs.push(log.into())),
             },
         };
-        rehearse(self.step, &self.part, &outbox, lines, hear)
-            .with_subscriber(filter)
-            .await;
+        let playing = rehearse(self.step, &self.part, &outbox, lines, hear);
+        // On the heap: a test would carry it on its stack.
+        Box::pin(playing).with_subscriber(filter).await;
         refused.map_or(Ok(outcomes), Err)
     }
 }
