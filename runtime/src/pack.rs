@@ -309,24 +309,27 @@ fn linkage(program: &[u8]) -> Option<Linkage> {
     Some(Linkage::Static)
 }
 
-/// What the engine builds from: the program, an empty `/tmp`, and how to put them together.
+/// What the engine builds from: an archive with the program and an empty `/tmp`, and how to put
+/// that into an image. An archive, because the builder keeps the modes of what is in one.
 fn context(program: &[u8], from: Option<&str>) -> std::io::Result<Bytes> {
-    let (from, tmp) = match from {
-        Some(image) => (image, ""),
-        None => ("scratch", "COPY tmp /tmp\n"),
-    };
+    let mut root = tar::Builder::new(Vec::with_capacity(program.len() + 8192));
+    if from.is_none() {
+        let mut folder = header(0, 0o1777);
+        folder.set_entry_type(tar::EntryType::Directory);
+        root.append_data(&mut folder, "tmp/", std::io::empty())?;
+    }
+    root.append_data(&mut header(program.len(), 0o555), "step", program)?;
+    let root = root.into_inner()?;
+    let from = from.unwrap_or("scratch");
     let dockerfile =
-        format!("FROM {from}\n{tmp}COPY step /step\nUSER {USER}\nENTRYPOINT [\"/step\"]\nCMD []\n");
-    let mut archive = tar::Builder::new(Vec::with_capacity(program.len() + 8192));
-    let mut folder = header(0, 0o1777);
-    folder.set_entry_type(tar::EntryType::Directory);
-    archive.append_data(&mut folder, "tmp/", std::io::empty())?;
+        format!("FROM {from}\nADD root.tar /\nUSER {USER}\nENTRYPOINT [\"/step\"]\nCMD []\n");
+    let mut archive = tar::Builder::new(Vec::with_capacity(root.len() + 8192));
     archive.append_data(
         &mut header(dockerfile.len(), 0o444),
         "Dockerfile",
         dockerfile.as_bytes(),
     )?;
-    archive.append_data(&mut header(program.len(), 0o555), "step", program)?;
+    archive.append_data(&mut header(root.len(), 0o444), "root.tar", root.as_slice())?;
     archive.into_inner().map(Bytes::from)
 }
 
@@ -398,11 +401,8 @@ mod tests {
     #[test]
     fn this_very_program_is_read_right() {
         let program = std::fs::read("/proc/self/exe").expect("it runs");
-        let is_static = cfg!(target_feature = "crt-static");
-        assert_eq!(
-            loader(&program).expect("it is an ELF file").is_none(),
-            is_static
-        );
+        let linkage = linkage(&program).expect("it is an ELF file");
+        assert_eq!(linkage == Linkage::Static, cfg!(target_feature = "crt-static"));
     }
 
     #[tokio::test]

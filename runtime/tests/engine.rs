@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::OnceCell;
@@ -540,24 +542,29 @@ async fn the_log_can_be_followed_and_cut() {
         .collect();
     assert_eq!(String::from_utf8(text).unwrap().lines().count(), 2);
     let follow = LogQuery {
-        tail: Some(0),
+        tail: None,
         follow: true,
     };
     let mut followed = place.engine.logs(&container, follow).await;
-    let drained = async {
-        let mut text = String::new();
-        while let Some(part) = followed.next().await {
+    let mut text = String::new();
+    let until = async |followed: &mut BoxStream<'static, _>, text: &mut String, what: &str| {
+        while !text.contains(what) {
+            let part: Result<Bytes, EngineError> = followed.next().await?;
             text.push_str(&String::from_utf8_lossy(&part.unwrap()));
         }
-        text
+        Some(())
     };
-    let drain = async { place.engine.signal(&container, Signal::Drain).await };
-    let (text, signalled) = tokio::join!(tokio::time::timeout(SOON, drained), drain);
-    signalled.unwrap();
-    assert!(
-        text.expect("a log ends with its container")
-            .contains("probe drained=yes")
-    );
+    let ready = tokio::time::timeout(SOON, until(&mut followed, &mut text, "ready=yes")).await;
+    assert_eq!(ready, Ok(Some(())), "{text}");
+    place
+        .engine
+        .signal(&container, Signal::Drain)
+        .await
+        .unwrap();
+    let drained = tokio::time::timeout(SOON, until(&mut followed, &mut text, "drained=yes")).await;
+    assert_eq!(drained, Ok(Some(())), "{text}");
+    let ended = tokio::time::timeout(SOON, until(&mut followed, &mut text, "never said")).await;
+    assert_eq!(ended, Ok(None), "a log ends with its container");
     let nobody = place
         .engine
         .logs("towpath-test-nobody", tail)

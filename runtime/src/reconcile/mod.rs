@@ -18,6 +18,8 @@ use crate::engine::Image;
 pub mod memory;
 pub mod plan;
 pub mod run;
+#[cfg(test)]
+mod simulation;
 pub mod spec;
 pub mod status;
 #[cfg(test)]

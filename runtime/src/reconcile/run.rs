@@ -29,6 +29,7 @@ use futures_util::stream::{self, BoxStream};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use towpath_protocol::log::LogLine;
 use towpath_protocol::office::Report;
 use towpath_protocol::start::Identity;
 
@@ -330,7 +331,10 @@ impl Reconciler {
             .unwrap_or_default();
         let lines: Vec<String> = String::from_utf8_lossy(&text)
             .lines()
-            .map(|line| line.chars().take(LAST_LINE_CHARS).collect())
+            .map(|line| match serde_json::from_str::<LogLine<'_>>(line) {
+                Ok(line) => line.text.chars().take(LAST_LINE_CHARS).collect(),
+                Err(_) => line.chars().take(LAST_LINE_CHARS).collect(),
+            })
             .collect();
         let Identity {
             flow,
@@ -343,7 +347,8 @@ impl Reconciler {
             .failures
             .get(&one.identity)
             .map(|failure| &failure.reason);
-        tracing::warn!(flow, step, replica, reason, last_lines = ?lines.last(), "a replica failed");
+        // The lines are for `status`: what a step writes has no place in this program's log.
+        tracing::warn!(flow, step, replica, reason, "a replica failed");
         self.memory.keep_lines(&one.identity, lines);
     }
 
