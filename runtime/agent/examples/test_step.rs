@@ -118,10 +118,6 @@ fn message(out: &Out, message: &Value) {
             );
             failed(out, id, "retry", "not this time, secret-in-reason");
         }
-        "retry_until" => {
-            say(out, &json!({"emit": {"id": id, "body": message}}));
-            done(out, id);
-        }
         "permanent" => failed(out, id, "permanent", "it can never work"),
         "rebound" if message["rebounds"].as_u64().unwrap_or(0) == 0 => {
             let delay = body["delay_ms"].as_u64().unwrap_or(250);
@@ -130,7 +126,7 @@ fn message(out: &Out, message: &Value) {
                 &json!({"failed": {"id": id, "fate": "rebound", "delay_ms": delay, "reason": "not yet"}}),
             );
         }
-        "rebound" => {
+        "retry_until" | "rebound" => {
             say(out, &json!({"emit": {"id": id, "body": message}}));
             done(out, id);
         }
@@ -148,7 +144,7 @@ fn message(out: &Out, message: &Value) {
         },
         "exit" => {
             flush(out);
-            eprintln!("last words, secret-in-log");
+            writeln!(std::io::stderr(), "last words, secret-in-log").expect("the agent reads");
             std::process::exit(i32::try_from(body["code"].as_i64().unwrap_or(3)).unwrap_or(3));
         }
         "garbage" => {
@@ -189,7 +185,7 @@ fn message(out: &Out, message: &Value) {
             done(out, id);
         }
         "log" => {
-            println!("a line on standard output");
+            writeln!(std::io::stdout(), "a line on standard output").expect("the agent reads");
             say(
                 out,
                 &json!({"log": {"id": id, "level": "info", "text": body["text"]}}),

@@ -41,10 +41,8 @@ async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
 }
 
 /// Closes the connections of one agent from the broker's side; returns how many there were.
-async fn close_connections(bench: &Bench) -> usize {
-    bench
-        .close_connections_of(&format!("{}.flow.step.1", bench.prefix))
-        .await
+fn close_connections(bench: &Bench) -> usize {
+    bench.close_connections_of(&format!("{}.flow.step.1", bench.prefix))
 }
 
 #[tokio::test]
@@ -163,7 +161,7 @@ async fn connections_closed_in_the_middle_lose_nothing() {
         out.until("some outputs", |lines| lines.len() >= so_far)
             .await;
         eventually("connections to close", async || {
-            close_connections(&bench).await > 0
+            close_connections(&bench) > 0
         })
         .await;
     }
@@ -201,7 +199,7 @@ async fn what_the_step_has_in_hand_is_not_handed_over_twice_when_the_connection_
     })
     .await;
     eventually("connections to close", async || {
-        close_connections(&bench).await > 0
+        close_connections(&bench) > 0
     })
     .await;
     let lines = out.until("all outputs", |lines| lines.len() >= 4).await;

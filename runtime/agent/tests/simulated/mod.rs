@@ -3,6 +3,7 @@
 #![expect(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -94,10 +95,11 @@ impl World {
                 let mut bytes = [9; 16];
                 bytes[..8].copy_from_slice(&((index * batch + offset) as u64).to_be_bytes());
                 let id = MessageId::from_bytes(bytes);
-                payload += &format!(
+                writeln!(
+                    payload,
                     r#"{{"id":"{id}","lineage":{{"run":"{id}","version":1,"at":1}},"body":{body}}}"#
-                );
-                payload.push('\n');
+                )
+                .expect("a string takes it");
                 ids.push(id);
             }
             broker.queue.push_back(payload.into());
@@ -277,17 +279,16 @@ impl Broker {
                     multiple || self.unacknowledged.contains_key(&tag),
                     "{tag} was acknowledged twice: the broker closes the channel"
                 );
-                let gone: Vec<u64> = match multiple {
-                    true => self
-                        .unacknowledged
-                        .range(..=tag)
-                        .map(|(tag, _)| *tag)
-                        .collect(),
-                    false => vec![tag],
-                };
+                let first = if multiple { 0 } else { tag };
+                let gone: Vec<u64> = self
+                    .unacknowledged
+                    .range(first..=tag)
+                    .map(|(tag, _)| *tag)
+                    .collect();
                 assert!(!gone.is_empty(), "up to {tag} nothing is unacknowledged");
-                gone.iter()
-                    .for_each(|tag| drop(self.unacknowledged.remove(tag)));
+                for tag in gone {
+                    self.unacknowledged.remove(&tag);
+                }
             }
             Command::Requeue { tag } => {
                 let payload = self
@@ -439,7 +440,7 @@ impl Step {
                 say(json!({"failed": {"id": id, "fate": "retry", "reason": "once"}}));
             }
             Some("permanent") => {
-                say(json!({"failed": {"id": id, "fate": "permanent", "reason": "never"}}))
+                say(json!({"failed": {"id": id, "fate": "permanent", "reason": "never"}}));
             }
             Some("flood") => {
                 for number in 0..40 {

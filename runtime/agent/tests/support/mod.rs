@@ -1,5 +1,6 @@
 //! A small topology on a real broker, and the real agent with the test step.
 #![expect(dead_code, reason = "each test file uses a part of it")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +12,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions,
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
@@ -219,8 +221,11 @@ impl Bench {
             for body in chunk {
                 let id = MessageId::from_bytes(*uuid::Uuid::new_v4().as_bytes());
                 let lineage = json!({"run": id, "version": 1, "at": 1});
-                payload += &format!(r#"{{"id":"{id}","lineage":{lineage},"body":{body}}}"#);
-                payload.push('\n');
+                std::fmt::Write::write_fmt(
+                    &mut payload,
+                    format_args!("{{\"id\":\"{id}\",\"lineage\":{lineage},\"body\":{body}}}\n"),
+                )
+                .unwrap();
                 ids.push(id);
             }
             self.publish_raw(payload.as_bytes(), BATCH_TYPE).await;
@@ -329,7 +334,7 @@ impl Bench {
 
     /// Closes the connections whose name begins so, with the broker's management API on the port
     /// 10000 above its own.
-    pub(crate) async fn close_connections_of(&self, name: &str) -> usize {
+    pub(crate) fn close_connections_of(&self, name: &str) -> usize {
         let management = Management::of(&self.start.broker_url);
         let connections: Vec<Value> =
             serde_json::from_str(&management.ask("GET", "/api/connections")).unwrap_or_default();
@@ -361,7 +366,7 @@ impl Bench {
         }
         for exchange in &self.exchanges {
             self.channel
-                .exchange_delete(exchange.as_str().into(), Default::default())
+                .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
                 .await
                 .unwrap();
         }
