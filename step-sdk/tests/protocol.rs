@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use serde_json::{Value, json};
+use towpath_protocol::frame::{FromStep, ToStep};
 
 /// How long anything may take.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -312,6 +313,57 @@ fn a_hundred_thousand_outputs_with_a_slow_reader_need_little_memory() {
         "{} KiB",
         step.resident_kib()
     );
+}
+
+#[test]
+fn a_handler_that_emits_without_end_can_be_cancelled() {
+    let mut step = Played::ready("misbehaving", &json!({}));
+    step.message(1, &json!({"count": u64::MAX}));
+    for _ in 0..1000 {
+        assert_eq!(step.frame()["emit"]["id"], id(1));
+    }
+    step.message(2, &json!({"text": 1}));
+    assert_eq!(
+        step.settled(),
+        json!({"done": {"id": id(2)}}),
+        "others have their turn"
+    );
+    step.send(&json!({"cancel": {"id": id(1), "reason": "timeout"}}));
+    assert_eq!(step.settled()["failed"]["reason"], "cancelled");
+    assert_eq!(step.drain(), "");
+}
+
+#[test]
+fn the_frames_of_the_manual_are_frames() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/step-protocol.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let mut count = 0;
+    for line in page.lines() {
+        let line = line
+            .trim()
+            .trim_start_matches(['→', '←', '\'', ' '])
+            .trim_end_matches(['\'', '\\', ' ', '|']);
+        if !line.starts_with("{\"") || line.starts_with("{\"contract") {
+            continue;
+        }
+        // Ids are shortened where only their place matters.
+        let words = line.split('"').map(|word| {
+            if word.ends_with('…') {
+                "0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f"
+            } else {
+                word
+            }
+        });
+        let line = words.collect::<Vec<_>>().join("\"");
+        let to_step = serde_json::from_str::<ToStep<'_>>(&line);
+        let from_step = serde_json::from_str::<FromStep<'_>>(&line);
+        assert!(
+            to_step.is_ok() || from_step.is_ok(),
+            "{line}\n{to_step:?}\n{from_step:?}"
+        );
+        count += 1;
+    }
+    assert!(count > 30, "only {count} frames were found");
 }
 
 #[test]
