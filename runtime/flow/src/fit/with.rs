@@ -12,7 +12,7 @@ use jsonschema::paths::{Location, LocationSegment};
 use serde_json::Value;
 use towpath_protocol::manifest::Manifest;
 
-use super::words::{expected, is_type, options, words};
+use super::words::{expected, is_null, is_type, options, otherwise, words};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{Draft, describe};
 use crate::limits::DIAGNOSTICS_MAX;
@@ -104,7 +104,8 @@ impl<'t> Reporter<'_, 't> {
             ValidationErrorKind::Required { property } => {
                 let key = property.as_str().unwrap_or_default();
                 let known = self.properties(error.schema_path());
-                if spot.node.is_some_and(|node| is_misspelt(node, key, &known)) {
+                let is_closed = self.is_closed(error.schema_path());
+                if is_closed && spot.node.is_some_and(|node| is_misspelt(node, key, &known)) {
                     return; // It is reported as an unknown key.
                 }
                 let about = self.about(error.schema_path(), key);
@@ -121,8 +122,7 @@ impl<'t> Reporter<'_, 't> {
                 return self.alternatives(error, context);
             }
             kind => {
-                let expected =
-                    expected(kind).unwrap_or_else(|| format!("otherwise: {}", error.masked()));
+                let expected = expected(kind).unwrap_or_else(|| otherwise(error));
                 let text = match spot.node.map(|node| &node.content) {
                     Some(Content::Text(text)) => text.as_str(),
                     _ => "",
@@ -132,7 +132,7 @@ impl<'t> Reporter<'_, 't> {
                     _ if placeholder::has_any(text) => {
                         Some("a placeholder is always filled in as text".to_owned())
                     }
-                    _ => None,
+                    _ => self.examples(error.schema_path()),
                 };
                 let label = match (kind, spot.node) {
                     (ValidationErrorKind::Type { .. }, Some(node)) => {
@@ -181,9 +181,13 @@ impl<'t> Reporter<'_, 't> {
         }
         let mut types: Vec<String> = all
             .iter()
+            .filter(|inner| !is_null(inner))
             .filter_map(|inner| expected(inner.kind()))
             .collect();
         types.dedup();
+        if types.is_empty() {
+            types.push(otherwise(error));
+        }
         let spot = self.spot(here);
         let label = spot.node.map(|node| format!("this is {}", node.kind()));
         let step = describe(&self.draft.step);
@@ -241,7 +245,7 @@ impl<'t> Reporter<'_, 't> {
         .help(help)
     }
 
-    /// The object schema that a keyword of the schema belongs to.
+    /// The schema that a keyword belongs to.
     fn object_schema(&self, schema_path: &Location) -> Option<&Value> {
         let (parent, _) = schema_path.as_str().rsplit_once('/')?;
         self.schema.pointer(parent)
@@ -253,6 +257,23 @@ impl<'t> Reporter<'_, 't> {
             .and_then(Value::as_object)
             .map(|properties| properties.keys().map(String::as_str).collect())
             .unwrap_or_default()
+    }
+
+    /// Whether an object takes no other keys than those that it names.
+    fn is_closed(&self, schema_path: &Location) -> bool {
+        let refuses = |key| {
+            self.object_schema(schema_path)
+                .and_then(|schema| schema.get(key))
+                .is_some_and(|value| *value == Value::Bool(false))
+        };
+        refuses("additionalProperties") || refuses("unevaluatedProperties")
+    }
+
+    /// Values that the schema gives as examples.
+    fn examples(&self, schema_path: &Location) -> Option<String> {
+        let schema = self.object_schema(schema_path)?;
+        let examples = words(schema.get("examples")?);
+        (!examples.is_empty()).then(|| format!("write for instance {}", either(&examples)))
     }
 
     /// What the schema says of a property.

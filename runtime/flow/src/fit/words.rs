@@ -11,6 +11,17 @@ pub(super) fn is_type(error: &ValidationError<'_>) -> bool {
     matches!(error.kind(), ValidationErrorKind::Type { .. })
 }
 
+/// Whether nothing at all would have been right: of what may be left out, that is not worth a word.
+pub(super) fn is_null(error: &ValidationError<'_>) -> bool {
+    let null = |kind: &TypeKind| matches!(kind, TypeKind::Single(JsonType::Null));
+    matches!(error.kind(), ValidationErrorKind::Type { kind } if null(kind))
+}
+
+/// What there are no words for, without the value.
+pub(super) fn otherwise(error: &ValidationError<'_>) -> String {
+    format!("otherwise: {}", error.masked())
+}
+
 /// The words that would have been right.
 pub(super) fn options<'e>(error: &'e ValidationError<'_>) -> Vec<&'e str> {
     match error.kind() {
@@ -39,7 +50,12 @@ pub(super) fn expected(kind: &ValidationErrorKind) -> Option<String> {
         } => type_word(*kind).to_owned(),
         ValidationErrorKind::Type {
             kind: TypeKind::Multiple(kinds),
-        } => kinds.iter().map(type_word).collect::<Vec<_>>().join(" or "),
+        } => kinds
+            .iter()
+            .filter(|kind| *kind != JsonType::Null)
+            .map(type_word)
+            .collect::<Vec<_>>()
+            .join(" or "),
         ValidationErrorKind::Enum { options } => match words(options).as_slice() {
             [] => return None,
             [one] => shown(one),

@@ -104,6 +104,13 @@ fn http_poll() -> Value {
             "url": { "type": "string", "description": "The address of the list." },
             "cursor": { "type": ["string", "null"] },
             "timeout": { "type": "integer", "minimum": 1 },
+            "wait": { "type": "string", "pattern": "^[0-9]+s$", "examples": ["5s", "30s"] },
+            "next": { "anyOf": [{ "type": "string" }, { "type": "null" }] },
+            "auth": {
+                "type": "object",
+                "properties": { "user": { "type": "string" } },
+                "required": ["user"],
+            },
             "method": { "enum": ["GET", "POST"] },
             "headers": { "type": "object", "additionalProperties": { "type": "string" } },
             "page": { "anyOf": [{ "$ref": "#/$defs/Page" }, { "type": "null" }] },
