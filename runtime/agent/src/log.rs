@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use towpath_protocol::MessageId;
 use towpath_protocol::log::{LOG_TEXT_BYTES_MAX, LogLine, LogSource};
@@ -17,6 +18,9 @@ use crate::redact::{Redact, cut};
 
 /// How many lines may wait to be written.
 const WAITING_MAX: usize = 1024;
+
+/// How long the last lines may take to be written.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Writes log lines.
 #[derive(Clone)]
@@ -33,9 +37,12 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Waits until all is written; every [`Logger`] must be gone.
+    /// Waits until all is written; every [`Logger`] must be gone. Not for long: nobody may read.
     pub fn join(self) {
-        drop(self.thread.join());
+        let deadline = Instant::now() + LAST_WORDS;
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

@@ -60,7 +60,7 @@ impl Core {
     fn on_up(&mut self, generation: u64, now: Now) {
         self.generation = generation;
         self.is_up = true;
-        self.up_since = Some(now.instant);
+        self.reconnected_at = (generation > 1).then_some(now.instant);
         self.is_blocked = false;
         self.broker_reason = None;
         self.consuming = Consuming::No;
@@ -165,9 +165,8 @@ impl Core {
 
     /// Returns when outcomes whose message was not delivered again are given up.
     pub(super) fn next_reattach_deadline(&self) -> Option<Instant> {
-        let is_waiting = !self.finished.is_empty() || self.has_parked();
-        self.up_since
-            .filter(|_| self.is_up && is_waiting)
+        self.reconnected_at
+            .filter(|_| self.is_up)
             .map(|since| since + self.setup.limits.reattach)
     }
 
@@ -177,16 +176,15 @@ impl Core {
             .next_reattach_deadline()
             .is_some_and(|deadline| now.instant >= deadline)
         {
+            self.reconnected_at = None;
             self.finished.clear();
-            for number in self.records.in_state(State::Parked) {
-                self.abandon(number);
-            }
+            self.abandon_all(State::Parked);
         }
     }
 
-    fn has_parked(&self) -> bool {
-        self.records
-            .iter()
-            .any(|(_, record)| record.state == State::Parked)
+    pub(super) fn abandon_all(&mut self, state: State) {
+        for number in self.records.in_state(state) {
+            self.abandon(number);
+        }
     }
 }

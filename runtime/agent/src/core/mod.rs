@@ -48,7 +48,7 @@ use crate::finished::Finished;
 use crate::lanes::Lanes;
 use crate::limits::Limits;
 use crate::log::Logger;
-use crate::record::{IdMap, Records};
+use crate::record::{IdMap, Records, State};
 use crate::redact::Redact;
 
 pub use status::Memory;
@@ -97,7 +97,8 @@ pub struct Core {
 
     generation: u64,
     is_up: bool,
-    up_since: Option<Instant>,
+    /// Since when there is a connection again; none on the first, and when it is long ago.
+    reconnected_at: Option<Instant>,
     is_blocked: bool,
     broker_reason: Option<String>,
     consuming: Consuming,
@@ -152,7 +153,7 @@ impl Core {
             seed,
             generation: 0,
             is_up: false,
-            up_since: None,
+            reconnected_at: None,
             is_blocked: false,
             broker_reason: None,
             consuming: Consuming::No,
@@ -355,8 +356,12 @@ impl Core {
         if self.drain.is_none() || self.has_drained {
             return;
         }
-        let is_settled =
-            self.records.is_empty() && self.deferred.is_empty() && !self.deliveries.is_waiting();
+        // What cannot be finished without taking more, or without an answer, goes back to the queue
+        // when the connection closes.
+        self.deferred.clear();
+        self.abandon_all(State::Parked);
+        self.abandon_all(State::Asking);
+        let is_settled = self.records.is_empty() && !self.deliveries.is_waiting();
         if !is_settled && self.step != Step::Absent {
             return;
         }

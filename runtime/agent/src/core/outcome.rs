@@ -119,11 +119,7 @@ impl Core {
             self.issue(number, now);
             return;
         }
-        let wait = self.setup.limits.reattach;
-        let is_late = self.is_up
-            && self
-                .up_since
-                .is_none_or(|since| now.instant >= since + wait);
+        let is_late = self.is_up && self.reconnected_at.is_none();
         if self.drain.is_some() || is_late {
             self.abandon(number);
         } else {

@@ -91,6 +91,9 @@ impl Core {
     }
 
     fn on_ready(&mut self, ready: &Ready<'_>, now: Now) -> Result<(), String> {
+        if matches!(self.step, Step::Leaving { .. }) {
+            return Ok(());
+        }
         if !matches!(self.step, Step::Greeting { .. }) {
             return Err("the step said `ready` twice".to_owned());
         }

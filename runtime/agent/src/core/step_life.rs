@@ -159,10 +159,10 @@ impl Core {
         }
     }
 
-    /// The step closed the pipe of its frames, and lives on.
+    /// The step closed a pipe of its frames, and lives on.
     pub fn on_step_closed_its_pipe(&mut self) {
         self.kill(Kill::Garbage(
-            "the step closed the pipe of its frames".to_owned(),
+            "the step closed the pipe of its frames and lived on".to_owned(),
         ));
     }
 

@@ -169,7 +169,6 @@ struct Agent {
 /// What happened.
 enum Happened {
     Broker(Option<Event>),
-    Room(Option<mpsc::OwnedPermit<Addressed>>),
     Frames(std::io::Result<usize>),
     Written(std::io::Result<usize>),
     Stdout(std::io::Result<usize>),
@@ -219,7 +218,7 @@ impl Agent {
         let to_step = self.core.to_step();
         tokio::select! {
             event = self.events.recv() => Happened::Broker(event),
-            permit = self.commands.clone().reserve_owned(), if has_command => Happened::Room(permit.ok()),
+            _ = self.commands.reserve(), if has_command => Happened::Time,
             read = process::fill(&mut self.process.frames), if reads_step => Happened::Frames(read),
             written = process::write(&mut self.process.input, to_step), if !to_step.is_empty() => Happened::Written(written),
             read = process::fill(&mut self.process.stdout) => Happened::Stdout(read),
@@ -246,19 +245,17 @@ impl Agent {
                 }
             }
             // The task that serves the broker ends only when this one does.
-            Happened::Broker(None) | Happened::Room(None) | Happened::Time => {}
-            Happened::Room(Some(permit)) => {
-                if let Some(command) = self.core.take_command() {
-                    permit.send(command);
-                }
-            }
+            Happened::Broker(None) | Happened::Time => {}
             Happened::Frames(Ok(read)) if read > 0 => self.process.note_frames(&mut self.core, now),
-            Happened::Frames(_) => self.process.frames_closed(now),
+            Happened::Frames(_) => {
+                self.process.frames = None;
+                self.process.pipe_closed(now);
+            }
             Happened::Written(Ok(written)) => drop(self.core.to_step().drain(..written)),
             Happened::Written(Err(_)) => {
-                // It reads no more: its end will be noticed.
                 self.core.to_step().clear();
                 self.process.input = None;
+                self.process.pipe_closed(now);
             }
             Happened::Stdout(read) => note_log(
                 &mut self.process.stdout,

@@ -15,7 +15,7 @@ use crate::exit;
 use crate::line_reader::{LineReader, Next};
 use crate::reaper::Ended;
 
-/// How long a process may live on after it closed the pipe of its frames.
+/// How long a process may live on after it closed a pipe of its frames.
 const CLOSED_MAX: Duration = Duration::from_secs(2);
 
 /// How much is read from the pipes of a process that ended: grandchildren may go on writing.
@@ -76,9 +76,9 @@ impl Process {
         }
     }
 
-    pub(super) fn frames_closed(&mut self, now: Now) {
-        self.frames = None;
-        self.closed_at = Some(now.instant);
+    /// It closed a pipe of its frames: its end is near, or it must be brought about.
+    pub(super) fn pipe_closed(&mut self, now: Now) {
+        self.closed_at.get_or_insert(now.instant);
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
