@@ -24,11 +24,15 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::wire::{Hello, OUTPUTS, put};
+use crate::wire::{Hello, OUTPUTS, put, put_count};
 use crate::worker::WORKER;
 
 /// How many messages are given to a worker at a time.
 const TOGETHER: usize = 64;
+
+/// How many bytes of bodies are given to a worker at a time, unless one alone has more: they are in
+/// its memory beside what its filter uses.
+const BYTES_TOGETHER: usize = 1 << 20;
 
 /// How many messages wait for a worker.
 const WAITING_MAX: usize = 256;
@@ -155,7 +159,18 @@ impl Driver {
             if waiting.lock().await.recv_many(&mut jobs, TOGETHER).await == 0 {
                 return;
             }
-            self.work(jobs).await;
+            let mut rest = jobs.into_iter().peekable();
+            while rest.peek().is_some() {
+                let mut bytes = 0;
+                let batch = std::iter::from_fn(|| {
+                    let job = rest.next_if(|job| {
+                        bytes == 0 || bytes + job.body.get().len() <= BYTES_TOGETHER
+                    })?;
+                    bytes += job.body.get().len();
+                    Some(job)
+                });
+                self.work(batch.collect()).await;
+            }
         }
     }
 
@@ -194,6 +209,7 @@ impl Driver {
             Err(error) => return Err((jobs, Stop::NotStarted(error))),
         };
         let mut frames = Vec::new();
+        put_count(&mut frames, jobs.len());
         for job in &jobs {
             put(&mut frames, job.about.as_bytes());
             put(&mut frames, job.body.get().as_bytes());

@@ -29,16 +29,28 @@ pub(crate) fn put(out: &mut Vec<u8>, part: &[u8]) {
     out.extend_from_slice(part);
 }
 
+/// Appends how many messages follow.
+pub(crate) fn put_count(out: &mut Vec<u8>, count: usize) {
+    let count = u32::try_from(count).expect("a batch is small");
+    out.extend_from_slice(&count.to_le_bytes());
+}
+
+/// Reads how many messages follow, or how long a part is; none at the end.
+pub(crate) fn take_count(reader: &mut impl Read) -> io::Result<Option<u32>> {
+    let mut count = [0; 4];
+    match reader.read_exact(&mut count) {
+        Ok(()) => Ok(Some(u32::from_le_bytes(count))),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads a part; none at the end.
 pub(crate) fn take(reader: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
-    let mut length = [0; 4];
-    match reader.read_exact(&mut length) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    let length = u32::from_le_bytes(length) as usize;
-    let mut part = vec![0; length];
+    let Some(length) = take_count(reader)? else {
+        return Ok(None);
+    };
+    let mut part = vec![0; length as usize];
     reader.read_exact(&mut part)?;
     Ok(Some(part))
 }

@@ -6,14 +6,14 @@
 use std::io::{self, BufReader, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::program::Program;
-use crate::wire::{FAILED, Hello, OUTPUTS, put, take};
+use crate::wire::{FAILED, Hello, OUTPUTS, put, take, take_count};
 
 /// The argument that makes the binary a worker.
 pub const WORKER: &str = "--filter-worker";
@@ -24,13 +24,13 @@ const STACK_BYTES: usize = 64 << 20;
 /// What a worker needs beside the memory that its filter may use.
 const OWN_BYTES: u64 = 32 << 20;
 
-/// How many messages wait between the reader and the filter.
-const WAITING_MAX: usize = 64;
+/// How many batches wait between the reader and the filter: one, while another is worked on.
+const WAITING_MAX: usize = 1;
 
 /// Answers are written when there are this many bytes of them…
 const ANSWER_BYTES: usize = 64 << 10;
 
-/// …or when the oldest has waited this long, or when there is nothing else to do.
+/// …or when the oldest has waited this long, or when the batch is done.
 const ANSWER_WAIT: Duration = Duration::from_millis(2);
 
 /// A message: what is known of it, and its body.
@@ -50,13 +50,13 @@ pub fn serve() -> ExitCode {
     }
     // A panic is an answer, not a report.
     std::panic::set_hook(Box::new(|_| {}));
-    let (jobs, waiting) = sync_channel(WAITING_MAX);
+    let (batches, waiting) = sync_channel(WAITING_MAX);
     let filtering = thread::Builder::new()
         .name("filter".to_owned())
         .stack_size(STACK_BYTES)
         .spawn(move || filter(&hello, &waiting));
     match filtering {
-        Ok(_) => read(&mut input, &jobs),
+        Ok(_) => read(&mut input, &batches),
         Err(_) => return ExitCode::FAILURE,
     }
     // The step is gone, and nobody waits for what is being filtered.
@@ -74,15 +74,23 @@ fn bound(memory_mib: u32) -> rustix::io::Result<()> {
     setrlimit(Resource::Core, limit(0))
 }
 
-fn read(input: &mut impl io::Read, jobs: &SyncSender<Job>) {
-    while let (Ok(Some(about)), Ok(Some(body))) = (take(input), take(input)) {
-        if jobs.send((about, body)).is_err() {
+/// Reads batches of messages: their number, then each.
+fn read(input: &mut impl io::Read, batches: &SyncSender<Vec<Job>>) {
+    while let Ok(Some(count)) = take_count(input) {
+        let mut jobs = Vec::with_capacity(count.min(1024) as usize);
+        for _ in 0..count {
+            let (Ok(Some(about)), Ok(Some(body))) = (take(input), take(input)) else {
+                return;
+            };
+            jobs.push((about, body));
+        }
+        if batches.send(jobs).is_err() {
             return;
         }
     }
 }
 
-fn filter(hello: &Hello, jobs: &Receiver<Job>) {
+fn filter(hello: &Hello, batches: &Receiver<Vec<Job>>) {
     let mut answers = Answers {
         bytes: Vec::new(),
         since: Instant::now(),
@@ -99,32 +107,25 @@ fn filter(hello: &Hello, jobs: &Receiver<Job>) {
     answers.outputs(&[], 0);
     answers.flush();
     let mut outputs = Vec::new();
-    loop {
-        let job = match jobs.try_recv() {
-            Ok(job) => job,
-            Err(TryRecvError::Disconnected) => return,
-            Err(TryRecvError::Empty) => {
-                answers.flush();
-                match jobs.recv() {
-                    Ok(job) => job,
-                    Err(_) => return,
-                }
+    while let Ok(batch) = batches.recv() {
+        for (about, body) in batch {
+            answers.flush_if_old();
+            outputs.clear();
+            let mut count = 0;
+            let run = AssertUnwindSafe(|| {
+                program.run(&about, &body, |output| {
+                    put(&mut outputs, output);
+                    count += 1;
+                })
+            });
+            match catch_unwind(run) {
+                Ok(Ok(())) => answers.outputs(&outputs, count),
+                Ok(Err(reason)) => answers.failed(&reason),
+                Err(panic) => answers.failed(&panicked(panic.as_ref())),
             }
-        };
-        answers.flush_if_old();
-        outputs.clear();
-        let mut count = 0;
-        let run = AssertUnwindSafe(|| {
-            program.run(&job.0, &job.1, |output| {
-                put(&mut outputs, output);
-                count += 1;
-            })
-        });
-        match catch_unwind(run) {
-            Ok(Ok(())) => answers.outputs(&outputs, count),
-            Ok(Err(reason)) => answers.failed(&reason),
-            Err(panic) => answers.failed(&panicked(panic.as_ref())),
         }
+        // The step sends the next batch when it has all answers to this one.
+        answers.flush();
     }
 }
 

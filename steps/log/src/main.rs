@@ -34,9 +34,8 @@ enum Level {
 const BYTES: u32 = 2048;
 const BYTES_MAX: u32 = 8192;
 
-async fn log(body: Box<RawValue>, ctx: &Context<Option<Config>>) -> Result<Box<RawValue>> {
-    let default = Config::default();
-    let config = ctx.config.as_ref().as_ref().unwrap_or(&default);
+async fn log(body: Box<RawValue>, ctx: &Context<Config>) -> Result<Box<RawValue>> {
+    let config = &ctx.config;
     let line = line(
         &config.label,
         body.get(),

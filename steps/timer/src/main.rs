@@ -32,14 +32,14 @@ struct Fired {
     due: String,
     /// Why it fired: `schedule`, or `manual` if a person asked for it.
     why: &'static str,
-    /// The how manieth time it is, from 1.
+    /// How often it has fired, this time included.
     count: u64,
     /// What was given with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<Value>,
 }
 
-async fn fire(tick: Tick<Checkpoint>, ctx: &Context<Option<Config>>) -> Result<()> {
+async fn fire(tick: Tick<Checkpoint>, ctx: &Context<Config>) -> Result<()> {
     let run = ctx.message_id().to_string();
     // Another try at the same tick is not another time.
     let count = match tick.checkpoint {
@@ -48,11 +48,6 @@ async fn fire(tick: Tick<Checkpoint>, ctx: &Context<Option<Config>>) -> Result<(
         None => 1,
     };
     let due = i64::try_from(tick.due).permanent()?;
-    let configured = ctx
-        .config
-        .as_ref()
-        .as_ref()
-        .and_then(|config| config.payload.clone());
     let fired = Fired {
         at: Timestamp::now().to_string(),
         due: Timestamp::from_millisecond(due).permanent()?.to_string(),
@@ -61,7 +56,7 @@ async fn fire(tick: Tick<Checkpoint>, ctx: &Context<Option<Config>>) -> Result<(
             Why::Manual => "manual",
         },
         count,
-        payload: tick.payload.or(configured),
+        payload: tick.payload.or_else(|| ctx.config.payload.clone()),
     };
     ctx.output(&fired).source_id(&run).send().await?;
     ctx.checkpoint(&Checkpoint { count, run }).await

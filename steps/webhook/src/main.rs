@@ -19,9 +19,8 @@ struct Config {
     key: Option<Path>,
 }
 
-async fn receive(body: Box<RawValue>, ctx: &Context<Option<Config>>) -> Result<()> {
-    let default = Config::default();
-    let config = ctx.config.as_ref().as_ref().unwrap_or(&default);
+async fn receive(body: Box<RawValue>, ctx: &Context<Config>) -> Result<()> {
+    let config = &ctx.config;
     let messages = match &config.items {
         Some(path) => items(&body, Some(path))
             .context("the request cannot be taken apart")
