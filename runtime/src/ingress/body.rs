@@ -27,13 +27,15 @@ pub(super) fn read(
     let text = text.map_err(|source| not_readable("text in UTF-8", source))?;
     let kind = content_type.unwrap_or("application/json").split(';').next().unwrap_or_default();
     let kind = kind.trim().to_ascii_lowercase();
-    let json = if text.trim().is_empty() {
+    // White space is a text, and nothing of anything else.
+    let is_text = kind.starts_with("text/") && kind != "text/json";
+    let json = if text.is_empty() || !is_text && text.trim().is_empty() {
         "null".to_owned()
     } else if kind == "application/x-www-form-urlencoded" {
         form(text)?
     } else if kind.starts_with("application/json") || kind.ends_with("+json") || kind == "text/json" {
         compact(text)?
-    } else if kind.starts_with("text/") {
+    } else if is_text {
         serde_json::to_string(text).expect("a string is JSON")
     } else {
         return Err(IngressError::UnknownType { content_type: kind });

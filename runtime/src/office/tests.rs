@@ -1,1 +1,243 @@
-//! Tests.
+//! The office on a simulated broker with faults.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use towpath_protocol::MessageId;
+use towpath_protocol::frame::Why;
+use towpath_protocol::message::BATCH_TYPE;
+use towpath_protocol::office::{DEAD_TYPE, NEWS_KEY};
+
+use super::*;
+use crate::broker::Publication;
+use crate::broker::simulated::{Faults, Simulated};
+use crate::broker::topology::{FlowTopology, Topology};
+use crate::store::dead_letters::DeadQuery;
+use crate::store::flows::NewVersion;
+use crate::store::records::RunRecord;
+
+struct World {
+    broker: Simulated,
+    store: Store,
+    office: Office,
+    shutdown: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+async fn world(faults: Faults) -> World {
+    let store = Store::in_memory().unwrap();
+    let version = NewVersion { flow: "orders".into(), ..NewVersion::default() };
+    store.store_version(version).await.unwrap();
+    let broker = Simulated::new(11);
+    let names = Names::new("t");
+    let after = vec![("poll".to_owned(), "out".to_owned())];
+    let flow = FlowTopology {
+        flow: "orders".into(),
+        steps: vec![("poll".into(), vec![]), ("crm".into(), after)],
+    };
+    let topology = Topology { names: names.clone(), flows: vec![flow] };
+    broker.declare(&topology, &[]).await.unwrap();
+    broker.set_faults(faults);
+    let office = Office {
+        broker: Arc::new(broker.clone()),
+        store: store.clone(),
+        names,
+        reports: Reports::default(),
+        metrics: Metrics::new(),
+        runs_changed: Arc::new(Notify::new()),
+        clock: crate::schedule::system_clock(),
+    };
+    let shutdown = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(office.clone().run(shutdown.clone()));
+    World { broker, store, office, shutdown, tasks }
+}
+
+fn id(number: u32) -> MessageId {
+    let mut bytes = [0; 16];
+    bytes[12..].copy_from_slice(&number.to_be_bytes());
+    MessageId::from_bytes(bytes)
+}
+
+fn run(number: u32) -> RunRecord {
+    RunRecord {
+        id: id(number),
+        flow: "orders".into(),
+        step: "poll".into(),
+        connection: "default".into(),
+        version: 1,
+        why: Why::Schedule,
+        state: RunState::Published,
+        due: u64::from(number),
+        started_at: 1,
+        ended_at: None,
+        emitted: None,
+        attempts: 0,
+        next_at: None,
+        reason: None,
+        payload: None,
+    }
+}
+
+const IDENTITY: &str = r#"{"instance":"t","flow":"orders","step":"poll","replica":1,"spec":"s"}"#;
+
+fn news(body: &str) -> Publication {
+    Publication {
+        exchange: "t.office".into(),
+        key: NEWS_KEY.into(),
+        kind: "news",
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        count: 1,
+    }
+}
+
+fn checkpoint(run: MessageId, value: u32) -> Publication {
+    news(&format!(
+        r#"{{"checkpoint":{{"identity":{IDENTITY},"run":"{run}","connection":"default","number":1,"value":{value}}}}}"#
+    ))
+}
+
+fn ended(run: MessageId) -> Publication {
+    news(&format!(
+        r#"{{"run_ended":{{"identity":{IDENTITY},"run":"{run}","emitted":5,"at":9}}}}"#
+    ))
+}
+
+fn message(number: u32) -> String {
+    format!(
+        r#"{{"id":"{}","lineage":{{"run":"{}","version":1,"at":1}},"body":{number}}}"#,
+        id(number),
+        id(0)
+    )
+}
+
+impl World {
+    /// Publishes as agents do: again and again until it is confirmed.
+    async fn publish(&self, publication: Publication) {
+        while self.broker.publish(publication.clone()).await.is_err() {}
+    }
+
+    async fn eventually(&self, what: &str, mut is_true: impl AsyncFnMut(&Self) -> bool) {
+        for _ in 0..400 {
+            if is_true(self).await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("{what} did not come true");
+    }
+
+    async fn checkpoint(&self) -> Option<String> {
+        let checkpoint = self.store.checkpoint("orders", "poll", "default").await.unwrap();
+        checkpoint.map(|value| value.get().to_owned())
+    }
+
+    async fn dead(&self) -> Vec<crate::store::records::DeadLetterRecord> {
+        self.store.dead_letters(DeadQuery { limit: 10_000, ..DeadQuery::default() }).await.unwrap()
+    }
+
+    async fn stop(mut self) {
+        self.shutdown.cancel();
+        self.tasks.join_next().await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_includes_every_save_before_it() {
+    let world = world(Faults::default()).await;
+    assert!(world.store.run_started(&run(1)).await.unwrap());
+    for value in 0..50 {
+        world.publish(checkpoint(id(1), value)).await;
+    }
+    let ask = format!(
+        r#"{{"ask_checkpoint":{{"identity":{IDENTITY},"run":"{}","connection":"default"}}}}"#,
+        id(1)
+    );
+    world.broker.ask(news(&ask), "back", "c1");
+    world.eventually("an answer", async |world| !world.broker.answers().is_empty()).await;
+    let answer = world.broker.answers().remove(0);
+    assert_eq!((answer.reply_to.as_str(), answer.correlation.as_str()), ("back", "c1"));
+    let answer: CheckpointAnswer = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(answer.checkpoint.unwrap().get(), "49");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_active_run_moves_the_checkpoint() {
+    let world = world(Faults::default()).await;
+    assert!(world.store.run_started(&run(1)).await.unwrap());
+    world.publish(checkpoint(id(1), 1)).await;
+    world.publish(ended(id(1))).await;
+    world.publish(checkpoint(id(1), 2)).await;
+    world.publish(checkpoint(id(7), 3)).await;
+    world.publish(news("{\"future\":{}}\nnonsense")).await;
+    world.publish(ended(id(2))).await;
+    let is_read = async |world: &World| world.broker.ready("t.news").is_empty();
+    world.eventually("all news read", is_read).await;
+    let is_ended = async |world: &World| world.store.active_run("orders").await.unwrap().is_none();
+    world.eventually("the end of the run", is_ended).await;
+    assert_eq!(world.checkpoint().await.as_deref(), Some("1"));
+    let run = world.store.run(id(1)).await.unwrap().unwrap();
+    assert_eq!((run.state, run.emitted), (RunState::Done, Some(5)));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_delivered_twice_is_stored_once() {
+    let faults = Faults { refused: 0.2, confirm_lost: 0.3, acknowledgement_lost: 0.3 };
+    let world = world(faults).await;
+    for number in 0..200 {
+        let letter = format!(
+            r#"{{"identity":{IDENTITY},"at":1,"cause":"permanent","reason":"no","message":{}}}"#,
+            message(number)
+        );
+        let publication = Publication {
+            exchange: "t.dead".into(),
+            key: String::new(),
+            kind: DEAD_TYPE,
+            body: letter.into(),
+            count: 1,
+        };
+        world.publish(publication).await;
+    }
+    let lost = Publication {
+        exchange: "t.flow.orders".into(),
+        key: "crm.out".into(),
+        kind: BATCH_TYPE,
+        body: format!("{}\n{}\n", message(1_000), message(1_001)).into(),
+        count: 2,
+    };
+    world.publish(lost).await;
+    world.eventually("all stored", async |world| world.dead().await.len() == 202).await;
+    // All that comes again changes nothing.
+    world.broker.set_faults(Faults::default());
+    let is_read = async |world: &World| {
+        world.broker.ready("t.dead").is_empty() && world.broker.ready("t.lost").is_empty()
+    };
+    world.eventually("all read", is_read).await;
+    assert_eq!(world.dead().await.len(), 202);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_tick_ends_its_run() {
+    let world = world(Faults::default()).await;
+    assert!(world.store.run_started(&run(1)).await.unwrap());
+    let letter = format!(
+        r#"{{"identity":{IDENTITY},"at":4,"cause":"attempts","reason":"the shop is down","message":{}}}"#,
+        message(1)
+    );
+    let publication = Publication {
+        exchange: "t.dead".into(),
+        key: String::new(),
+        kind: DEAD_TYPE,
+        body: letter.into(),
+        count: 1,
+    };
+    world.publish(publication).await;
+    let told = tokio::time::timeout(Duration::from_secs(10), world.office.runs_changed.notified());
+    told.await.expect("the scheduler is told");
+    let run = world.store.run(id(1)).await.unwrap().unwrap();
+    assert_eq!((run.state, run.reason.as_deref()), (RunState::Failed, Some("the shop is down")));
+    world.stop().await;
+}

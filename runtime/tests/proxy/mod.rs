@@ -7,16 +7,16 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// A proxy between a client and a broker.
-pub struct Proxy {
+pub(crate) struct Proxy {
     /// Where it listens.
-    pub port: u16,
+    pub(crate) port: u16,
     open: Arc<watch::Sender<bool>>,
     _tasks: JoinSet<()>,
 }
 
 impl Proxy {
     /// Listens on a free port and leads to `target` (`host:port`).
-    pub async fn start(target: String) -> Self {
+    pub(crate) async fn start(target: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let open = Arc::new(watch::Sender::new(true));
@@ -43,12 +43,12 @@ impl Proxy {
     }
 
     /// Cuts all connections, and every new one at once.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.open.send_replace(false);
     }
 
     /// Lets new connections through again.
-    pub fn mend(&self) {
+    pub(crate) fn mend(&self) {
         self.open.send_replace(true);
     }
 }
