@@ -44,7 +44,7 @@ pub struct FlowRecord {
 }
 
 /// A version to store.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct NewVersion {
     /// The flow.
     pub flow: String,
