@@ -164,6 +164,8 @@ async fn watch_over(
                 return "stopping".into();
             }
             event = events.next() => match event {
+                // A soft error has closed one channel; whoever owns that one deals with it.
+                Some(Event::Error(error)) if error.is_amqp_soft_error() => {}
                 Some(Event::Error(error)) => return error.to_string().into(),
                 Some(Event::ConnectionBlocked(reason)) => {
                     tracing::warn!(%reason, "the broker takes no messages: it has an alarm");
