@@ -1,6 +1,7 @@
 //! Frames on their way to the agent: a bounded buffer between handlers and the writer thread.
 //!
-//! Frames gather while there is input to work on, and leave together when it runs dry.
+//! Frames gather while there is input to work on, and leave together when it runs dry; at the latest
+//! after [`LINGER`], so that a handler that blocks does not keep back what others have done.
 //!
 //! # Invariants
 //!
@@ -9,11 +10,15 @@
 //! - `order_is_kept`: frames leave in the order they were pushed.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 /// Above this many bytes the writer is woken without being asked: the capacity of a pipe.
 const LEAVE_AT: usize = 64 << 10;
+
+/// The longest that a frame waits for others.
+const LINGER: Duration = Duration::from_millis(2);
 
 /// Outputs wait until fewer bytes than this wait to be written.
 const ROOM_BELOW: usize = 128 << 10;
@@ -124,10 +129,21 @@ impl Outbox {
     pub(crate) fn take(&self, frames: &mut Vec<u8>) -> bool {
         let mut state = self.lock();
         while !state.ready() {
-            state = self
+            if state.frames.is_empty() {
+                state = self
+                    .leave
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (after, waited) = self
                 .leave
-                .wait(state)
+                .wait_timeout(state, LINGER)
                 .unwrap_or_else(PoisonError::into_inner);
+            state = after;
+            if waited.timed_out() {
+                break;
+            }
         }
         self.exchange(state, frames)
     }
@@ -179,6 +195,8 @@ impl Outbox {
         drop(state);
         if leaves {
             self.wake_writer();
+        } else if was_empty {
+            self.leave.notify_one();
         }
         if was_empty {
             self.dirty.notify_one();
@@ -210,7 +228,6 @@ impl State {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::time::Duration;
 
     #[test]
     fn order_is_kept() {

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -22,6 +23,9 @@ use crate::context::About;
 use crate::error::{Result, StepError};
 use crate::handler::{Given, Handler, Shared};
 use crate::panics::{Guarded, guard};
+
+/// How long messages are worked on before those that wait for something have a turn.
+const TURN: Duration = Duration::from_millis(2);
 
 /// Why the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +58,7 @@ pub(crate) async fn serve<H: Handler>(
         batch_runs: false,
     };
     let mut is_closed = false;
-    server.take(first);
+    server.take(first).await;
     loop {
         if input.is_empty() {
             server.start_batch();
@@ -76,7 +80,7 @@ pub(crate) async fn serve<H: Handler>(
                 }
             }
             chunk = input.recv(), if !is_closed => match chunk {
-                Some(chunk) => server.take(&chunk),
+                Some(chunk) => server.take(&chunk).await,
                 // An agent that says nothing more after `drain` may still listen.
                 None if server.shared.link.is_draining() => is_closed = true,
                 None => return Ending::AgentGone,
@@ -115,7 +119,8 @@ impl<H: Handler> Server<H> {
     }
 
     /// Handles each line of a chunk.
-    fn take(&mut self, chunk: &[u8]) {
+    async fn take(&mut self, chunk: &[u8]) {
+        let mut turn = Instant::now();
         for line in chunk.split(|byte| *byte == b'\n') {
             if line.is_empty() {
                 continue;
@@ -127,6 +132,11 @@ impl<H: Handler> Server<H> {
                     "warn",
                     &format!("a frame from the agent is not understood and ignored: {error}"),
                 ),
+            }
+            if turn.elapsed() > TURN {
+                self.shared.link.outbox.flush();
+                tokio::task::yield_now().await;
+                turn = Instant::now();
             }
         }
     }

@@ -3,12 +3,15 @@
 
 use serde::Serialize;
 use towpath_protocol::frame::{Checkpoint, Failed, FromStep, Log, Ready, Refused};
-use towpath_protocol::{CHECKPOINT_BYTES_MAX, CONTRACT, MessageId};
+use towpath_protocol::{CHECKPOINT_BYTES_MAX, CONTRACT, FRAME_BYTES_MAX, MessageId};
 
 use crate::error::{Result, StepError};
 
-/// A reason, a cause or a log line is cut to this many bytes.
-const TEXT_BYTES_MAX: usize = 16 << 10;
+/// A log line is cut to this many bytes.
+const LOG_BYTES_MAX: usize = 16 << 10;
+
+/// A reason or a cause is cut to this many bytes.
+const REASON_BYTES_MAX: usize = 4 << 10;
 
 /// Causes beyond this many are left out.
 const CHAIN_MAX: usize = 16;
@@ -70,6 +73,12 @@ pub(crate) fn emit<T: Serialize + ?Sized>(
         )));
     }
     frame.extend_from_slice(b"}}\n");
+    if frame.len() > FRAME_BYTES_MAX {
+        return Err(StepError::permanent(format!(
+            "an output has {} bytes with its headers, and at most {FRAME_BYTES_MAX} are allowed",
+            frame.len()
+        )));
+    }
     Ok(true)
 }
 
@@ -102,12 +111,12 @@ pub(crate) fn failed(frame: &mut Vec<u8>, id: MessageId, error: &StepError) {
             id,
             fate: error.fate(),
             delay_ms,
-            reason: cut(error.reason()).into(),
+            reason: cut(error.reason(), REASON_BYTES_MAX).into(),
             chain: error
                 .chain()
                 .iter()
                 .take(CHAIN_MAX)
-                .map(|cause| cut(cause).into())
+                .map(|cause| cut(cause, REASON_BYTES_MAX).into())
                 .collect(),
         }),
     );
@@ -147,7 +156,7 @@ pub(crate) fn log(frame: &mut Vec<u8>, id: Option<MessageId>, level: &str, text:
         &FromStep::Log(Log {
             id,
             level: level.into(),
-            text: cut(text).into(),
+            text: cut(text, LOG_BYTES_MAX).into(),
         }),
     );
 }
@@ -169,7 +178,7 @@ pub(crate) fn refused(frame: &mut Vec<u8>, reason: &str) {
     line(
         frame,
         &FromStep::Refused(Refused {
-            reason: cut(reason).into(),
+            reason: cut(reason, REASON_BYTES_MAX).into(),
         }),
     );
 }
@@ -189,8 +198,8 @@ fn json<T: Serialize + ?Sized>(frame: &mut Vec<u8>, value: &T) {
     serde_json::to_writer(&mut *frame, value).expect("strings and frames are always JSON");
 }
 
-fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
 }
 
 #[cfg(test)]

@@ -259,6 +259,23 @@ fn a_handler_that_blocks_past_its_time_limit_is_answered_once() {
 }
 
 #[test]
+fn what_is_done_leaves_while_another_blocks() {
+    let mut step = Played::ready("misbehaving", &json!({}));
+    let frame = |number, body| json!({"message": {"id": id(number), "lineage": {}, "body": body}});
+    let both = format!(
+        "{}\n{}\n",
+        frame(1, json!({"count": 0})),
+        frame(2, json!({"block": 600_000}))
+    );
+    step.to_step
+        .as_ref()
+        .unwrap()
+        .write_all(both.as_bytes())
+        .unwrap();
+    assert_eq!(step.settled(), json!({"done": {"id": id(1)}}));
+}
+
+#[test]
 fn a_drain_lets_finish_what_is_in_hand() {
     let mut step = Played::ready("misbehaving", &json!({}));
     step.message(1, &json!({"wait": 300}));
