@@ -60,6 +60,7 @@ pub fn router(orders: u64, mischief: Mischief) -> Result<Router> {
         timeout: Duration::from_secs(30),
         user_agent: "demo-shop".to_owned(),
         answer_bytes_max: 1 << 20,
+        certificates: None,
     })?;
     let shop = Shop {
         orders: Mutex::new(Orders::new(orders)),

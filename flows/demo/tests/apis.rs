@@ -25,6 +25,7 @@ impl Bench {
             timeout: Duration::from_secs(5),
             user_agent: "test".into(),
             answer_bytes_max: 16 << 20,
+            certificates: None,
         };
         Self {
             servers: JoinSet::new(),

@@ -36,6 +36,7 @@ pub async fn setup(config: &Config) -> Result<State> {
         timeout: config.timeout.duration(),
         user_agent: config.user_agent.clone(),
         answer_bytes_max: (config.page_mib_max.clamp(1, 256) as usize) << 20,
+        certificates: std::env::var_os("SSL_CERT_FILE").map(Into::into),
     })?;
     let headers = read_headers(config)?;
     let patience = config.patience.duration();

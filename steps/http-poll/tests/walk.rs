@@ -67,6 +67,7 @@ async fn post(url: &str) {
         timeout: Duration::from_secs(5),
         user_agent: "test".into(),
         answer_bytes_max: 1 << 20,
+        certificates: None,
     });
     let request = Request {
         method: Method::POST,

@@ -48,6 +48,7 @@ pub async fn setup(config: &Config) -> Result<State> {
         timeout: config.timeout.duration(),
         user_agent: format!("towpath-http-request/{}", env!("CARGO_PKG_VERSION")),
         answer_bytes_max: ANSWER_BYTES_MAX,
+        certificates: std::env::var_os("SSL_CERT_FILE").map(Into::into),
     })?;
     Ok(State { plan, client })
 }

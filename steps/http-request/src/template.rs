@@ -83,6 +83,7 @@ impl Templates {
         self.environment
             .add_template_owned(name.to_owned(), join(&parts))
             .map_err(|error| explain(name, &error))?;
+        self.rehearse(name).map_err(|error| explain(name, &error))?;
         Ok(match parts.as_slice() {
             [Part::Expression(inner)] => {
                 let inner = inner.trim_matches(|c: char| c == '-' || c.is_whitespace());
@@ -90,6 +91,19 @@ impl Templates {
             }
             _ => Template::Filled(name.to_owned()),
         })
+    }
+
+    /// Fills in a template with nothing at all, to find the filters and functions that do not
+    /// exist. Everything else that goes wrong is the nothing's fault.
+    fn rehearse(&self, name: &str) -> Result<(), Error> {
+        let mut environment = self.environment.clone();
+        environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+        environment.set_formatter(|_, _, _| Ok(()));
+        let rendered = environment.get_template(name)?.render(Value::from(()));
+        match rendered {
+            Err(error) if names_nothing(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Fills in a template as text.
@@ -149,6 +163,13 @@ pub(crate) fn values(
     names.insert("message".to_owned(), Value::from(Serde(&message)));
     names.insert(BODY.to_owned(), whole);
     Ok(Value::from(names))
+}
+
+fn names_nothing(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction
+    )
 }
 
 /// Writes a value into a template.
@@ -374,6 +395,15 @@ mod tests {
 
     #[test]
     fn a_wrong_template_is_told_at_once() {
+        let mut templates = Templates::new();
+        for (text, wrong) in [
+            ("a{{ .id | shout }}", "shout"),
+            ("{{ shout(.id) }}", "shout"),
+            ("{% if .id is loud %}x{% endif %}", "loud"),
+        ] {
+            let error = templates.add("headers.a", text).unwrap_err();
+            assert!(error.contains(wrong), "{error}");
+        }
         let error = fill("url", "http://x/{{ .id").unwrap_err();
         assert!(error.starts_with("the template `url` fails"), "{error}");
         let error = fill("url", "http://x/{{ .id | shout }}").unwrap_err();

@@ -1,8 +1,7 @@
 //! One client for all requests of a step.
 
-use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,12 +32,15 @@ pub struct Settings {
     pub user_agent: String,
     /// The largest answer, in bytes.
     pub answer_bytes_max: usize,
+    /// A file of certificates to trust beside the authorities of the web: what the environment
+    /// variable `SSL_CERT_FILE` names.
+    pub certificates: Option<PathBuf>,
 }
 
 /// A client cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The file named by `SSL_CERT_FILE` cannot be used.
+    /// The file of certificates cannot be used.
     #[error("cannot read the certificates in {}", path.display())]
     Certificates {
         /// The file.
@@ -111,11 +113,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client that trusts the certificate authorities of the web and, if the environment
-    /// variable `SSL_CERT_FILE` names a file, those in it as well.
+    /// Makes a client. It needs no certificates in the image it runs in.
     pub fn new(settings: &Settings) -> Result<Self, SetupError> {
         let inner = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls()?)
+            .tls_backend_preconfigured(tls(settings.certificates.as_deref())?)
             .user_agent(settings.user_agent.as_str())
             .timeout(settings.timeout)
             .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
@@ -231,16 +232,16 @@ fn without_query(url: &Url) -> String {
     format!("{}{}", url.origin().ascii_serialization(), url.path())
 }
 
-fn tls() -> Result<ClientConfig, SetupError> {
+fn tls(certificates: Option<&Path>) -> Result<ClientConfig, SetupError> {
     let roots = webpki_roots::TLS_SERVER_ROOTS.iter().cloned();
     let mut roots: RootCertStore = roots.collect();
-    if let Some(path) = env::var_os("SSL_CERT_FILE").map(PathBuf::from) {
+    if let Some(path) = certificates {
         let unreadable = |source| SetupError::Certificates {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         };
-        let pem = fs::read(&path)
-            .map_err(|error| unreadable(rustls::pki_types::pem::Error::Io(error)))?;
+        let pem =
+            fs::read(path).map_err(|error| unreadable(rustls::pki_types::pem::Error::Io(error)))?;
         for certificate in CertificateDer::pem_slice_iter(&pem) {
             // A bundle may hold certificates that cannot be a root; the others still count.
             roots.add_parsable_certificates([certificate.map_err(unreadable)?]);
@@ -270,6 +271,7 @@ mod tests {
             timeout: Duration::from_millis(500),
             user_agent: "towpath-test".into(),
             answer_bytes_max: 1000,
+            certificates: None,
         })
         .unwrap()
     }
