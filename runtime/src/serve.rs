@@ -246,10 +246,24 @@ impl Plane {
                 name
             });
         };
-        spawn("declaring", Box::pin(declare(Arc::clone(&control), stop.clone())));
+        let declared = CancellationToken::new();
+        spawn(
+            "declaring",
+            Box::pin(declare(Arc::clone(&control), declared.clone(), stop.clone())),
+        );
         spawn("the reconciler", Box::pin(reconciler.run(stop.clone())));
         spawn("the scheduler", Box::pin(scheduler.run(stop.clone())));
-        spawn("the office", Box::pin(office.run(stop.clone())));
+        let (read, until) = (declared, stop.clone());
+        spawn(
+            "the office",
+            Box::pin(async move {
+                // Nothing can be read from queues that are not there yet. Cancel-safe: both wait.
+                tokio::select! {
+                    () = until.cancelled() => {}
+                    () = read.cancelled() => office.run(until.clone()).await,
+                }
+            }),
+        );
         spawn("the ingress", Box::pin(worker.run(broker, stop.clone())));
         spawn("removing queues", Box::pin(Arc::clone(&control).run_removals(stop.clone())));
         spawn("forgetting", Box::pin(forget(store, stop.clone())));
@@ -262,9 +276,9 @@ fn binaries(settings: &Settings) -> AgentBinaries {
     AgentBinaries::beside(&settings.binaries().join("towpath"))
 }
 
-/// Declares what should be on the broker until that has worked once; from then on the broker's own
-/// loop keeps it declared.
-async fn declare(control: Arc<Control>, stop: CancellationToken) {
+/// Declares what should be on the broker until that has worked once, and says so through `declared`;
+/// from then on the broker's own loop keeps it declared.
+async fn declare(control: Arc<Control>, declared: CancellationToken, stop: CancellationToken) {
     let mut said = String::new();
     while let Err(error) = control.declare().await {
         if said != error.message {
@@ -277,6 +291,7 @@ async fn declare(control: Arc<Control>, stop: CancellationToken) {
             () = tokio::time::sleep(DECLARE_AGAIN) => {}
         }
     }
+    declared.cancel();
     stop.cancelled().await;
 }
 

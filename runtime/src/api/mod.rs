@@ -122,3 +122,6 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     )
     .into_response()
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,9 @@ mod step;
 mod verbs;
 mod words;
 
+#[cfg(test)]
+mod tests;
+
 pub use problem::ExitStatus;
 
 use client::{Client, TokenSource};

@@ -81,6 +81,11 @@ impl Printer {
         io::stdin().is_terminal() && io::stderr().is_terminal()
     }
 
+    /// Whether standard error has colours.
+    pub(super) fn colors_errors(self) -> bool {
+        self.err_colored
+    }
+
     /// Prints a line of the answer.
     pub(super) fn line(self, text: &str) {
         write_out(text.as_bytes());

@@ -42,6 +42,10 @@ mod removals;
 mod runs;
 mod secrets;
 mod status;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod view;
 
 pub use dead::DeadFilter;

@@ -45,7 +45,7 @@ impl Control {
     }
 
     /// Removes what can be removed now, and returns how many queues still wait.
-    async fn remove_queues(&self) -> Result<usize, String> {
+    pub(super) async fn remove_queues(&self) -> Result<usize, String> {
         let removals = self.catalog.store.removals().await.map_err(|error| chain(&error))?;
         let mut left = 0;
         let mut done = Vec::new();
