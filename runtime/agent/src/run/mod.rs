@@ -84,8 +84,8 @@ fn prefetch(kind: Kind, settings: &Settings) -> u16 {
     let concurrency = settings.concurrency;
     let deliveries = (2 * concurrency)
         .clamp(2, 16)
-        .max((concurrency + 2).min(128));
-    u16::try_from(deliveries).expect("at most 128")
+        .max((concurrency + 2).min(64));
+    u16::try_from(deliveries).expect("at most 64")
 }
 
 struct Signals {

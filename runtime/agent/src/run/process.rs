@@ -3,6 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use rustix::buffer::spare_capacity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use towpath_protocol::FRAME_BYTES_MAX;
@@ -35,9 +36,12 @@ impl Source {
         }
     }
 
-    /// Reads what is there without waiting; returns whether there was something.
+    /// Reads what is there without waiting; returns whether there was something. It asks the pipe
+    /// itself: the runtime may not have been told yet of what a process wrote right before its end,
+    /// and `try_read` would not look.
     fn read_now(&mut self) -> bool {
-        matches!(self.pipe.try_read_buf(self.lines.room()), Ok(read) if read > 0)
+        let room = spare_capacity(self.lines.room());
+        matches!(rustix::io::read(&self.pipe, room), Ok(read) if read > 0)
     }
 }
 
