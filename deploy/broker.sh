@@ -4,11 +4,11 @@
 
 BROKER_USER=towpath
 
-# broker NAME NETWORK KEY IMAGE [KEY]: a broker that keeps its data, published on loopback at the
-# port remembered as KEY, and its management API at that of the second KEY, if there is one.
-# Returns when it takes connections. The password is in $STATE/NAME.password.
+# broker NAME NETWORK PORT IMAGE [PORT]: a broker that keeps its data, published on loopback at the
+# port, and its management API at the second port, if there is one. Returns when it takes
+# connections. The password is in $STATE/NAME.password.
 broker() {
-  local name=$1 network=$2 port=${!3} image=$4 management=${5:+${!5}} orphan=
+  local name=$1 network=$2 port=$3 image=$4 management=${5:-} orphan=
   if [ "$(docker container inspect --format '{{.State.Running}}' "$name" 2>/dev/null)" = true ]; then
     broker_ready "$name" "$port"
     return
