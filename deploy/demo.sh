@@ -60,20 +60,20 @@ demo_flows() {
 
 # demo_push: new orders, posted to the flow's URL as a shop would: again, until they are accepted.
 demo_push() {
-  local hook ids id order count=20 shop
+  local ids id order count=20 shop
   shop=$(docker container inspect --format '{{.Id}}' "$INSTANCE-demo-shop")
+  remember HOOK "$(towpath status orders-by-webhook --output json | sed -n 's/.*"webhook_url": *"\([^"]*\)".*/\1/p' | head -n 1)"
   if [ "${DEMO_PUSHED:-}" = "$shop" ]; then
     note "pushed before"
     return
   fi
-  hook=$(towpath status orders-by-webhook --output json | sed -n 's/.*"webhook_url": *"\([^"]*\)".*/\1/p' | head -n 1)
   ids=$(request POST "http://127.0.0.1:$SHOP_PORT/orders?n=$count" | tr -cd '0-9,' | tr ',' ' ')
   for id in $ids; do
     order=$(request GET "http://127.0.0.1:$SHOP_PORT/orders/$id")
-    eventually 60 request POST "$hook" "$order" "Idempotency-Key: order-$id"
+    eventually 60 request POST "$HOOK" "$order" "Idempotency-Key: order-$id"
   done
   remember DEMO_PUSHED "$shop"
-  note "$count accepted at ${hook%/*}/…"
+  note "$count accepted at ${HOOK%/*}/…"
 }
 
 # demo_arrive: waits until the CRM holds every order of the shop.
@@ -92,4 +92,19 @@ demo_complete() {
   orders=$(number orders "$(demo_stats shop)") && deals=$(number deals "$(demo_stats crm)") || return 1
   echo "$deals of $orders"
   [ "$deals" = "$orders" ]
+}
+
+# demo_count: what the CRM says it holds, by key and by idempotency key.
+demo_count() {
+  local shop crm
+  shop=$(demo_stats shop)
+  crm=$(demo_stats crm)
+  cat <<EOF
+
+${BOLD}The shop has $(number orders "$shop") orders, and the CRM holds $(number deals "$crm") deals.${PLAIN}
+  idempotency keys          $(number idempotency_keys "$crm")   one a message: an order that came both ways, or changed, has several
+  deals written again       $(number updates "$crm")   by those further messages
+  deliveries recognised     $(number repeated "$crm")   the same message again, after an answer that was lost: nothing was done twice
+  keys used for two things  $(number conflicting "$crm")
+EOF
 }
