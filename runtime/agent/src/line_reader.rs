@@ -18,7 +18,7 @@ pub struct LineReader {
 pub enum Next {
     /// A line, in [`LineReader::bytes`].
     Line(Range<usize>),
-    /// The beginning of a line that is too long. [`LineReader::skip_line`] drops the rest of it.
+    /// The beginning of a line that is too long; the rest of it is skipped.
     TooLong(Range<usize>),
     /// More has to be read.
     More,
