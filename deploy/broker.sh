@@ -13,13 +13,17 @@ broker() {
     broker_ready "$name" "$port"
     return
   fi
-  if ! docker container inspect "$name" >/dev/null 2>&1; then
+  if ! container_exists "$name"; then
     # A volume without its password is what a lost state folder leaves.
     if [ ! -s "$STATE/$name.password" ] && docker volume inspect "$name" >/dev/null 2>&1; then orphan=yes; fi
     secret "$STATE/$name.password"
     broker_create "$name" "$network" "$port" "$image" "$management"
   fi
-  docker start "$name"
+  if ! docker start "$name"; then
+    # Its port may have been taken since it was made: the next run chooses another.
+    docker rm --force "$name"
+    return 1
+  fi
   broker_ready "$name" "$port"
   if [ -n "$orphan" ]; then
     docker exec "$name" rabbitmqctl await_startup

@@ -53,7 +53,7 @@ towpath() { "$STATE/bin/towpath" "$@"; }
 
 # install_command: bin/towpath, which needs no settings to find this control plane.
 install_command() {
-  choose_port API_PORT 7700
+  choose_port API_PORT 7700 control_plane_pid
   cat >"$STATE/bin/towpath.new" <<EOF
 #!/bin/sh
 # Made by quickstart: the command line of the control plane that it started.

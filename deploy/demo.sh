@@ -5,8 +5,8 @@
 # demo_start: both on the network of the instance, where the flows know them by name whatever the
 # instance is called, and on loopback for the curious.
 demo_start() {
-  choose_port SHOP_PORT 7701
-  choose_port CRM_PORT 7702
+  choose_port SHOP_PORT 7701 container_exists "$INSTANCE-demo-shop"
+  choose_port CRM_PORT 7702 container_exists "$INSTANCE-demo-crm"
   secret "$STATE/crm_token"
   demo_container shop "$SHOP_PORT"
   demo_container crm "$CRM_PORT" --env "DEMO_TOKEN=$(<"$STATE/crm_token")"

@@ -81,6 +81,8 @@ stop_engine() {
 
 process_gone() { ! kill -0 "$1" 2>/dev/null; }
 
+container_exists() { docker container inspect "$1" >/dev/null 2>&1; }
+
 # network: the instance's own, where its containers find each other by name.
 network() {
   docker network inspect "$INSTANCE" >/dev/null 2>&1 ||

@@ -47,10 +47,14 @@ recall() {
   fi
 }
 
-# choose_port KEY WANTED: a free port on loopback, the same one on every run.
+# choose_port KEY WANTED [COMMAND…]: a free port on loopback, the same one on every run. COMMAND
+# says whether it is ours if something listens at the one that was chosen before.
 choose_port() {
   local key=$1 port=$2
-  if [ -n "${!key:-}" ]; then return; fi
+  shift 2
+  if [ -n "${!key:-}" ]; then
+    if ! listens 127.0.0.1 "${!key}" || { [ $# -gt 0 ] && "$@" >/dev/null 2>&1; }; then return; fi
+  fi
   while listens 127.0.0.1 "$port"; do port=$((port + 1)); done
   remember "$key" "$port"
 }
