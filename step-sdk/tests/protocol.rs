@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
@@ -17,6 +18,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// A step process, and the other ends of its pipes.
 struct Played {
     child: Child,
+    /// Dropped with it: ends the watch.
+    _watch: Sender<()>,
     to_step: Option<std::io::PipeWriter>,
     from_step: BufReader<std::io::PipeReader>,
 }
@@ -61,8 +64,10 @@ impl Played {
             .spawn()
             .unwrap();
         let from_step = BufReader::new(from_step);
+        let watch = watch(child.id());
         let mut played = Self {
             child,
+            _watch: watch,
             to_step: Some(to_step),
             from_step,
         };
@@ -138,6 +143,17 @@ impl Drop for Played {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Kills a process that is still watched after the deadline, so that a test that waits for it fails.
+fn watch(pid: u32) -> Sender<()> {
+    let (watch, watched) = mpsc::channel();
+    std::thread::spawn(move || {
+        if watched.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
+            drop(Command::new("kill").args(["-9", &pid.to_string()]).status());
+        }
+    });
+    watch
 }
 
 fn id(number: u32) -> String {

@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
@@ -15,6 +16,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 struct Played {
     child: Child,
+    /// Dropped with it: ends the watch.
+    _watch: Sender<()>,
     to_step: PipeWriter,
     from_step: BufReader<PipeReader>,
 }
@@ -39,8 +42,10 @@ impl Played {
             .unwrap()
             .spawn()
             .unwrap();
+        let watch = watch(child.id());
         let mut played = Self {
             child,
+            _watch: watch,
             to_step,
             from_step: BufReader::new(from_step),
         };
@@ -71,6 +76,17 @@ impl Drop for Played {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Kills a process that is still watched after the deadline, so that a test that waits for it fails.
+fn watch(pid: u32) -> Sender<()> {
+    let (watch, watched) = mpsc::channel();
+    std::thread::spawn(move || {
+        if watched.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
+            drop(Command::new("kill").args(["-9", &pid.to_string()]).status());
+        }
+    });
+    watch
 }
 
 fn id(number: u32) -> String {
