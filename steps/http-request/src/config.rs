@@ -26,7 +26,8 @@ pub struct Config {
     /// nothing else keeps the type of its value. The message's body if left out.
     #[serde(default)]
     pub body: Option<Value>,
-    /// How long one request may take.
+    /// How long one request may take; less than the step has for a message, which is 30 seconds
+    /// unless the flow says otherwise.
     #[serde(default = "default_timeout")]
     #[schemars(default = "default_timeout")]
     pub timeout: Span,
@@ -56,5 +57,5 @@ fn default_method() -> String {
 }
 
 fn default_timeout() -> Span {
-    Span::seconds(30)
+    Span::seconds(25)
 }
