@@ -142,13 +142,22 @@ impl Ingress {
         body_bytes_max: usize,
     ) -> (Self, Worker) {
         let (items, receiver) = mpsc::channel(WAITING_MAX);
-        let this = Self { names, flows, metrics, clock, body_bytes_max, items };
+        let this = Self {
+            names,
+            flows,
+            metrics,
+            clock,
+            body_bytes_max,
+            items,
+        };
         (this, Worker::new(receiver))
     }
 
     /// Takes a request in, and returns the id of its message once the broker has it.
     pub async fn accept(&self, flow: &str, request: &Request) -> Result<MessageId, IngressError> {
-        let Some(flow) = self.webhook(flow) else { return Err(IngressError::NoWebhook) };
+        let Some(flow) = self.webhook(flow) else {
+            return Err(IngressError::NoWebhook);
+        };
         let outcome = self.take(&flow, request).await;
         let status = outcome.as_ref().map_or_else(IngressError::status, |_| 202);
         self.metrics.webhook(&flow.name, DEFAULT_CONNECTION, status);
@@ -156,7 +165,11 @@ impl Ingress {
     }
 
     fn webhook(&self, flow: &str) -> Option<LiveFlow> {
-        self.flows.borrow().get(flow).filter(|flow| flow.trigger.every.is_none()).cloned()
+        self.flows
+            .borrow()
+            .get(flow)
+            .filter(|flow| flow.trigger.every.is_none())
+            .cloned()
     }
 
     async fn take(&self, flow: &LiveFlow, request: &Request) -> Result<MessageId, IngressError> {
@@ -165,7 +178,11 @@ impl Ingress {
         }
         let (id, line) = self.message(flow, request)?;
         let (outcome, answer) = oneshot::channel();
-        let item = Item { route: self.route(flow), line, outcome };
+        let item = Item {
+            route: self.route(flow),
+            line,
+            outcome,
+        };
         // Not awaited: whoever cannot be served soon is told so now.
         self.items.try_send(item).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => IngressError::Full,
@@ -183,16 +200,30 @@ impl Ingress {
     fn route(&self, flow: &LiveFlow) -> Route {
         let step = &flow.trigger.step;
         if flow.trigger.has_image {
-            Route { exchange: self.names.steps(), key: Names::step_key(&flow.name, step) }
+            Route {
+                exchange: self.names.steps(),
+                key: Names::step_key(&flow.name, step),
+            }
         } else {
-            Route { exchange: self.names.flow(&flow.name), key: Names::port_key(step, DEFAULT_PORT) }
+            Route {
+                exchange: self.names.flow(&flow.name),
+                key: Names::port_key(step, DEFAULT_PORT),
+            }
         }
     }
 
-    fn message(&self, flow: &LiveFlow, request: &Request) -> Result<(MessageId, String), IngressError> {
+    fn message(
+        &self,
+        flow: &LiveFlow,
+        request: &Request,
+    ) -> Result<(MessageId, String), IngressError> {
         let header = |name: &str| {
             let is_it = |(found, _): &&(String, String)| found.eq_ignore_ascii_case(name);
-            request.headers.iter().find(is_it).map(|(_, value)| value.as_str())
+            request
+                .headers
+                .iter()
+                .find(is_it)
+                .map(|(_, value)| value.as_str())
         };
         let body = body::read(header("content-type"), &request.body, self.body_bytes_max)?;
         // The same key again is the same message: a sender that got no answer can ask again.
@@ -212,7 +243,10 @@ impl Ingress {
         let headers = raw(&headers::of(request));
         let mut message = Message::root(id, &lineage, &body);
         message.headers = Some(&headers);
-        Ok((id, serde_json::to_string(&message).expect("a message is JSON")))
+        Ok((
+            id,
+            serde_json::to_string(&message).expect("a message is JSON"),
+        ))
     }
 }
 

@@ -55,12 +55,19 @@ impl LiveFlow {
                     Fires::Webhook => None,
                 },
             },
-            steps: flow.steps.iter().map(|step| (step.id.clone(), step.after.clone())).collect(),
+            steps: flow
+                .steps
+                .iter()
+                .map(|step| (step.id.clone(), step.after.clone()))
+                .collect(),
         }
     }
 
     /// What it needs on the broker.
     pub fn topology(&self) -> FlowTopology {
-        FlowTopology { flow: self.name.clone(), steps: self.steps.clone() }
+        FlowTopology {
+            flow: self.name.clone(),
+            steps: self.steps.clone(),
+        }
     }
 }

@@ -76,7 +76,9 @@ impl Metrics {
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let counter = IntCounterVec::new(Opts::new(name, help), labels)
                 .expect("the names below are names of metrics");
-            registry.register(Box::new(counter.clone())).expect("each name is used once");
+            registry
+                .register(Box::new(counter.clone()))
+                .expect("each name is used once");
             counter
         };
         let webhooks = counter(
@@ -125,7 +127,10 @@ impl Metrics {
     /// Counts a request to a webhook.
     pub fn webhook(&self, flow: &str, connection: &str, status: u16) {
         let status = status.to_string();
-        self.counts.webhooks.with_label_values(&[flow, connection, &status]).inc();
+        self.counts
+            .webhooks
+            .with_label_values(&[flow, connection, &status])
+            .inc();
     }
 
     /// Counts a tick.
@@ -134,12 +139,18 @@ impl Metrics {
             Why::Schedule => "schedule",
             Why::Manual => "manual",
         };
-        self.counts.ticks.with_label_values(&[flow, step, connection, why]).inc();
+        self.counts
+            .ticks
+            .with_label_values(&[flow, step, connection, why])
+            .inc();
     }
 
     /// Counts a run that was given up.
     pub fn run_abandoned(&self, flow: &str, step: &str, connection: &str) {
-        self.counts.runs_abandoned.with_label_values(&[flow, step, connection]).inc();
+        self.counts
+            .runs_abandoned
+            .with_label_values(&[flow, step, connection])
+            .inc();
     }
 
     /// Counts a dead letter.
@@ -176,18 +187,62 @@ type Count = (&'static str, &'static str, fn(&Totals) -> u64);
 
 /// What agents count, with its names.
 const COUNTS: [Count; 12] = [
-    ("messages_received_total", "Messages taken from the queue.", |it| it.counters.received),
-    ("deliveries_received_total", "Deliveries they came in.", |it| it.counters.deliveries),
-    ("messages_emitted_total", "Outputs confirmed by the broker.", |it| it.counters.emitted),
-    ("messages_unconnected_total", "Outputs of ports that lead nowhere.", |it| it.counters.unconnected),
-    ("messages_done_total", "Messages settled as done.", |it| it.counters.done),
-    ("messages_failed_total", "Attempts that failed, whatever came of them.", |it| it.counters.failed),
-    ("messages_retried_total", "Messages sent back to be tried again.", |it| it.counters.retried),
-    ("messages_rebounded_total", "Messages sent back because it was not yet time.", |it| it.counters.rebounded),
-    ("messages_dead_lettered_total", "Messages given up.", |it| it.counters.dead),
-    ("messages_timed_out_total", "Attempts that took too long.", |it| it.counters.timed_out),
-    ("messages_crashed_total", "Attempts in which the step process died.", |it| it.counters.crashed),
-    ("step_process_restarts_total", "Step processes started again by their agents.", |it| it.restarts),
+    (
+        "messages_received_total",
+        "Messages taken from the queue.",
+        |it| it.counters.received,
+    ),
+    (
+        "deliveries_received_total",
+        "Deliveries they came in.",
+        |it| it.counters.deliveries,
+    ),
+    (
+        "messages_emitted_total",
+        "Outputs confirmed by the broker.",
+        |it| it.counters.emitted,
+    ),
+    (
+        "messages_unconnected_total",
+        "Outputs of ports that lead nowhere.",
+        |it| it.counters.unconnected,
+    ),
+    ("messages_done_total", "Messages settled as done.", |it| {
+        it.counters.done
+    }),
+    (
+        "messages_failed_total",
+        "Attempts that failed, whatever came of them.",
+        |it| it.counters.failed,
+    ),
+    (
+        "messages_retried_total",
+        "Messages sent back to be tried again.",
+        |it| it.counters.retried,
+    ),
+    (
+        "messages_rebounded_total",
+        "Messages sent back because it was not yet time.",
+        |it| it.counters.rebounded,
+    ),
+    ("messages_dead_lettered_total", "Messages given up.", |it| {
+        it.counters.dead
+    }),
+    (
+        "messages_timed_out_total",
+        "Attempts that took too long.",
+        |it| it.counters.timed_out,
+    ),
+    (
+        "messages_crashed_total",
+        "Attempts in which the step process died.",
+        |it| it.counters.crashed,
+    ),
+    (
+        "step_process_restarts_total",
+        "Step processes started again by their agents.",
+        |it| it.restarts,
+    ),
 ];
 
 fn of_agents(reports: &Reports) -> Vec<MetricFamily> {
@@ -222,13 +277,16 @@ fn of_agents(reports: &Reports) -> Vec<MetricFamily> {
 fn histogram(totals: &Totals) -> Histogram {
     let mut histogram = Histogram::default();
     let mut sum = 0;
-    let buckets = LATENCY_BOUNDS_US.iter().zip(&totals.latency.counts).map(|(bound, count)| {
-        sum += count;
-        let mut bucket = Bucket::default();
-        bucket.set_upper_bound(*bound as f64 / 1e6);
-        bucket.set_cumulative_count(sum);
-        bucket
-    });
+    let buckets = LATENCY_BOUNDS_US
+        .iter()
+        .zip(&totals.latency.counts)
+        .map(|(bound, count)| {
+            sum += count;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound as f64 / 1e6);
+            bucket.set_cumulative_count(sum);
+            bucket
+        });
     histogram.set_bucket(buckets.collect());
     histogram.set_sample_count(totals.latency.counts.iter().sum());
     histogram.set_sample_sum(totals.latency.sum_us as f64 / 1e6);
@@ -238,36 +296,58 @@ fn histogram(totals: &Totals) -> Histogram {
 fn of_states(reports: &Reports, snapshot: &Snapshot) -> Vec<MetricFamily> {
     let of_steps = |name: &str, help: &str, value: &dyn Fn(&StepState) -> Option<f64>| {
         let metrics = snapshot.steps.iter().filter_map(|state| {
-            Some(gauge(&[("flow", &state.flow), ("step", &state.step)], value(state)?))
+            Some(gauge(
+                &[("flow", &state.flow), ("step", &state.step)],
+                value(state)?,
+            ))
         });
         family(name, help, MetricType::GAUGE, metrics.collect())
     };
     let sum = |state: &StepState, count: fn(&crate::reports::Seen) -> u64| {
-        reports.of_step(&state.flow, &state.step).iter().map(count).sum::<u64>() as f64
+        reports
+            .of_step(&state.flow, &state.step)
+            .iter()
+            .map(count)
+            .sum::<u64>() as f64
     };
     let up = |name: &str, help: &str, is_up: bool| {
-        family(name, help, MetricType::GAUGE, vec![gauge(&[], f64::from(u8::from(is_up)))])
+        family(
+            name,
+            help,
+            MetricType::GAUGE,
+            vec![gauge(&[], f64::from(u8::from(is_up)))],
+        )
     };
     let open = snapshot.open_dead_letters.iter().map(|open| {
-        let labels = [("flow", &*open.flow), ("step", &*open.step), ("connection", &*open.connection)];
+        let labels = [
+            ("flow", &*open.flow),
+            ("step", &*open.step),
+            ("connection", &*open.connection),
+        ];
         gauge(&labels, open.count as f64)
     });
     let version = gauge(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     vec![
-        of_steps("queue_ready_deliveries", "Deliveries ready in the step's queue.", &|state| {
-            state.queue_ready.map(|ready| ready as f64)
-        }),
+        of_steps(
+            "queue_ready_deliveries",
+            "Deliveries ready in the step's queue.",
+            &|state| state.queue_ready.map(|ready| ready as f64),
+        ),
         of_steps(
             "queue_unacknowledged_deliveries",
             "Deliveries taken from the step's queue and not acknowledged.",
             &|state| Some(sum(state, |seen| seen.report.unacknowledged)),
         ),
-        of_steps("messages_in_hand", "Messages in the hands of step processes.", &|state| {
-            Some(sum(state, |seen| seen.report.in_hand))
-        }),
-        of_steps("step_resident_bytes", "Memory of step processes.", &|state| {
-            Some(sum(state, |seen| seen.report.step_resident_bytes))
-        }),
+        of_steps(
+            "messages_in_hand",
+            "Messages in the hands of step processes.",
+            &|state| Some(sum(state, |seen| seen.report.in_hand)),
+        ),
+        of_steps(
+            "step_resident_bytes",
+            "Memory of step processes.",
+            &|state| Some(sum(state, |seen| seen.report.step_resident_bytes)),
+        ),
         of_steps("agent_resident_bytes", "Memory of agents.", &|state| {
             Some(sum(state, |seen| seen.report.agent_resident_bytes))
         }),
@@ -283,9 +363,22 @@ fn of_states(reports: &Reports, snapshot: &Snapshot) -> Vec<MetricFamily> {
             MetricType::GAUGE,
             open.collect(),
         ),
-        up("broker_up", "Whether the broker answers.", snapshot.broker_up),
-        up("engine_up", "Whether the container engine answers.", snapshot.engine_up),
-        family("build_info", "The version that runs.", MetricType::GAUGE, vec![version]),
+        up(
+            "broker_up",
+            "Whether the broker answers.",
+            snapshot.broker_up,
+        ),
+        up(
+            "engine_up",
+            "Whether the container engine answers.",
+            snapshot.engine_up,
+        ),
+        family(
+            "build_info",
+            "The version that runs.",
+            MetricType::GAUGE,
+            vec![version],
+        ),
     ]
 }
 
@@ -345,8 +438,15 @@ mod tests {
             in_hand: 4,
             held: 5,
             unacknowledged: 6,
-            counters: Counters { received: 3, failed: 1, ..Counters::default() },
-            latency: Latency { counts, sum_us: 200_000_100 },
+            counters: Counters {
+                received: 3,
+                failed: 1,
+                ..Counters::default()
+            },
+            latency: Latency {
+                counts,
+                sum_us: 200_000_100,
+            },
             restarts: 0,
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
@@ -404,14 +504,28 @@ mod tests {
             "towpath_engine_up 0",
             "# TYPE towpath_handler_duration_seconds histogram",
         ] {
-            assert!(text.lines().any(|found| found == line), "no `{line}` in\n{text}");
+            assert!(
+                text.lines().any(|found| found == line),
+                "no `{line}` in\n{text}"
+            );
         }
     }
 
     #[test]
     fn every_name_ends_in_what_it_counts() {
         let text = Metrics::new().render(&reports(), &Snapshot::default());
-        let units = ["_total", "_seconds", "_deliveries", "_bytes", "_in_hand", "_up", "_info", "_open", "_desired", "_running"];
+        let units = [
+            "_total",
+            "_seconds",
+            "_deliveries",
+            "_bytes",
+            "_in_hand",
+            "_up",
+            "_info",
+            "_open",
+            "_desired",
+            "_running",
+        ];
         for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
             let name = line.split(' ').next().unwrap();
             assert!(name.starts_with("towpath_"), "{name}");

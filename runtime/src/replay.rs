@@ -102,18 +102,28 @@ fn word(state: DeadState) -> &'static str {
 impl Replayer {
     /// Makes one that uses what the scheduler uses.
     pub fn new(scheduler: Scheduler) -> Self {
-        Self { scheduler, under_way: Arc::default() }
+        Self {
+            scheduler,
+            under_way: Arc::default(),
+        }
     }
 
     /// Sends a dead letter to its step again, as if for the first time; with another body, if one
     /// is given.
-    pub async fn replay(&self, id: u64, body: Option<Box<RawValue>>) -> Result<Replayed, ReplayError> {
+    pub async fn replay(
+        &self,
+        id: u64,
+        body: Option<Box<RawValue>>,
+    ) -> Result<Replayed, ReplayError> {
         let _claim = self.claim(id)?;
         let record = self.open(id).await?;
         let flow = self.scheduler.flows.borrow().get(&record.flow).cloned();
         let route = flow.as_ref().and_then(|flow| self.route(flow, &record));
         let (Some(flow), Some(route)) = (flow, route) else {
-            return Err(ReplayError::NoStep { flow: record.flow, step: record.step });
+            return Err(ReplayError::NoStep {
+                flow: record.flow,
+                step: record.step,
+            });
         };
         let message_id = if is_tick(&flow, &record) {
             self.fire(&record, body).await?
@@ -121,21 +131,36 @@ impl Replayer {
             let line = fresh(&record, body.as_deref())
                 .map_err(|source| ReplayError::Unreadable { id, source })?;
             let (exchange, key) = route;
-            let publication =
-                Publication { exchange, key, kind: BATCH_TYPE, body: line.into(), count: 1 };
+            let publication = Publication {
+                exchange,
+                key,
+                kind: BATCH_TYPE,
+                body: line.into(),
+                count: 1,
+            };
             self.scheduler.broker.publish(publication).await?;
             record.message_id
         };
-        self.scheduler.store.change_dead_letter(id, DeadState::Open, DeadState::Replayed).await?;
+        self.scheduler
+            .store
+            .change_dead_letter(id, DeadState::Open, DeadState::Replayed)
+            .await?;
         tracing::info!(flow = record.flow, step = record.step, %message_id, dead_letter = id, "a dead letter was sent again");
-        Ok(Replayed { flow: record.flow, step: record.step, message_id })
+        Ok(Replayed {
+            flow: record.flow,
+            step: record.step,
+            message_id,
+        })
     }
 
     /// Decides that a dead letter is not needed. It is kept, but no longer open.
     pub async fn discard(&self, id: u64) -> Result<(), ReplayError> {
         let _claim = self.claim(id)?;
         let record = self.open(id).await?;
-        self.scheduler.store.change_dead_letter(id, DeadState::Open, DeadState::Discarded).await?;
+        self.scheduler
+            .store
+            .change_dead_letter(id, DeadState::Open, DeadState::Discarded)
+            .await?;
         tracing::info!(flow = record.flow, step = record.step, message_id = %record.message_id, dead_letter = id, "a dead letter was discarded");
         Ok(())
     }
@@ -144,7 +169,10 @@ impl Replayer {
         let record = self.scheduler.store.dead_letter(id).await?;
         let record = record.ok_or(ReplayError::NotFound { id })?;
         if record.state != DeadState::Open {
-            return Err(ReplayError::NotOpen { id, state: record.state });
+            return Err(ReplayError::NotOpen {
+                id,
+                state: record.state,
+            });
         }
         Ok(record)
     }
@@ -155,8 +183,7 @@ impl Replayer {
         if let Some(port) = &record.port {
             let from = (record.step.clone(), port.clone());
             let is_taken = flow.steps.iter().any(|(_, after)| after.contains(&from));
-            return is_taken
-                .then(|| (names.flow(&flow.name), Names::port_key(&record.step, port)));
+            return is_taken.then(|| (names.flow(&flow.name), Names::port_key(&record.step, port)));
         }
         let is_there = flow.steps.iter().any(|(step, _)| *step == record.step);
         is_there.then(|| (names.steps(), Names::step_key(&flow.name, &record.step)))
@@ -174,15 +201,24 @@ impl Replayer {
             let tick: TickBody<'_> = serde_json::from_str(message.body.get()).ok()?;
             tick.payload.map(ToOwned::to_owned)
         });
-        Ok(self.scheduler.fire(&record.flow, Why::Manual, payload).await?)
+        Ok(self
+            .scheduler
+            .fire(&record.flow, Why::Manual, payload)
+            .await?)
     }
 
     fn claim(&self, id: u64) -> Result<Claim, ReplayError> {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = self
+            .under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if !under_way.insert(id) {
             return Err(ReplayError::UnderWay { id });
         }
-        Ok(Claim { id, under_way: Arc::clone(&self.under_way) })
+        Ok(Claim {
+            id,
+            under_way: Arc::clone(&self.under_way),
+        })
     }
 }
 
@@ -194,7 +230,10 @@ struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.id);
     }
 }
 
@@ -210,8 +249,12 @@ fn fresh(record: &DeadLetterRecord, body: Option<&RawValue>) -> Result<String, s
     message.rebounds = 0;
     message.replays += 1;
     message.history = Vec::new();
-    let compact = body.map(|body| serde_json::from_str::<serde_json::Value>(body.get())).transpose()?;
-    let compact = compact.map(|value| serde_json::value::to_raw_value(&value)).transpose()?;
+    let compact = body
+        .map(|body| serde_json::from_str::<serde_json::Value>(body.get()))
+        .transpose()?;
+    let compact = compact
+        .map(|value| serde_json::value::to_raw_value(&value))
+        .transpose()?;
     if let Some(body) = &compact {
         message.body = body;
     }

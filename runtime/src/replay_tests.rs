@@ -36,14 +36,23 @@ async fn world() -> World {
             has_image: true,
             every: Some(Duration::from_secs(3_600)),
         },
-        steps: vec![("poll".into(), vec![]), ("crm".into(), vec![("poll".into(), "out".into())])],
+        steps: vec![
+            ("poll".into(), vec![]),
+            ("crm".into(), vec![("poll".into(), "out".into())]),
+        ],
     };
     let store = Store::in_memory().unwrap();
-    let version = NewVersion { flow: "orders".into(), ..NewVersion::default() };
+    let version = NewVersion {
+        flow: "orders".into(),
+        ..NewVersion::default()
+    };
     store.store_version(version).await.unwrap();
     let broker = Simulated::new(3);
     let names = Names::new("t");
-    let topology = Topology { names: names.clone(), flows: vec![flow.topology()] };
+    let topology = Topology {
+        names: names.clone(),
+        flows: vec![flow.topology()],
+    };
     broker.declare(&topology, &[]).await.unwrap();
     let (flows, receiver) =
         tokio::sync::watch::channel(Arc::new(BTreeMap::from([("orders".to_owned(), flow)])));
@@ -57,7 +66,12 @@ async fn world() -> World {
         runs_changed: Arc::new(Notify::new()),
         clock: crate::schedule::system_clock(),
     };
-    World { broker, replayer: Replayer::new(scheduler), store, _flows: flows }
+    World {
+        broker,
+        replayer: Replayer::new(scheduler),
+        store,
+        _flows: flows,
+    }
 }
 
 fn letter(step: &str, port: Option<&str>, message: &str) -> DeadLetterRecord {
@@ -84,17 +98,25 @@ fn letter(step: &str, port: Option<&str>, message: &str) -> DeadLetterRecord {
 
 impl World {
     async fn store(&self, letter: DeadLetterRecord) -> u64 {
-        assert_eq!(self.store.insert_dead_letters(vec![letter]).await.unwrap(), 1);
-        let all = self.store.dead_letters(crate::store::dead_letters::DeadQuery {
-            limit: 1,
-            ..Default::default()
-        });
+        assert_eq!(
+            self.store.insert_dead_letters(vec![letter]).await.unwrap(),
+            1
+        );
+        let all = self
+            .store
+            .dead_letters(crate::store::dead_letters::DeadQuery {
+                limit: 1,
+                ..Default::default()
+            });
         all.await.unwrap()[0].id
     }
 
     fn ready(&self, step: &str) -> Vec<String> {
         let ready = self.broker.ready(&format!("t.flow.orders.{step}"));
-        ready.iter().map(|body| String::from_utf8(body.to_vec()).unwrap()).collect()
+        ready
+            .iter()
+            .map(|body| String::from_utf8(body.to_vec()).unwrap())
+            .collect()
     }
 
     async fn state(&self, id: u64) -> DeadState {
@@ -113,7 +135,10 @@ async fn a_replayed_message_has_its_attempts_ahead_of_it_again() {
     assert_eq!(world.state(id).await, DeadState::Replayed);
     let again = world.replayer.replay(id, None).await.unwrap_err();
     assert!(matches!(again, ReplayError::NotOpen { .. }), "{again}");
-    assert!(matches!(world.replayer.discard(id).await, Err(ReplayError::NotOpen { .. })));
+    assert!(matches!(
+        world.replayer.discard(id).await,
+        Err(ReplayError::NotOpen { .. })
+    ));
 }
 
 #[tokio::test]
@@ -122,15 +147,24 @@ async fn another_body_can_be_given() {
     let id = world.store(letter("crm", None, LINE)).await;
     let body = RawValue::from_string("{ \"n\":\n 2 }".into()).unwrap();
     world.replayer.replay(id, Some(body)).await.unwrap();
-    assert!(world.ready("crm")[0].ends_with(r#""body":{"n":2}}"#), "{:?}", world.ready("crm"));
+    assert!(
+        world.ready("crm")[0].ends_with(r#""body":{"n":2}}"#),
+        "{:?}",
+        world.ready("crm")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_at_once_send_it_once() {
     let world = world().await;
     let id = world.store(letter("crm", None, LINE)).await;
-    let both = futures_util::future::join_all((0..8).map(|_| world.replayer.replay(id, None))).await;
-    assert_eq!(both.iter().filter(|done| done.is_ok()).count(), 1, "{both:?}");
+    let both =
+        futures_util::future::join_all((0..8).map(|_| world.replayer.replay(id, None))).await;
+    assert_eq!(
+        both.iter().filter(|done| done.is_ok()).count(),
+        1,
+        "{both:?}"
+    );
     assert_eq!(world.ready("crm").len(), 1);
 }
 
@@ -139,10 +173,19 @@ async fn a_dead_letter_is_marked_after_it_was_sent() {
     let world = world().await;
     let id = world.store(letter("crm", None, LINE)).await;
     world.broker.set_up(false);
-    assert!(matches!(world.replayer.replay(id, None).await, Err(ReplayError::Broker(_))));
+    assert!(matches!(
+        world.replayer.replay(id, None).await,
+        Err(ReplayError::Broker(_))
+    ));
     world.broker.set_up(true);
-    world.broker.set_faults(Faults { confirm_lost: 1.0, ..Faults::default() });
-    assert!(matches!(world.replayer.replay(id, None).await, Err(ReplayError::Broker(_))));
+    world.broker.set_faults(Faults {
+        confirm_lost: 1.0,
+        ..Faults::default()
+    });
+    assert!(matches!(
+        world.replayer.replay(id, None).await,
+        Err(ReplayError::Broker(_))
+    ));
     assert_eq!(world.state(id).await, DeadState::Open);
     world.broker.set_faults(Faults::default());
     world.replayer.replay(id, None).await.unwrap();
@@ -155,15 +198,25 @@ async fn a_dead_letter_is_marked_after_it_was_sent() {
 #[tokio::test]
 async fn it_goes_nowhere_that_does_not_exist() {
     let world = world().await;
-    for (step, port) in [("gone", None), ("crm", Some("out")), ("poll", Some("other"))] {
+    for (step, port) in [
+        ("gone", None),
+        ("crm", Some("out")),
+        ("poll", Some("other")),
+    ] {
         let id = world.store(letter(step, port, LINE)).await;
         let error = world.replayer.replay(id, None).await.unwrap_err();
         assert!(matches!(error, ReplayError::NoStep { .. }), "{error}");
         assert_eq!(world.state(id).await, DeadState::Open);
     }
     let id = world.store(letter("crm", None, "\"garbage\"")).await;
-    assert!(matches!(world.replayer.replay(id, None).await, Err(ReplayError::Unreadable { .. })));
-    assert!(matches!(world.replayer.replay(999, None).await, Err(ReplayError::NotFound { .. })));
+    assert!(matches!(
+        world.replayer.replay(id, None).await,
+        Err(ReplayError::Unreadable { .. })
+    ));
+    assert!(matches!(
+        world.replayer.replay(999, None).await,
+        Err(ReplayError::NotFound { .. })
+    ));
     assert!(world.broker.ready("t.lost").is_empty());
 }
 
@@ -172,13 +225,19 @@ async fn what_was_lost_on_the_way_goes_on_from_there() {
     let world = world().await;
     let id = world.store(letter("poll", Some("out"), LINE)).await;
     world.replayer.replay(id, None).await.unwrap();
-    assert_eq!((world.ready("crm").len(), world.ready("poll").len()), (1, 0));
+    assert_eq!(
+        (world.ready("crm").len(), world.ready("poll").len()),
+        (1, 0)
+    );
 }
 
 #[tokio::test]
 async fn a_new_run_begins_in_place_of_a_dead_tick() {
     let world = world().await;
-    let tick = LINE.replace(r#"{"n":1.50}"#, r#"{"why":"manual","due":1,"payload":{"from":7}}"#);
+    let tick = LINE.replace(
+        r#"{"n":1.50}"#,
+        r#"{"why":"manual","due":1,"payload":{"from":7}}"#,
+    );
     let id = world.store(letter("poll", None, &tick)).await;
     let replayed = world.replayer.replay(id, None).await.unwrap();
     let run = world.store.active_run("orders").await.unwrap().unwrap();

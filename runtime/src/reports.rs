@@ -95,19 +95,36 @@ impl Reports {
         if let Some(before) = before {
             let same = before.report.incarnation == report.incarnation;
             let done = if same {
-                map(&report.counters, &before.report.counters, u64::saturating_sub)
+                map(
+                    &report.counters,
+                    &before.report.counters,
+                    u64::saturating_sub,
+                )
             } else {
                 step.over.add(&before.report);
                 report.counters
             };
-            step.sample(Sample { from: before.received_at, to: now, done });
+            step.sample(Sample {
+                from: before.received_at,
+                to: now,
+                done,
+            });
         }
-        inner.replicas.insert(report.identity.clone(), Seen { report, received_at: now });
+        inner.replicas.insert(
+            report.identity.clone(),
+            Seen {
+                report,
+                received_at: now,
+            },
+        );
     }
 
     /// The last report of a replica.
     pub fn latest(&self, identity: &Identity) -> Option<Report> {
-        self.lock().replicas.get(identity).map(|seen| seen.report.clone())
+        self.lock()
+            .replicas
+            .get(identity)
+            .map(|seen| seen.report.clone())
     }
 
     /// The last reports of all replicas of a step that are remembered.
@@ -116,19 +133,29 @@ impl Reports {
             let identity = &seen.report.identity;
             identity.flow == flow && identity.step == step
         };
-        self.lock().replicas.values().filter(is_of_step).cloned().collect()
+        self.lock()
+            .replicas
+            .values()
+            .filter(is_of_step)
+            .cloned()
+            .collect()
     }
 
     /// What a step has done since this control plane first heard of its agents.
     pub fn totals(&self, flow: &str, step: &str) -> Totals {
-        self.all_totals().remove(&(flow.to_owned(), step.to_owned())).unwrap_or_default()
+        self.all_totals()
+            .remove(&(flow.to_owned(), step.to_owned()))
+            .unwrap_or_default()
     }
 
     /// What every step has done.
     pub fn all_totals(&self) -> BTreeMap<StepKey, Totals> {
         let inner = self.lock();
-        let mut totals: BTreeMap<StepKey, Totals> =
-            inner.steps.iter().map(|(key, step)| (key.clone(), step.over.clone())).collect();
+        let mut totals: BTreeMap<StepKey, Totals> = inner
+            .steps
+            .iter()
+            .map(|(key, step)| (key.clone(), step.over.clone()))
+            .collect();
         for seen in inner.replicas.values() {
             let identity = &seen.report.identity;
             let key = (identity.flow.clone(), identity.step.clone());
@@ -144,8 +171,14 @@ impl Reports {
             return Rates::default();
         };
         let since = now.saturating_sub(RATE_WINDOW_MS);
-        let recent: Vec<&Sample> = step.window.iter().filter(|sample| sample.to > since).collect();
-        let Some(from) = recent.iter().map(|sample| sample.from).min() else { return Rates::default() };
+        let recent: Vec<&Sample> = step
+            .window
+            .iter()
+            .filter(|sample| sample.to > since)
+            .collect();
+        let Some(from) = recent.iter().map(|sample| sample.from).min() else {
+            return Rates::default();
+        };
         let seconds = (now.saturating_sub(from).max(1_000)) as f64 / 1_000.0;
         let rate = |count: fn(&Counters) -> u64| {
             recent.iter().map(|sample| count(&sample.done)).sum::<u64>() as f64 / seconds
@@ -162,7 +195,8 @@ impl Reports {
     pub fn messages_per_delivery(&self, flow: &str, step: &str) -> f64 {
         let inner = self.lock();
         let step = inner.steps.get(&(flow.to_owned(), step.to_owned()));
-        step.and_then(|step| step.messages_per_delivery).unwrap_or(1.0)
+        step.and_then(|step| step.messages_per_delivery)
+            .unwrap_or(1.0)
     }
 
     /// Forgets replicas that have been silent for long; what they did stays in the totals.
@@ -176,8 +210,15 @@ impl Reports {
             .map(|(identity, _)| identity.clone())
             .collect();
         for identity in silent {
-            let Some(seen) = inner.replicas.remove(&identity) else { continue };
-            inner.steps.entry((identity.flow, identity.step)).or_default().over.add(&seen.report);
+            let Some(seen) = inner.replicas.remove(&identity) else {
+                continue;
+            };
+            inner
+                .steps
+                .entry((identity.flow, identity.step))
+                .or_default()
+                .over
+                .add(&seen.report);
         }
     }
 
@@ -198,7 +239,9 @@ impl Step {
     fn sample(&mut self, sample: Sample) {
         if sample.done.deliveries > 0 {
             let average = sample.done.received as f64 / sample.done.deliveries as f64;
-            let smooth = self.messages_per_delivery.map_or(average, |before| before * 0.7 + average * 0.3);
+            let smooth = self
+                .messages_per_delivery
+                .map_or(average, |before| before * 0.7 + average * 0.3);
             self.messages_per_delivery = Some(smooth.max(1.0));
         }
         let since = sample.to.saturating_sub(RATE_WINDOW_MS);
@@ -233,9 +276,13 @@ pub fn quantile_us(latency: &Latency, part: f64) -> Option<f64> {
     for (index, count) in latency.counts.iter().enumerate() {
         let count = *count as f64;
         if below + count >= wanted && count > 0.0 {
-            let low = index.checked_sub(1).map_or(0, |index| LATENCY_BOUNDS_US[index]) as f64;
+            let low = index
+                .checked_sub(1)
+                .map_or(0, |index| LATENCY_BOUNDS_US[index]) as f64;
             // Above the last bound nothing is known but that.
-            let high = LATENCY_BOUNDS_US.get(index).map_or(low, |bound| *bound as f64);
+            let high = LATENCY_BOUNDS_US
+                .get(index)
+                .map_or(low, |bound| *bound as f64);
             return Some(low + (high - low) * ((wanted - below) / count).clamp(0.0, 1.0));
         }
         below += count;
@@ -283,8 +330,15 @@ mod tests {
             in_hand: 0,
             held: 0,
             unacknowledged: 0,
-            counters: Counters { received, deliveries: received / 10, ..Counters::default() },
-            latency: Latency { counts, sum_us: received * 700 },
+            counters: Counters {
+                received,
+                deliveries: received / 10,
+                ..Counters::default()
+            },
+            latency: Latency {
+                counts,
+                sum_us: received * 700,
+            },
             restarts: 1,
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
@@ -332,7 +386,10 @@ mod tests {
         let rates = reports.rates("orders", "crm", 59_000);
         assert!((rates.received - 200.0).abs() < 1.0, "{rates:?}");
         // Silence is not work.
-        assert_eq!(reports.rates("orders", "crm", 59_000 + RATE_WINDOW_MS), Rates::default());
+        assert_eq!(
+            reports.rates("orders", "crm", 59_000 + RATE_WINDOW_MS),
+            Rates::default()
+        );
         assert!((reports.messages_per_delivery("orders", "crm") - 10.0).abs() < 0.1);
     }
 
@@ -347,7 +404,10 @@ mod tests {
 
     #[test]
     fn quantiles_lie_in_their_bucket() {
-        let mut latency = Latency { counts: vec![0; LATENCY_BOUNDS_US.len() + 1], sum_us: 0 };
+        let mut latency = Latency {
+            counts: vec![0; LATENCY_BOUNDS_US.len() + 1],
+            sum_us: 0,
+        };
         assert_eq!(quantile_us(&latency, 0.5), None);
         latency.counts[3] = 90; // up to a millisecond
         latency.counts[6] = 10; // up to ten

@@ -91,17 +91,31 @@ pub fn due(flow: &LiveFlow, last: Option<&RunRecord>, now: u64) -> Decision {
     let (Some(every), FlowState::Running) = (flow.trigger.every, flow.state) else {
         return Decision::Off;
     };
-    let Some(last) = last else { return Decision::Fire { due: now } };
+    let Some(last) = last else {
+        return Decision::Fire { due: now };
+    };
     if last.state.is_active() {
         return Decision::Busy { run: last.id };
     }
     let every = u64::try_from(every.as_millis()).unwrap_or(u64::MAX).max(1);
-    let grid = Grid { every, offset: offset(&flow.name, every) };
+    let grid = Grid {
+        every,
+        offset: offset(&flow.name, every),
+    };
     // Half an interval after the last one, so that the first grid point after a start that was not
     // on the grid is not a moment later.
-    let earliest = last.due.saturating_add(every / 2).max(last.ended_at.unwrap_or(last.due));
+    let earliest = last
+        .due
+        .saturating_add(every / 2)
+        .max(last.ended_at.unwrap_or(last.due));
     let next = grid.at_or_after(earliest);
-    if now < next { Decision::Wait { until: next } } else { Decision::Fire { due: grid.at_or_before(now) } }
+    if now < next {
+        Decision::Wait { until: next }
+    } else {
+        Decision::Fire {
+            due: grid.at_or_before(now),
+        }
+    }
 }
 
 struct Grid {
@@ -124,7 +138,11 @@ impl Grid {
 /// A flow's own offset: always the same, below a fifth of the interval and below ten seconds.
 fn offset(flow: &str, every: u64) -> u64 {
     let hash = blake3::hash(flow.as_bytes());
-    let number = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"));
+    let number = u64::from_le_bytes(
+        hash.as_bytes()[..8]
+            .try_into()
+            .expect("a hash has 32 bytes"),
+    );
     number % (every / 5).clamp(1, OFFSET_MS_MAX)
 }
 
@@ -229,7 +247,11 @@ impl Scheduler {
                     let text = chain(&error);
                     let before = memory.troubled.insert(flow.name.clone(), text.clone());
                     if before.as_ref() != Some(&text) {
-                        tracing::warn!(flow = flow.name, error = text, "the trigger cannot be fired now; trying on");
+                        tracing::warn!(
+                            flow = flow.name,
+                            error = text,
+                            "the trigger cannot be fired now; trying on"
+                        );
                     }
                 }
             }
@@ -238,7 +260,12 @@ impl Scheduler {
         next
     }
 
-    async fn look_at(&self, flow: &LiveFlow, memory: &mut Memory, began: u64) -> Result<u64, LookError> {
+    async fn look_at(
+        &self,
+        flow: &LiveFlow,
+        memory: &mut Memory,
+        began: u64,
+    ) -> Result<u64, LookError> {
         let last = match self.store.active_run(&flow.name).await? {
             Some(active) => Some(active),
             None => self.store.last_run(&flow.name).await?,
@@ -273,11 +300,17 @@ impl Scheduler {
     ) -> Result<(), LookError> {
         if run.state == RunState::Recorded {
             // Recorded before this process began: whoever was to publish it is gone.
-            let last = memory.published_again.get(&run.id).copied().unwrap_or(run.started_at);
+            let last = memory
+                .published_again
+                .get(&run.id)
+                .copied()
+                .unwrap_or(run.started_at);
             if run.started_at < began && !memory.published_again.contains_key(&run.id)
                 || now.saturating_sub(last) >= REPUBLISH_AFTER_MS
             {
-                memory.published_again.retain(|_, at| now.saturating_sub(*at) < 2 * REPUBLISH_AFTER_MS);
+                memory
+                    .published_again
+                    .retain(|_, at| now.saturating_sub(*at) < 2 * REPUBLISH_AFTER_MS);
                 memory.published_again.insert(run.id, now);
                 self.publish(flow, run).await?;
             }
@@ -292,12 +325,21 @@ impl Scheduler {
             return Ok(());
         }
         let reason = "its tick is in no queue and with no agent any more";
-        let end = self.store.run_ended(run.id, RunState::Abandoned, now, None, Some(reason.to_owned()));
+        let end = self.store.run_ended(
+            run.id,
+            RunState::Abandoned,
+            now,
+            None,
+            Some(reason.to_owned()),
+        );
         if end.await? {
             tracing::warn!(flow = flow.name, run = %run.id, reason, "the run was lost and is given up, so that the next can begin");
-            self.metrics.run_abandoned(&flow.name, &run.step, &run.connection);
+            self.metrics
+                .run_abandoned(&flow.name, &run.step, &run.connection);
         }
-        memory.quiet_since.retain(|_, since| now.saturating_sub(*since) < 24 * 3_600_000);
+        memory
+            .quiet_since
+            .retain(|_, since| now.saturating_sub(*since) < 24 * 3_600_000);
         memory.quiet_since.remove(&run.id);
         self.runs_changed.notify_one();
         Ok(())
@@ -305,7 +347,12 @@ impl Scheduler {
 
     /// Says whether the tick of a run is nowhere to be seen: not in the trigger's queue, not with an
     /// agent, and no word about it is on its way.
-    async fn is_quiet(&self, flow: &LiveFlow, run: &RunRecord, now: u64) -> Result<bool, LookError> {
+    async fn is_quiet(
+        &self,
+        flow: &LiveFlow,
+        run: &RunRecord,
+        now: u64,
+    ) -> Result<bool, LookError> {
         let seen = self.reports.of_step(&flow.name, &run.step);
         let idle = |seen: &crate::reports::Seen| {
             let report = &seen.report;
@@ -321,7 +368,12 @@ impl Scheduler {
             return Ok(false);
         }
         let queue = self.names.queue(&flow.name, &run.step);
-        let queues = [queue, self.names.news(), self.names.dead(), self.names.lost()];
+        let queues = [
+            queue,
+            self.names.news(),
+            self.names.dead(),
+            self.names.lost(),
+        ];
         let depths = self.broker.depths(&queues).await?;
         Ok(depths.len() == queues.len() && depths.values().all(|depth| depth.ready == 0))
     }
@@ -342,7 +394,10 @@ impl Scheduler {
             return Err(FireError::Webhook { flow: name });
         }
         if flow.state != FlowState::Running {
-            return Err(FireError::NotRunning { flow: name, state: flow.state });
+            return Err(FireError::NotRunning {
+                flow: name,
+                state: flow.state,
+            });
         }
         let run = self.record(&flow, why, (self.clock)(), payload);
         if !self.store.run_started(&run).await? {
@@ -391,7 +446,8 @@ impl Scheduler {
         };
         self.broker.publish(publication).await?;
         self.store.run_published(run.id).await?;
-        self.metrics.tick(&flow.name, &run.step, &run.connection, run.why);
+        self.metrics
+            .tick(&flow.name, &run.step, &run.connection, run.why);
         tracing::info!(flow = flow.name, run = %run.id, why = ?run.why, "the trigger was fired");
         Ok(())
     }
@@ -422,7 +478,11 @@ fn tick(run: &RunRecord) -> String {
         connection: run.connection.clone(),
         trace: Some(trace_of(run.id)),
     };
-    let body = TickBody { why: run.why, due: run.due, payload: run.payload.as_deref() };
+    let body = TickBody {
+        why: run.why,
+        due: run.due,
+        payload: run.payload.as_deref(),
+    };
     let lineage = serde_json::value::to_raw_value(&lineage).expect("a lineage is JSON");
     let body = serde_json::value::to_raw_value(&body).expect("a tick is JSON");
     serde_json::to_string(&Message::root(run.id, &lineage, &body)).expect("a message is JSON")

@@ -21,7 +21,10 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
             has_image: true,
             every: Some(Duration::from_millis(every_ms)),
         },
-        steps: vec![("poll".into(), vec![]), ("crm".into(), vec![("poll".into(), "out".into())])],
+        steps: vec![
+            ("poll".into(), vec![]),
+            ("crm".into(), vec![("poll".into(), "out".into())]),
+        ],
     }
 }
 
@@ -51,9 +54,13 @@ fn grid(index: u64) -> u64 {
     offset("orders", MINUTE) + (1_000_000 + index) * MINUTE
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the cases below read better")]
 #[track_caller]
 fn check(last: Option<RunRecord>, now: u64, expect: Decision) {
-    assert_eq!(due(&flow(MINUTE, FlowState::Running), last.as_ref(), now), expect);
+    assert_eq!(
+        due(&flow(MINUTE, FlowState::Running), last.as_ref(), now),
+        expect
+    );
 }
 
 #[test]
@@ -64,10 +71,22 @@ fn a_trigger_that_never_fired_is_due_at_once() {
 #[test]
 fn it_is_due_on_its_grid() {
     let done = |due, ended| Some(run(RunState::Done, due, Some(ended)));
-    check(done(grid(0), grid(0) + 100), grid(0) + 200, Decision::Wait { until: grid(1) });
-    check(done(grid(0), grid(0) + 100), grid(1), Decision::Fire { due: grid(1) });
+    check(
+        done(grid(0), grid(0) + 100),
+        grid(0) + 200,
+        Decision::Wait { until: grid(1) },
+    );
+    check(
+        done(grid(0), grid(0) + 100),
+        grid(1),
+        Decision::Fire { due: grid(1) },
+    );
     // Started off the grid, just before a point of it: not again a moment later.
-    check(done(grid(1) - 5, grid(1) - 1), grid(1), Decision::Wait { until: grid(2) });
+    check(
+        done(grid(1) - 5, grid(1) - 1),
+        grid(1),
+        Decision::Wait { until: grid(2) },
+    );
 }
 
 #[test]
@@ -120,7 +139,10 @@ fn the_tick_of_a_run_is_always_the_same() {
     assert_eq!(line, tick(&it));
     let message: Message<'_> = serde_json::from_str(&line).unwrap();
     assert_eq!(message.id, it.id);
-    assert_eq!(message.body.get(), r#"{"why":"schedule","due":7,"payload":{"a":1}}"#);
+    assert_eq!(
+        message.body.get(),
+        r#"{"why":"schedule","due":7,"payload":{"a":1}}"#
+    );
     let lineage: Lineage = serde_json::from_str(message.lineage.get()).unwrap();
     assert_eq!((lineage.run, lineage.version), (it.id, 3));
 }
@@ -141,12 +163,18 @@ fn virtual_clock() -> Clock {
 
 async fn world(every_ms: u64) -> World {
     let store = Store::in_memory().unwrap();
-    let version = NewVersion { flow: "orders".into(), ..NewVersion::default() };
+    let version = NewVersion {
+        flow: "orders".into(),
+        ..NewVersion::default()
+    };
     store.store_version(version).await.unwrap();
     let broker = Simulated::new(7);
     let names = Names::new("t");
     let flow = flow(every_ms, FlowState::Running);
-    let topology = Topology { names: names.clone(), flows: vec![flow.topology()] };
+    let topology = Topology {
+        names: names.clone(),
+        flows: vec![flow.topology()],
+    };
     broker.declare(&topology, &[]).await.unwrap();
     let (flows, receiver) =
         tokio::sync::watch::channel(Arc::new(BTreeMap::from([("orders".to_owned(), flow)])));
@@ -160,7 +188,12 @@ async fn world(every_ms: u64) -> World {
         runs_changed: Arc::new(Notify::new()),
         clock: virtual_clock(),
     };
-    World { broker, scheduler, flows, shutdown: CancellationToken::new() }
+    World {
+        broker,
+        scheduler,
+        flows,
+        shutdown: CancellationToken::new(),
+    }
 }
 
 impl World {
@@ -185,7 +218,10 @@ impl World {
 
     async fn end(&self, id: MessageId) {
         let now = (self.scheduler.clock)();
-        let end = self.scheduler.store.run_ended(id, RunState::Done, now, Some(1), None);
+        let end = self
+            .scheduler
+            .store
+            .run_ended(id, RunState::Done, now, Some(1), None);
         assert!(end.await.unwrap());
         self.scheduler.runs_changed.notify_one();
     }
@@ -227,7 +263,9 @@ async fn ticks_follow_one_another_and_never_overlap() {
     loops.spawn(world.scheduler.clone().run(world.shutdown.clone()));
     let mut seen = Vec::new();
     for _ in 0..3 {
-        world.eventually("a tick", async |world| !world.ticks().is_empty()).await;
+        world
+            .eventually("a tick", async |world| !world.ticks().is_empty())
+            .await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         let ticks = world.ticks();
         assert_eq!(ticks.len(), 1, "one run at a time: {ticks:?}");
@@ -244,23 +282,52 @@ async fn ticks_follow_one_another_and_never_overlap() {
 async fn a_run_is_recorded_before_its_tick_is_published() {
     let world = world(3_600_000).await;
     world.broker.set_up(false);
-    let id = world.scheduler.fire("orders", Why::Manual, None).await.unwrap();
-    let active = world.scheduler.store.active_run("orders").await.unwrap().unwrap();
+    let id = world
+        .scheduler
+        .fire("orders", Why::Manual, None)
+        .await
+        .unwrap();
+    let active = world
+        .scheduler
+        .store
+        .active_run("orders")
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((active.id, active.state), (id, RunState::Recorded));
-    let busy = world.scheduler.fire("orders", Why::Manual, None).await.unwrap_err();
-    assert!(matches!(busy, FireError::Busy { run: Some(run), .. } if run == id), "{busy}");
+    let busy = world
+        .scheduler
+        .fire("orders", Why::Manual, None)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(busy, FireError::Busy { run: Some(run), .. } if run == id),
+        "{busy}"
+    );
 
     // The process is cut off here; another one finds the run and publishes the same tick.
     world.broker.set_up(true);
-    world.broker.set_faults(Faults { refused: 0.5, ..Faults::default() });
+    world.broker.set_faults(Faults {
+        refused: 0.5,
+        ..Faults::default()
+    });
     let began = (world.scheduler.clock)() + 1;
     let mut memory = Memory::default();
     for _ in 0..100 {
         world.scheduler.look(&mut memory, began).await;
-        memory.published_again.values_mut().for_each(|at| *at -= REPUBLISH_AFTER_MS);
+        memory
+            .published_again
+            .values_mut()
+            .for_each(|at| *at -= REPUBLISH_AFTER_MS);
     }
     assert_eq!(world.ticks(), [id]);
-    let active = world.scheduler.store.active_run("orders").await.unwrap().unwrap();
+    let active = world
+        .scheduler
+        .store
+        .active_run("orders")
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(active.state, RunState::Published);
 }
 
@@ -268,12 +335,30 @@ async fn a_run_is_recorded_before_its_tick_is_published() {
 async fn a_paused_flow_is_not_fired_by_hand_either() {
     let world = world(3_600_000).await;
     let paused = flow(3_600_000, FlowState::Paused);
-    world.flows.send_replace(Arc::new(BTreeMap::from([("orders".to_owned(), paused)])));
-    let error = world.scheduler.fire("orders", Why::Manual, None).await.unwrap_err();
+    world
+        .flows
+        .send_replace(Arc::new(BTreeMap::from([("orders".to_owned(), paused)])));
+    let error = world
+        .scheduler
+        .fire("orders", Why::Manual, None)
+        .await
+        .unwrap_err();
     assert!(matches!(error, FireError::NotRunning { .. }), "{error}");
-    let error = world.scheduler.fire("nothing", Why::Manual, None).await.unwrap_err();
+    let error = world
+        .scheduler
+        .fire("nothing", Why::Manual, None)
+        .await
+        .unwrap_err();
     assert!(matches!(error, FireError::NoFlow { .. }), "{error}");
-    assert!(world.scheduler.store.active_run("orders").await.unwrap().is_none());
+    assert!(
+        world
+            .scheduler
+            .store
+            .active_run("orders")
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -283,7 +368,11 @@ async fn a_run_is_abandoned_only_if_its_tick_is_nowhere() {
     let (base, moved) = (world.scheduler.clock.clone(), Arc::clone(&offset));
     world.scheduler.clock =
         Arc::new(move || base() + moved.load(std::sync::atomic::Ordering::Relaxed));
-    let id = world.scheduler.fire("orders", Why::Manual, None).await.unwrap();
+    let id = world
+        .scheduler
+        .fire("orders", Why::Manual, None)
+        .await
+        .unwrap();
     let mut memory = Memory::default();
     // Each round is ten seconds later.
     let mut rounds = async |world: &World, count: u32, held: Option<u64>| {
@@ -304,7 +393,12 @@ async fn a_run_is_abandoned_only_if_its_tick_is_nowhere() {
     assert_eq!(rounds(&world, 60, None).await, RunState::Published);
     // A retry is due later.
     let now = (world.scheduler.clock)();
-    world.scheduler.store.run_retries(id, "429", now + 400_000).await.unwrap();
+    world
+        .scheduler
+        .store
+        .run_retries(id, "429", now + 400_000)
+        .await
+        .unwrap();
     assert_eq!(rounds(&world, 60, Some(0)).await, RunState::Published);
     // Now it is nowhere, for long.
     assert_eq!(rounds(&world, 30, Some(0)).await, RunState::Abandoned);

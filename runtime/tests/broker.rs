@@ -50,7 +50,11 @@ impl Instance {
                 steps: vec![("poll".into(), vec![]), ("crm".into(), after("poll"))],
             }],
         };
-        let this = Self { rabbit, topology, shutdown };
+        let this = Self {
+            rabbit,
+            topology,
+            shutdown,
+        };
         eventually(async || this.rabbit.declare(&this.topology, &[]).await.ok()).await;
         this
     }
@@ -80,7 +84,9 @@ impl Instance {
             }
         }
         self.shutdown.cancel();
-        tokio::time::timeout(SOON, self.rabbit.closed()).await.expect("everything ends");
+        tokio::time::timeout(SOON, self.rabbit.closed())
+            .await
+            .expect("everything ends");
     }
 }
 
@@ -101,7 +107,10 @@ async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
         if let Some(value) = look().await {
             return value;
         }
-        assert!(Instant::now() < deadline, "it did not come true within {SOON:?}");
+        assert!(
+            Instant::now() < deadline,
+            "it did not come true within {SOON:?}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -115,7 +124,10 @@ async fn take(deliveries: &mut mpsc::Receiver<Delivery>) -> String {
 }
 
 async fn next(deliveries: &mut mpsc::Receiver<Delivery>) -> Delivery {
-    tokio::time::timeout(SOON, deliveries.recv()).await.expect("a delivery comes").unwrap()
+    tokio::time::timeout(SOON, deliveries.recv())
+        .await
+        .expect("a delivery comes")
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,18 +136,37 @@ async fn what_is_published_arrives_where_the_topology_says() {
     let names = instance.names().clone();
     let mut deliveries = instance.consume(&names.queue("orders", "crm")).await;
 
-    instance.publish(&names.flow("orders"), "poll.out", "by port").await.unwrap();
-    instance.publish(&names.steps(), "orders.crm", "by step").await.unwrap();
+    instance
+        .publish(&names.flow("orders"), "poll.out", "by port")
+        .await
+        .unwrap();
+    instance
+        .publish(&names.steps(), "orders.crm", "by step")
+        .await
+        .unwrap();
     let mut bodies = vec![take(&mut deliveries).await, take(&mut deliveries).await];
     bodies.sort();
     assert_eq!(bodies, ["by port", "by step"]);
 
     // Declaring again changes nothing.
-    instance.rabbit.declare(&instance.topology, &instance.topology.flows).await.unwrap();
-    instance.publish(&names.flow("orders"), "poll.out", "still").await.unwrap();
+    instance
+        .rabbit
+        .declare(&instance.topology, &instance.topology.flows)
+        .await
+        .unwrap();
+    instance
+        .publish(&names.flow("orders"), "poll.out", "still")
+        .await
+        .unwrap();
     let delivery = next(&mut deliveries).await;
-    assert_eq!((&delivery.body[..], delivery.kind.as_str()), (&b"still"[..], BATCH_TYPE));
-    assert_eq!((delivery.exchange, delivery.key), (names.flow("orders"), "poll.out".into()));
+    assert_eq!(
+        (&delivery.body[..], delivery.kind.as_str()),
+        (&b"still"[..], BATCH_TYPE)
+    );
+    assert_eq!(
+        (delivery.exchange, delivery.key),
+        (names.flow("orders"), "poll.out".into())
+    );
     delivery.settle.send(true).unwrap();
     instance.remove().await;
 }
@@ -149,13 +180,22 @@ async fn delays_take_their_time_and_do_not_wait_for_one_another() {
     // The long ones first: none waits behind another.
     for millis in [3_500, 1_250, 1_000, 250] {
         let (exchange, key) = names.delayed(Duration::from_millis(millis), "orders", "crm");
-        instance.publish(&exchange, &key, &millis.to_string()).await.unwrap();
+        instance
+            .publish(&exchange, &key, &millis.to_string())
+            .await
+            .unwrap();
     }
     for expect in [250, 1_000, 1_250, 3_500] {
         assert_eq!(take(&mut deliveries).await, expect.to_string());
         let took = began.elapsed();
-        assert!(took >= Duration::from_millis(expect - 50), "{expect} came after {took:?}");
-        assert!(took < Duration::from_millis(expect + 1_500), "{expect} came after {took:?}");
+        assert!(
+            took >= Duration::from_millis(expect - 50),
+            "{expect} came after {took:?}"
+        );
+        assert!(
+            took < Duration::from_millis(expect + 1_500),
+            "{expect} came after {took:?}"
+        );
     }
     instance.remove().await;
 }
@@ -165,9 +205,15 @@ async fn what_reaches_no_queue_is_found_with_the_lost() {
     let instance = Instance::new("lost").await;
     let names = instance.names().clone();
     let mut lost = instance.consume(&names.lost()).await;
-    instance.publish(&names.flow("orders"), "crm.out", "by port").await.unwrap();
+    instance
+        .publish(&names.flow("orders"), "crm.out", "by port")
+        .await
+        .unwrap();
     let delivery = next(&mut lost).await;
-    assert_eq!((delivery.exchange, delivery.key), (names.flow("orders"), "crm.out".into()));
+    assert_eq!(
+        (delivery.exchange, delivery.key),
+        (names.flow("orders"), "crm.out".into())
+    );
     delivery.settle.send(true).unwrap();
     // Through the ladder as well.
     let (exchange, key) = names.delayed(Duration::from_millis(500), "orders", "gone");
@@ -200,7 +246,10 @@ async fn what_is_never_settled_is_found_with_the_dead() {
         }
     };
     assert_eq!(count, DELIVERY_LIMIT + 1);
-    assert_eq!(letter.given_up_by, Some((queue, "delivery_limit".to_owned())));
+    assert_eq!(
+        letter.given_up_by,
+        Some((queue, "delivery_limit".to_owned()))
+    );
     assert_eq!(&letter.body[..], b"poison");
     letter.settle.send(true).unwrap();
     instance.remove().await;
@@ -216,7 +265,11 @@ async fn a_full_queue_refuses_and_takes_again() {
     for declaration in &mut all {
         match declaration {
             Declaration::Queue(small) if small.name == names.queue("orders", "crm") => {
-                *small = Queue { name: queue.clone(), deliveries_max: 3, ..small.clone() };
+                *small = Queue {
+                    name: queue.clone(),
+                    deliveries_max: 3,
+                    ..small.clone()
+                };
             }
             Declaration::Binding(binding) => {
                 if binding.destination == Destination::Queue(names.queue("orders", "crm")) {
@@ -228,7 +281,11 @@ async fn a_full_queue_refuses_and_takes_again() {
         }
     }
     instance.rabbit.declare_all(all).await.unwrap();
-    let publish = async || instance.publish(&names.flow("orders"), "poll.outx", "x").await;
+    let publish = async || {
+        instance
+            .publish(&names.flow("orders"), "poll.outx", "x")
+            .await
+    };
     let mut taken = 0;
     let full = loop {
         match publish().await {
@@ -241,8 +298,16 @@ async fn a_full_queue_refuses_and_takes_again() {
     assert!(taken >= 3, "{taken}");
     // Many at a time: as many are refused as are said to be.
     let outcomes = futures_util::future::join_all((0..200).map(|_| publish())).await;
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(BrokerError::Full { .. }))));
-    let depths = instance.rabbit.depths(std::slice::from_ref(&queue)).await.unwrap();
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| matches!(outcome, Err(BrokerError::Full { .. })))
+    );
+    let depths = instance
+        .rabbit
+        .depths(std::slice::from_ref(&queue))
+        .await
+        .unwrap();
     assert_eq!(depths[&queue].ready, taken);
     let mut deliveries = instance.consume(&queue).await;
     for _ in 0..taken {
@@ -260,11 +325,21 @@ async fn a_question_gets_its_answer() {
     let mut news = instance.consume(&names.news()).await;
     // An agent of its own.
     let properties = lapin::ConnectionProperties::default();
-    let connection = lapin::Connection::connect(&url(), properties).await.unwrap();
+    let connection = lapin::Connection::connect(&url(), properties)
+        .await
+        .unwrap();
     let channel = connection.create_channel().await.unwrap();
-    let options = lapin::options::BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let options = lapin::options::BasicConsumeOptions {
+        no_ack: true,
+        ..Default::default()
+    };
     let mut answers = channel
-        .basic_consume("amq.rabbitmq.reply-to".into(), "".into(), options, Default::default())
+        .basic_consume(
+            "amq.rabbitmq.reply-to".into(),
+            "".into(),
+            options,
+            Default::default(),
+        )
         .await
         .unwrap();
     let properties = lapin::BasicProperties::default()
@@ -283,13 +358,33 @@ async fn a_question_gets_its_answer() {
     let question = next(&mut news).await;
     let (reply_to, correlation) = question.reply.clone().expect("it says where to answer");
     question.settle.send(true).unwrap();
-    instance.rabbit.reply(&reply_to, &correlation, Bytes::from_static(b"there")).await.unwrap();
-    let answer = tokio::time::timeout(SOON, answers.next()).await.unwrap().unwrap().unwrap();
+    instance
+        .rabbit
+        .reply(&reply_to, &correlation, Bytes::from_static(b"there"))
+        .await
+        .unwrap();
+    let answer = tokio::time::timeout(SOON, answers.next())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert_eq!(answer.data, b"there");
-    assert_eq!(answer.properties.correlation_id().as_ref().unwrap().as_str(), "c1");
+    assert_eq!(
+        answer
+            .properties
+            .correlation_id()
+            .as_ref()
+            .unwrap()
+            .as_str(),
+        "c1"
+    );
     // Nobody is there any more: not our trouble.
     connection.close(200, "bye".into()).await.unwrap();
-    instance.rabbit.reply(&reply_to, &correlation, Bytes::from_static(b"again")).await.unwrap();
+    instance
+        .rabbit
+        .reply(&reply_to, &correlation, Bytes::from_static(b"again"))
+        .await
+        .unwrap();
     instance.remove().await;
 }
 
@@ -299,15 +394,37 @@ async fn what_is_deleted_by_hand_comes_back() {
     let names = instance.names().clone();
     let queue = names.queue("orders", "crm");
     let mut deliveries = instance.consume(&queue).await;
-    let by_hand = lapin::Connection::connect(&url(), Default::default()).await.unwrap();
+    let by_hand = lapin::Connection::connect(&url(), Default::default())
+        .await
+        .unwrap();
     let channel = by_hand.create_channel().await.unwrap();
-    channel.queue_delete(queue.as_str().into(), Default::default()).await.unwrap();
-    channel.exchange_delete(names.steps().into(), Default::default()).await.unwrap();
-    eventually(async || instance.publish(&names.steps(), "orders.crm", "again").await.ok()).await;
+    channel
+        .queue_delete(queue.as_str().into(), Default::default())
+        .await
+        .unwrap();
+    channel
+        .exchange_delete(names.steps().into(), Default::default())
+        .await
+        .unwrap();
+    eventually(async || {
+        instance
+            .publish(&names.steps(), "orders.crm", "again")
+            .await
+            .ok()
+    })
+    .await;
     // It may have been published while the exchange was there and the queue was not yet.
     eventually(async || {
-        instance.publish(&names.steps(), "orders.crm", "again").await.ok()?;
-        tokio::time::timeout(Duration::from_millis(500), deliveries.recv()).await.ok()??.settle.send(true).ok()
+        instance
+            .publish(&names.steps(), "orders.crm", "again")
+            .await
+            .ok()?;
+        tokio::time::timeout(Duration::from_millis(500), deliveries.recv())
+            .await
+            .ok()??
+            .settle
+            .send(true)
+            .ok()
     })
     .await;
     instance.remove().await;
@@ -338,7 +455,11 @@ async fn a_lost_connection_is_made_again_and_nothing_confirmed_is_lost() {
             if (20..40).contains(&number) && number > 22 {
                 continue;
             }
-            if instance.publish(&names.flow("orders"), "poll.out", &body).await.is_ok() {
+            if instance
+                .publish(&names.flow("orders"), "poll.out", &body)
+                .await
+                .is_ok()
+            {
                 confirmed.insert(body);
             }
         }
@@ -361,9 +482,19 @@ async fn a_changed_flow_loses_its_old_bindings_only() {
     let names = instance.names().clone();
     let former = instance.topology.flows.clone();
     instance.topology.flows[0].steps[1].1 = vec![("poll".into(), "other".into())];
-    instance.rabbit.declare(&instance.topology, &former).await.unwrap();
-    instance.publish(&names.flow("orders"), "poll.out", "old").await.unwrap();
-    instance.publish(&names.flow("orders"), "poll.other", "new").await.unwrap();
+    instance
+        .rabbit
+        .declare(&instance.topology, &former)
+        .await
+        .unwrap();
+    instance
+        .publish(&names.flow("orders"), "poll.out", "old")
+        .await
+        .unwrap();
+    instance
+        .publish(&names.flow("orders"), "poll.other", "new")
+        .await
+        .unwrap();
     let mut deliveries = instance.consume(&names.queue("orders", "crm")).await;
     assert_eq!(take(&mut deliveries).await, "new");
     let mut lost = instance.consume(&names.lost()).await;
@@ -373,7 +504,11 @@ async fn a_changed_flow_loses_its_old_bindings_only() {
         flow: "never".into(),
         steps: vec![("a".into(), vec![("b".into(), "out".into())])],
     };
-    instance.rabbit.declare(&instance.topology, &[strange]).await.unwrap();
+    instance
+        .rabbit
+        .declare(&instance.topology, &[strange])
+        .await
+        .unwrap();
     instance.remove().await;
 }
 
@@ -383,20 +518,40 @@ async fn a_queue_with_other_arguments_is_named_and_the_rest_is_declared() {
     let mut all = declarations(&instance.topology);
     let (mut changed, mut added) = (None, None);
     for declaration in &mut all {
-        let Declaration::Queue(queue) = declaration else { continue };
+        let Declaration::Queue(queue) = declaration else {
+            continue;
+        };
         if queue.name == instance.names().queue("orders", "poll") {
             queue.deliveries_max = 7;
             changed = Some(queue.name.clone());
-            added = Some(Queue { name: format!("{}.added", instance.names().instance), ..queue.clone() });
+            added = Some(Queue {
+                name: format!("{}.added", instance.names().instance),
+                ..queue.clone()
+            });
         }
     }
     let (changed, added) = (changed.unwrap(), added.unwrap());
     all.push(Declaration::Queue(added.clone()));
     let error = instance.rabbit.declare_all(all).await.unwrap_err();
     let text = towpath::engine::chain(&error);
-    assert!(text.contains(&changed) && text.contains("other arguments"), "{text}");
-    assert_eq!(instance.rabbit.depths(std::slice::from_ref(&added.name)).await.unwrap().len(), 1);
-    instance.rabbit.delete_queue(&added.name, false).await.unwrap();
+    assert!(
+        text.contains(&changed) && text.contains("other arguments"),
+        "{text}"
+    );
+    assert_eq!(
+        instance
+            .rabbit
+            .depths(std::slice::from_ref(&added.name))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    instance
+        .rabbit
+        .delete_queue(&added.name, false)
+        .await
+        .unwrap();
     instance.remove().await;
 }
 
@@ -405,19 +560,37 @@ async fn queues_that_are_not_there_are_left_out_and_full_ones_are_kept() {
     let instance = Instance::new("depths").await;
     let names = instance.names().clone();
     let queue = names.queue("orders", "crm");
-    instance.publish(&names.steps(), "orders.crm", "x").await.unwrap();
-    let ask = [queue.clone(), "no.such.queue".to_owned(), names.queue("orders", "poll")];
+    instance
+        .publish(&names.steps(), "orders.crm", "x")
+        .await
+        .unwrap();
+    let ask = [
+        queue.clone(),
+        "no.such.queue".to_owned(),
+        names.queue("orders", "poll"),
+    ];
     let depths = eventually(async || {
         let depths = instance.rabbit.depths(&ask).await.unwrap();
         (depths.len() == 2 && depths[&queue].ready == 1).then_some(depths)
     })
     .await;
     assert_eq!(depths[&names.queue("orders", "poll")].ready, 0);
-    let refused = instance.rabbit.delete_queue(&queue, false).await.unwrap_err();
-    assert!(matches!(refused, BrokerError::Refused { .. }), "{refused:?}");
+    let refused = instance
+        .rabbit
+        .delete_queue(&queue, false)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, BrokerError::Refused { .. }),
+        "{refused:?}"
+    );
     instance.rabbit.delete_queue(&queue, true).await.unwrap();
     instance.rabbit.delete_queue(&queue, false).await.unwrap();
-    instance.rabbit.delete_exchange("no.such.exchange").await.unwrap();
+    instance
+        .rabbit
+        .delete_exchange("no.such.exchange")
+        .await
+        .unwrap();
     instance.remove().await;
 }
 
@@ -427,13 +600,21 @@ async fn a_broker_that_is_not_there_is_said_soon_and_waited_for() {
     // Nobody listens at port 1.
     let rabbit = Rabbit::start("amqp://u:secret@127.0.0.1:1/%2f", shutdown.clone()).unwrap();
     let began = Instant::now();
-    let error = rabbit.publish(publication("x", "y", "z")).await.unwrap_err();
+    let error = rabbit
+        .publish(publication("x", "y", "z"))
+        .await
+        .unwrap_err();
     assert!(matches!(error, BrokerError::Unreachable(_)), "{error:?}");
     assert!(!format!("{error:?}").contains("secret"));
     assert!(began.elapsed() < Duration::from_secs(5));
     assert!(!rabbit.is_up().await);
     shutdown.cancel();
-    tokio::time::timeout(SOON, rabbit.closed()).await.expect("everything ends");
+    tokio::time::timeout(SOON, rabbit.closed())
+        .await
+        .expect("everything ends");
     let error = Rabbit::start("http://u:secret@x", CancellationToken::new()).unwrap_err();
-    assert!(!towpath::engine::chain(&error).contains("secret"), "{error}");
+    assert!(
+        !towpath::engine::chain(&error).contains("secret"),
+        "{error}"
+    );
 }

@@ -29,7 +29,11 @@ pub trait Broker: Send + Sync + 'static {
     /// Declares what is not there yet, then removes the bindings that `former` needed and
     /// `topology` does not. `former` is what may have been declared earlier: the earlier versions
     /// of the flows, and flows that are gone; too much of it does no harm.
-    async fn declare(&self, topology: &Topology, former: &[FlowTopology]) -> Result<(), BrokerError>;
+    async fn declare(
+        &self,
+        topology: &Topology,
+        former: &[FlowTopology],
+    ) -> Result<(), BrokerError>;
     /// Publishes one batch and waits for its confirm.
     async fn publish(&self, publication: Publication) -> Result<(), BrokerError>;
     /// Counts what is ready in each of the queues, in deliveries. A queue that is not there is left out.
@@ -43,7 +47,12 @@ pub trait Broker: Send + Sync + 'static {
     /// settled through its [`Delivery::settle`] before more than `window` others come.
     async fn consume(&self, queue: &str, window: u16) -> mpsc::Receiver<Delivery>;
     /// Answers a question that was asked over direct reply-to.
-    async fn reply(&self, reply_to: &str, correlation: &str, body: Bytes) -> Result<(), BrokerError>;
+    async fn reply(
+        &self,
+        reply_to: &str,
+        correlation: &str,
+        body: Bytes,
+    ) -> Result<(), BrokerError>;
 }
 
 /// One batch to publish: one message a line.

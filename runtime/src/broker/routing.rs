@@ -19,10 +19,19 @@ impl Router {
     /// Adds what is declared; queues are none of its business.
     pub fn declare(&mut self, declaration: &Declaration) {
         match declaration {
-            Declaration::Exchange(Exchange { name, kind, alternate }) => {
-                self.exchanges.insert(name.clone(), (*kind, alternate.clone()));
+            Declaration::Exchange(Exchange {
+                name,
+                kind,
+                alternate,
+            }) => {
+                self.exchanges
+                    .insert(name.clone(), (*kind, alternate.clone()));
             }
-            Declaration::Binding(Binding { source, key, destination }) => {
+            Declaration::Binding(Binding {
+                source,
+                key,
+                destination,
+            }) => {
                 let bindings = self.bindings.entry(source.clone()).or_default();
                 bindings.insert((key.clone(), destination.clone()));
             }
@@ -49,7 +58,8 @@ impl Router {
         self.exchanges.remove(exchange);
         self.bindings.remove(exchange);
         for bindings in self.bindings.values_mut() {
-            bindings.retain(|(_, to)| !matches!(to, Destination::Exchange(name) if name == exchange));
+            bindings
+                .retain(|(_, to)| !matches!(to, Destination::Exchange(name) if name == exchange));
         }
     }
 
@@ -61,7 +71,9 @@ impl Router {
         let mut open = vec![exchange.to_owned()];
         let mut seen = BTreeSet::new();
         while let Some(name) = open.pop() {
-            let Some((kind, alternate)) = self.exchanges.get(&name) else { continue };
+            let Some((kind, alternate)) = self.exchanges.get(&name) else {
+                continue;
+            };
             if !seen.insert(name.clone()) {
                 continue;
             }
@@ -94,8 +106,7 @@ impl Router {
 pub fn topic_matches(pattern: &str, key: &str) -> bool {
     fn matches(pattern: &[&str], key: &[&str]) -> bool {
         match (pattern, key) {
-            ([], []) => true,
-            (["#"], _) => true,
+            ([], []) | (["#"], _) => true,
             (["#", rest @ ..], key) => (0..=key.len()).any(|skip| matches(rest, &key[skip..])),
             (["*", rest @ ..], [_, words @ ..]) => matches(rest, words),
             ([word, rest @ ..], [first, words @ ..]) => word == first && matches(rest, words),

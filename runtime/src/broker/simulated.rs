@@ -97,7 +97,10 @@ impl Simulated {
             changed: Arc::default(),
             tasks: Arc::default(),
         };
-        this.spawn(move_what_waited(Arc::clone(&this.world), Arc::clone(&this.changed)));
+        this.spawn(move_what_waited(
+            Arc::clone(&this.world),
+            Arc::clone(&this.changed),
+        ));
         this
     }
 
@@ -130,7 +133,11 @@ impl Simulated {
     /// The bodies that are ready in a queue, oldest first.
     pub fn ready(&self, queue: &str) -> Vec<Bytes> {
         let world = self.world();
-        let ready = world.queues.get(queue).into_iter().flat_map(|queue| &queue.ready);
+        let ready = world
+            .queues
+            .get(queue)
+            .into_iter()
+            .flat_map(|queue| &queue.ready);
         ready.map(|parcel| parcel.body.clone()).collect()
     }
 
@@ -145,7 +152,9 @@ impl Simulated {
     pub fn ask(&self, publication: Publication, reply_to: &str, correlation: &str) {
         let mut parcel = Parcel::new(publication);
         parcel.reply = Some((reply_to.to_owned(), correlation.to_owned()));
-        self.world().take(&parcel).expect("the question reaches a queue");
+        self.world()
+            .take(&parcel)
+            .expect("the question reaches a queue");
         self.changed.notify_waiters();
     }
 
@@ -154,7 +163,10 @@ impl Simulated {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .spawn(task);
     }
 }
 
@@ -188,17 +200,24 @@ impl World {
         };
         let is_full = |name: &String| {
             self.full.contains(name)
-                || self.queues.get(name).is_some_and(|queue| {
-                    queue.ready.len() as u64 >= queue.declared.deliveries_max
-                })
+                || self
+                    .queues
+                    .get(name)
+                    .is_some_and(|queue| queue.ready.len() as u64 >= queue.declared.deliveries_max)
         };
         if reached.iter().any(is_full) {
-            return Err(BrokerError::Full { key: parcel.key.clone() });
+            return Err(BrokerError::Full {
+                key: parcel.key.clone(),
+            });
         }
         for name in reached {
             if let Some(queue) = self.queues.get_mut(&name) {
                 let leaves = queue.declared.wait.map(|wait| Instant::now() + wait);
-                queue.ready.push_back(Parcel { leaves, returned: 0, ..parcel.clone() });
+                queue.ready.push_back(Parcel {
+                    leaves,
+                    returned: 0,
+                    ..parcel.clone()
+                });
             }
         }
         Ok(())
@@ -206,19 +225,31 @@ impl World {
 
     /// Puts a delivery back, or gives it up.
     fn give_back(&mut self, name: &str, mut parcel: Parcel) {
-        let Some(queue) = self.queues.get_mut(name) else { return };
+        let Some(queue) = self.queues.get_mut(name) else {
+            return;
+        };
         parcel.returned += 1;
         if parcel.returned <= queue.declared.delivery_limit {
             queue.ready.push_front(parcel);
             return;
         }
-        let Some(exchange) = queue.declared.dead_letter_exchange.clone() else { return };
+        let Some(exchange) = queue.declared.dead_letter_exchange.clone() else {
+            return;
+        };
         let given_up_by = Some((name.to_owned(), "delivery_limit".to_owned()));
-        let letter = Parcel { exchange, given_up_by, ..parcel.clone() };
+        let letter = Parcel {
+            exchange,
+            given_up_by,
+            ..parcel.clone()
+        };
         if self.take(&letter).is_err() {
             // At least once: it stays until there is room.
             parcel.returned -= 1;
-            self.queues.get_mut(name).expect("it was there").ready.push_front(parcel);
+            self.queues
+                .get_mut(name)
+                .expect("it was there")
+                .ready
+                .push_front(parcel);
         }
     }
 
@@ -233,23 +264,41 @@ impl World {
                     break;
                 }
                 let parcel = queue.ready.pop_front().expect("it was just looked at");
-                let exchange = queue.declared.dead_letter_exchange.clone().unwrap_or_default();
+                let exchange = queue
+                    .declared
+                    .dead_letter_exchange
+                    .clone()
+                    .unwrap_or_default();
                 let given_up_by = Some((name.clone(), "expired".to_owned()));
-                let moved = Parcel { exchange, given_up_by, ..parcel.clone() };
+                let moved = Parcel {
+                    exchange,
+                    given_up_by,
+                    ..parcel.clone()
+                };
                 if self.take(&moved).is_err() {
-                    self.queues.get_mut(name).expect("it was there").ready.push_front(parcel);
+                    self.queues
+                        .get_mut(name)
+                        .expect("it was there")
+                        .ready
+                        .push_front(parcel);
                     break;
                 }
             }
         }
-        self.queues.values().filter_map(|queue| queue.ready.front()?.leaves).min()
+        self.queues
+            .values()
+            .filter_map(|queue| queue.ready.front()?.leaves)
+            .min()
     }
 }
 
 async fn move_what_waited(world: Arc<Mutex<World>>, changed: Arc<Notify>) {
     loop {
         let notified = changed.notified();
-        let next = world.lock().unwrap_or_else(PoisonError::into_inner).move_due(Instant::now());
+        let next = world
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .move_due(Instant::now());
         let moment = std::time::Duration::from_millis(1);
         let next = next.map(|next| next.max(Instant::now() + moment));
         // Cancel-safe: both only wait.
@@ -270,17 +319,24 @@ impl Broker for Simulated {
         self.world().is_up
     }
 
-    async fn declare(&self, topology: &Topology, former: &[FlowTopology]) -> Result<(), BrokerError> {
+    async fn declare(
+        &self,
+        topology: &Topology,
+        former: &[FlowTopology],
+    ) -> Result<(), BrokerError> {
         let mut world = self.world();
         world.reachable()?;
         for declaration in declarations(topology) {
             world.router.declare(&declaration);
             if let Declaration::Queue(queue) = declaration {
-                world.queues.entry(queue.name.clone()).or_insert(SimulatedQueue {
-                    declared: queue,
-                    ready: VecDeque::new(),
-                    consumers: 0,
-                });
+                world
+                    .queues
+                    .entry(queue.name.clone())
+                    .or_insert(SimulatedQueue {
+                        declared: queue,
+                        ready: VecDeque::new(),
+                        consumers: 0,
+                    });
             }
         }
         for binding in stale_bindings(topology, former) {
@@ -295,7 +351,11 @@ impl Broker for Simulated {
         tokio::task::yield_now().await;
         let mut world = self.world();
         world.reachable()?;
-        let Faults { refused, confirm_lost, .. } = world.faults;
+        let Faults {
+            refused,
+            confirm_lost,
+            ..
+        } = world.faults;
         if world.chance(refused) {
             return Err(BrokerError::Unreachable("a fault".into()));
         }
@@ -303,7 +363,11 @@ impl Broker for Simulated {
         let is_lost = world.chance(confirm_lost);
         drop(world);
         self.changed.notify_waiters();
-        if is_lost { Err(BrokerError::TimedOut) } else { Ok(()) }
+        if is_lost {
+            Err(BrokerError::TimedOut)
+        } else {
+            Ok(())
+        }
     }
 
     async fn depths(&self, queues: &[String]) -> Result<BTreeMap<String, Depth>, BrokerError> {
@@ -311,7 +375,10 @@ impl Broker for Simulated {
         world.reachable()?;
         let depth = |name: &String| {
             let queue = world.queues.get(name)?;
-            let depth = Depth { ready: queue.ready.len() as u64, consumers: queue.consumers };
+            let depth = Depth {
+                ready: queue.ready.len() as u64,
+                consumers: queue.consumers,
+            };
             Some((name.clone(), depth))
         };
         Ok(queues.iter().filter_map(depth).collect())
@@ -352,7 +419,12 @@ impl Broker for Simulated {
         receiver
     }
 
-    async fn reply(&self, reply_to: &str, correlation: &str, body: Bytes) -> Result<(), BrokerError> {
+    async fn reply(
+        &self,
+        reply_to: &str,
+        correlation: &str,
+        body: Bytes,
+    ) -> Result<(), BrokerError> {
         let mut world = self.world();
         world.reachable()?;
         world.answers.push(Answer {
@@ -366,7 +438,11 @@ impl Broker for Simulated {
 
 impl World {
     fn reachable(&self) -> Result<(), BrokerError> {
-        if self.is_up { Ok(()) } else { Err(BrokerError::Unreachable("it is down".into())) }
+        if self.is_up {
+            Ok(())
+        } else {
+            Err(BrokerError::Unreachable("it is down".into()))
+        }
     }
 }
 
@@ -448,13 +524,28 @@ mod tests {
             flow: "orders".into(),
             steps: vec![("crm".into(), vec![("poll".into(), "out".into())])],
         }];
-        broker.declare(&Topology { names: names.clone(), flows }, &[]).await.unwrap();
+        broker
+            .declare(
+                &Topology {
+                    names: names.clone(),
+                    flows,
+                },
+                &[],
+            )
+            .await
+            .unwrap();
         (broker, names)
     }
 
     fn publication(exchange: &str, key: &str) -> Publication {
         let (exchange, key) = (exchange.to_owned(), key.to_owned());
-        Publication { exchange, key, kind: "k", body: Bytes::from_static(b"x"), count: 1 }
+        Publication {
+            exchange,
+            key,
+            kind: "k",
+            body: Bytes::from_static(b"x"),
+            count: 1,
+        }
     }
 
     #[tokio::test]
@@ -476,7 +567,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_given_back_too_often_is_a_dead_letter() {
         let (broker, names) = broker().await;
-        broker.publish(publication(&names.flow("orders"), "poll.out")).await.unwrap();
+        broker
+            .publish(publication(&names.flow("orders"), "poll.out"))
+            .await
+            .unwrap();
         let queue = names.queue("orders", "crm");
         let mut deliveries = broker.consume(&queue, 1).await;
         for _ in 0..=super::super::topology::DELIVERY_LIMIT {

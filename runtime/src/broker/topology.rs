@@ -57,7 +57,9 @@ pub struct Names {
 impl Names {
     /// Names what belongs to `instance`.
     pub fn new(instance: impl Into<String>) -> Self {
-        Self { instance: instance.into() }
+        Self {
+            instance: instance.into(),
+        }
     }
     /// The exchange and the queue of what was published to nowhere.
     pub fn lost(&self) -> String {
@@ -95,7 +97,9 @@ impl Names {
     /// up to the next unit and cut to what the ladder can do.
     pub fn delayed(&self, delay: Duration, flow: &str, step: &str) -> (String, String) {
         let units = delay.as_millis().div_ceil(u128::from(DELAY_UNIT_MS));
-        let units = u32::try_from(units).unwrap_or(u32::MAX).min((1 << DELAY_LEVELS) - 1);
+        let units = u32::try_from(units)
+            .unwrap_or(u32::MAX)
+            .min((1 << DELAY_LEVELS) - 1);
         if units == 0 {
             return (self.steps(), Self::step_key(flow, step));
         }
@@ -116,7 +120,10 @@ impl Names {
     }
     /// The flow and the step of a queue's name.
     pub fn parse_queue<'a>(&self, queue: &'a str) -> Option<(&'a str, &'a str)> {
-        queue.strip_prefix(&self.instance)?.strip_prefix(".flow.")?.split_once('.')
+        queue
+            .strip_prefix(&self.instance)?
+            .strip_prefix(".flow.")?
+            .split_once('.')
     }
     /// The routing key of a step's port, in its flow's exchange.
     pub fn port_key(step: &str, port: &str) -> String {
@@ -263,7 +270,10 @@ impl Queue {
                 ("x-delivery-limit", Argument::Number(self.delivery_limit)),
             ]),
             QueueKind::Forgetful => {
-                arguments.extend([("x-queue-type", text("classic")), ("x-overflow", text("drop-head"))]);
+                arguments.extend([
+                    ("x-queue-type", text("classic")),
+                    ("x-overflow", text("drop-head")),
+                ]);
             }
         }
         if let Some(wait) = self.wait {
@@ -299,8 +309,10 @@ pub fn declarations(topology: &Topology) -> Vec<Declaration> {
 /// Lists the bindings that former flows needed and the topology does not.
 pub fn stale_bindings(topology: &Topology, former: &[FlowTopology]) -> Vec<Binding> {
     let wanted: BTreeSet<Declaration> = declarations(topology).into_iter().collect();
-    let former: BTreeSet<Declaration> =
-        former.iter().flat_map(|flow| flow_declarations(&topology.names, flow)).collect();
+    let former: BTreeSet<Declaration> = former
+        .iter()
+        .flat_map(|flow| flow_declarations(&topology.names, flow))
+        .collect();
     former
         .difference(&wanted)
         .filter_map(|declaration| match declaration {
@@ -312,10 +324,18 @@ pub fn stale_bindings(topology: &Topology, former: &[FlowTopology]) -> Vec<Bindi
 
 fn instance_declarations(names: &Names) -> Vec<Declaration> {
     let exchange = |name: String, kind| {
-        Declaration::Exchange(Exchange { name, kind, alternate: Some(names.lost()) })
+        Declaration::Exchange(Exchange {
+            name,
+            kind,
+            alternate: Some(names.lost()),
+        })
     };
     let bind = |source: String, key: &str, queue: String| {
-        Declaration::Binding(Binding { source, key: key.to_owned(), destination: Destination::Queue(queue) })
+        Declaration::Binding(Binding {
+            source,
+            key: key.to_owned(),
+            destination: Destination::Queue(queue),
+        })
     };
     vec![
         Declaration::Exchange(Exchange {
@@ -343,15 +363,23 @@ fn instance_declarations(names: &Names) -> Vec<Declaration> {
 }
 
 fn delay_ladder(names: &Names) -> Vec<Declaration> {
-    (0..DELAY_LEVELS).flat_map(|level| delay_level(names, level)).collect()
+    (0..DELAY_LEVELS)
+        .flat_map(|level| delay_level(names, level))
+        .collect()
 }
 
 fn delay_level(names: &Names, level: usize) -> [Declaration; 4] {
     let name = names.delay(level);
-    let next = level.checked_sub(1).map_or_else(|| names.steps(), |below| names.delay(below));
+    let next = level
+        .checked_sub(1)
+        .map_or_else(|| names.steps(), |below| names.delay(below));
     let bit = |bit: char, destination| {
         let key = format!("{}{bit}.#", "*.".repeat(DELAY_LEVELS - 1 - level));
-        Declaration::Binding(Binding { source: name.clone(), key, destination })
+        Declaration::Binding(Binding {
+            source: name.clone(),
+            key,
+            destination,
+        })
     };
     [
         Declaration::Exchange(Exchange {
@@ -378,7 +406,11 @@ fn flow_declarations(names: &Names, flow: &FlowTopology) -> Vec<Declaration> {
     for (step, sources) in &flow.steps {
         let queue = names.queue(&flow.flow, step);
         let bind = |source: String, key: String| {
-            Declaration::Binding(Binding { source, key, destination: Destination::Queue(queue.clone()) })
+            Declaration::Binding(Binding {
+                source,
+                key,
+                destination: Destination::Queue(queue.clone()),
+            })
         };
         all.push(Declaration::Queue(Queue {
             deliveries_max: STEP_QUEUE_DELIVERIES_MAX,
@@ -387,7 +419,10 @@ fn flow_declarations(names: &Names, flow: &FlowTopology) -> Vec<Declaration> {
             dead_letter_exchange: Some(names.dead()),
             ..Queue::durable(queue.clone())
         }));
-        all.push(bind(names.steps(), format!("#.{}", Names::step_key(&flow.flow, step))));
+        all.push(bind(
+            names.steps(),
+            format!("#.{}", Names::step_key(&flow.flow, step)),
+        ));
         for (source, port) in sources {
             all.push(bind(names.flow(&flow.flow), Names::port_key(source, port)));
         }

@@ -45,12 +45,19 @@ fn travel(exchange: &str, key: &str) -> (String, Duration) {
     let (router, queues) = (router(&topology), queues(&topology));
     let (mut exchange, mut waited) = (exchange.to_owned(), Duration::ZERO);
     loop {
-        let reached = router.route(&exchange, key).expect("the exchange is declared");
+        let reached = router
+            .route(&exchange, key)
+            .expect("the exchange is declared");
         assert_eq!(reached.len(), 1, "{exchange} {key} reaches {reached:?}");
         let queue = &queues[reached.first().unwrap()];
-        let Some(wait) = queue.wait else { return (queue.name.clone(), waited) };
+        let Some(wait) = queue.wait else {
+            return (queue.name.clone(), waited);
+        };
         waited += wait;
-        exchange = queue.dead_letter_exchange.clone().expect("what waits goes on");
+        exchange = queue
+            .dead_letter_exchange
+            .clone()
+            .expect("what waits goes on");
     }
 }
 
@@ -60,10 +67,19 @@ fn every_delay_reaches_its_step_after_exactly_that_delay() {
     let all_but_one = (0..DELAY_LEVELS).map(|level| !(1_u32 << level));
     let single = (0..DELAY_LEVELS).map(|level| 1_u32 << level);
     let some = (0..2000_u32).map(|index| index.wrapping_mul(2_654_435_761));
-    for units in all_but_one.chain(single).chain(some).chain(0..300).map(|units| units & 0xff_ffff) {
+    for units in all_but_one
+        .chain(single)
+        .chain(some)
+        .chain(0..300)
+        .map(|units| units & 0xff_ffff)
+    {
         let delay = Duration::from_millis(u64::from(units) * DELAY_UNIT_MS);
         let (exchange, key) = names.delayed(delay, "orders", "crm");
-        assert_eq!(travel(&exchange, &key), ("t.flow.orders.crm".to_owned(), delay), "{units}");
+        assert_eq!(
+            travel(&exchange, &key),
+            ("t.flow.orders.crm".to_owned(), delay),
+            "{units}"
+        );
     }
 }
 
@@ -82,8 +98,13 @@ fn a_delay_is_rounded_up_and_cut() {
 
 #[test]
 fn a_port_leads_to_every_step_after_it() {
-    let reached = router(&topology()).route("t.flow.orders", "poll.out").unwrap();
-    assert_eq!(reached.into_iter().collect::<Vec<_>>(), ["t.flow.orders.audit", "t.flow.orders.shape"]);
+    let reached = router(&topology())
+        .route("t.flow.orders", "poll.out")
+        .unwrap();
+    assert_eq!(
+        reached.into_iter().collect::<Vec<_>>(),
+        ["t.flow.orders.audit", "t.flow.orders.shape"]
+    );
 }
 
 #[test]
@@ -92,21 +113,36 @@ fn every_exchange_leads_somewhere() {
     for declaration in declarations(&topology()) {
         if let Declaration::Exchange(exchange) = declaration {
             let reached = router.route(&exchange.name, "no.such.key").unwrap();
-            let end = if exchange.name == "t.dead" { "t.dead" } else { "t.lost" };
-            assert_eq!(reached.into_iter().collect::<Vec<_>>(), [end], "{}", exchange.name);
+            let end = if exchange.name == "t.dead" {
+                "t.dead"
+            } else {
+                "t.lost"
+            };
+            assert_eq!(
+                reached.into_iter().collect::<Vec<_>>(),
+                [end],
+                "{}",
+                exchange.name
+            );
         }
     }
     // Through the whole ladder to a step that is gone.
     let (exchange, key) = Names::new("t").delayed(Duration::from_secs(0), "orders", "gone");
     assert_eq!(travel(&exchange, &key).0, "t.lost");
     let (exchange, key) = Names::new("t").delayed(Duration::from_millis(750), "orders", "gone");
-    assert_eq!(travel(&exchange, &key), ("t.lost".to_owned(), Duration::from_millis(750)));
+    assert_eq!(
+        travel(&exchange, &key),
+        ("t.lost".to_owned(), Duration::from_millis(750))
+    );
 }
 
 #[test]
 fn dead_lettering_is_at_least_once() {
     let text = |text: &str| Argument::Text(text.to_owned());
-    for queue in queues(&topology()).into_values().filter(|queue| queue.dead_letter_exchange.is_some()) {
+    for queue in queues(&topology())
+        .into_values()
+        .filter(|queue| queue.dead_letter_exchange.is_some())
+    {
         let arguments = queue.arguments();
         for needed in [
             ("x-queue-type", text("quorum")),
@@ -115,7 +151,11 @@ fn dead_lettering_is_at_least_once() {
         ] {
             assert!(arguments.contains(&needed), "{} {arguments:?}", queue.name);
         }
-        assert!(!arguments.iter().any(|(name, _)| *name == "x-dead-letter-routing-key"));
+        assert!(
+            !arguments
+                .iter()
+                .any(|(name, _)| *name == "x-dead-letter-routing-key")
+        );
     }
 }
 
@@ -124,9 +164,15 @@ fn every_queue_is_bounded() {
     for queue in queues(&topology()).into_values() {
         let arguments: BTreeMap<_, _> = queue.arguments().into_iter().collect();
         assert!(matches!(arguments["x-max-length"], Argument::Number(1..)));
-        assert!(matches!(arguments["x-max-length-bytes"], Argument::Number(1..)));
+        assert!(matches!(
+            arguments["x-max-length-bytes"],
+            Argument::Number(1..)
+        ));
         if queue.kind == QueueKind::Durable {
-            assert!(matches!(arguments["x-delivery-limit"], Argument::Number(1..)), "explicit and positive");
+            assert!(
+                matches!(arguments["x-delivery-limit"], Argument::Number(1..)),
+                "explicit and positive"
+            );
         }
     }
 }
@@ -171,14 +217,30 @@ fn what_a_flow_no_longer_has_is_stale_and_nothing_else() {
     new.flows[0].steps.retain(|(step, _)| step != "shape");
     new.flows[0].steps[1].1 = vec![("poll".into(), "out".into())];
     let stale = stale_bindings(&new, &old.flows);
-    let shown: Vec<String> =
-        stale.iter().map(|binding| format!("{} {}", binding.source, binding.key)).collect();
-    assert_eq!(shown, ["t.flow.orders poll.out", "t.flow.orders shape.out", "t.steps #.orders.shape"]);
+    let shown: Vec<String> = stale
+        .iter()
+        .map(|binding| format!("{} {}", binding.source, binding.key))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "t.flow.orders poll.out",
+            "t.flow.orders shape.out",
+            "t.steps #.orders.shape"
+        ]
+    );
     assert!(stale_bindings(&old, &old.flows).is_empty());
 }
 
 #[test]
 fn the_longest_wait_is_one_that_the_broker_can_count() {
-    let longest = queues(&topology()).into_values().filter_map(|queue| queue.wait).max().unwrap();
-    assert!(longest.as_millis() <= u128::from(u32::MAX), "the broker's timers have 32 bits");
+    let longest = queues(&topology())
+        .into_values()
+        .filter_map(|queue| queue.wait)
+        .max()
+        .unwrap();
+    assert!(
+        longest.as_millis() <= u128::from(u32::MAX),
+        "the broker's timers have 32 bits"
+    );
 }

@@ -25,7 +25,11 @@ pub(super) fn read(
     }
     let text = std::str::from_utf8(body);
     let text = text.map_err(|source| not_readable("text in UTF-8", source))?;
-    let kind = content_type.unwrap_or("application/json").split(';').next().unwrap_or_default();
+    let kind = content_type
+        .unwrap_or("application/json")
+        .split(';')
+        .next()
+        .unwrap_or_default();
     let kind = kind.trim().to_ascii_lowercase();
     // White space is a text, and nothing of anything else.
     let is_text = kind.starts_with("text/") && kind != "text/json";
@@ -33,7 +37,8 @@ pub(super) fn read(
         "null".to_owned()
     } else if kind == "application/x-www-form-urlencoded" {
         form(text)?
-    } else if kind.starts_with("application/json") || kind.ends_with("+json") || kind == "text/json" {
+    } else if kind.starts_with("application/json") || kind.ends_with("+json") || kind == "text/json"
+    {
         compact(text)?
     } else if is_text {
         serde_json::to_string(text).expect("a string is JSON")
@@ -51,7 +56,10 @@ fn not_readable(
     what: &'static str,
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> IngressError {
-    IngressError::NotReadable { what, source: source.into() }
+    IngressError::NotReadable {
+        what,
+        source: source.into(),
+    }
 }
 
 /// Takes the white space between tokens out, and nothing else: numbers, keys and their order stay
@@ -73,7 +81,10 @@ fn compact(text: &str) -> Result<String, IngressError> {
             '{' | '[' => {
                 depth += 1;
                 if depth > DEPTH_MAX {
-                    return Err(not_readable("JSON of less than 128 levels", "it is nested deeper"));
+                    return Err(not_readable(
+                        "JSON of less than 128 levels",
+                        "it is nested deeper",
+                    ));
                 }
             }
             '}' | ']' => depth -= 1,
@@ -87,9 +98,17 @@ fn compact(text: &str) -> Result<String, IngressError> {
 /// A form as an object: a field is a string, a field given several times a list of strings.
 fn form(text: &str) -> Result<String, IngressError> {
     let mut fields: BTreeMap<String, Value> = BTreeMap::new();
-    for (index, pair) in text.trim().split('&').filter(|pair| !pair.is_empty()).enumerate() {
+    for (index, pair) in text
+        .trim()
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .enumerate()
+    {
         if index >= FIELDS_MAX {
-            return Err(not_readable("a form of less than 1000 fields", "it has more"));
+            return Err(not_readable(
+                "a form of less than 1000 fields",
+                "it has more",
+            ));
         }
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = Value::String(decode(value)?);
@@ -114,11 +133,16 @@ fn decode(text: &str) -> Result<String, IngressError> {
         out.push(match byte {
             b'+' => b' ',
             b'%' => {
-                let digits = [bytes.next().unwrap_or_default(), bytes.next().unwrap_or_default()];
+                let digits = [
+                    bytes.next().unwrap_or_default(),
+                    bytes.next().unwrap_or_default(),
+                ];
                 std::str::from_utf8(&digits)
                     .ok()
                     .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-                    .ok_or_else(|| not_readable("a form", "a `%` is not followed by two hexadecimal digits"))?
+                    .ok_or_else(|| {
+                        not_readable("a form", "a `%` is not followed by two hexadecimal digits")
+                    })?
             }
             byte => byte,
         });
@@ -155,7 +179,11 @@ mod tests {
     #[test]
     fn forms_and_text_become_json() {
         let form = "application/x-www-form-urlencoded";
-        check(form, "a=1&b=x+y%21&a=2&c&d=%C3%A9", r#"{"a":["1","2"],"b":"x y!","c":"","d":"é"}"#);
+        check(
+            form,
+            "a=1&b=x+y%21&a=2&c&d=%C3%A9",
+            r#"{"a":["1","2"],"b":"x y!","c":"","d":"é"}"#,
+        );
         check("text/plain", "two\nlines", r#""two\nlines""#);
         check("image/png", "  ", "null");
         check("application/json", "", "null");
@@ -167,7 +195,11 @@ mod tests {
         check_status("application/json", b"{} {}", 400);
         check_status("application/json", b"\xff", 400);
         check_status("application/json", "[".repeat(200).as_bytes(), 400);
-        check_status("application/json", format!("{}{}", "[".repeat(200), "]".repeat(200)).as_bytes(), 400);
+        check_status(
+            "application/json",
+            format!("{}{}", "[".repeat(200), "]".repeat(200)).as_bytes(),
+            400,
+        );
         check_status("application/x-www-form-urlencoded", b"a=%4", 400);
         check_status("application/x-www-form-urlencoded", b"a=%FF", 400);
         check_status("image/png", b"x", 415);

@@ -8,12 +8,19 @@ use super::Request;
 const BYTES_MAX: usize = 16 << 10;
 
 /// Headers that travel on beside those that begin with `x-`.
-const TAKEN: [&str; 6] =
-    ["content-language", "date", "idempotency-key", "referer", "user-agent", "origin"];
+const TAKEN: [&str; 6] = [
+    "content-language",
+    "date",
+    "idempotency-key",
+    "referer",
+    "user-agent",
+    "origin",
+];
 
 /// A header with one of these in its name may hold a credential, and stays behind.
-const CREDENTIALS: [&str; 8] =
-    ["auth", "token", "secret", "password", "apikey", "api-key", "cookie", "session"];
+const CREDENTIALS: [&str; 8] = [
+    "auth", "token", "secret", "password", "apikey", "api-key", "cookie", "session",
+];
 
 /// The headers of the message that a request becomes: `http.method` and so on.
 pub(super) fn of(request: &Request) -> BTreeMap<String, String> {
@@ -45,7 +52,9 @@ pub(super) fn is_traceparent(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
     let is_hex = |part: &str, length: usize| {
         part.len() == length
-            && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+            && part
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     };
     let is_nothing = |part: &str| part.bytes().all(|byte| byte == b'0');
     matches!(parts.as_slice(), [version, trace, span, flags]
@@ -77,14 +86,30 @@ mod tests {
             ..Request::default()
         };
         let names: Vec<String> = of(&request).into_keys().collect();
-        assert_eq!(names, ["http.content-type", "http.method", "http.user-agent", "http.x-shop-topic"]);
+        assert_eq!(
+            names,
+            [
+                "http.content-type",
+                "http.method",
+                "http.user-agent",
+                "http.x-shop-topic"
+            ]
+        );
     }
 
     #[test]
     fn headers_are_bounded() {
-        let many = (0..1_000).map(|index| (format!("x-{index}"), "v".repeat(100))).collect();
-        let request = Request { headers: many, ..Request::default() };
-        let size: usize = of(&request).iter().map(|(name, value)| name.len() + value.len()).sum();
+        let many = (0..1_000)
+            .map(|index| (format!("x-{index}"), "v".repeat(100)))
+            .collect();
+        let request = Request {
+            headers: many,
+            ..Request::default()
+        };
+        let size: usize = of(&request)
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
         assert!(size < BYTES_MAX + 1_000 * 5, "{size}");
     }
 
@@ -94,7 +119,9 @@ mod tests {
         assert!(is_traceparent(good));
         assert!(!is_traceparent(""));
         assert!(!is_traceparent(&good.to_uppercase()));
-        assert!(!is_traceparent(&good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32))));
+        assert!(!is_traceparent(
+            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32))
+        ));
         assert!(!is_traceparent(&format!("{good}-x")));
     }
 }

@@ -22,7 +22,10 @@ struct World {
 }
 
 fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
-    let mut steps = vec![("crm".to_owned(), vec![("hook".to_owned(), "out".to_owned())])];
+    let mut steps = vec![(
+        "crm".to_owned(),
+        vec![("hook".to_owned(), "out".to_owned())],
+    )];
     if has_image {
         steps.insert(0, ("hook".to_owned(), vec![]));
     }
@@ -30,26 +33,44 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
         name: name.into(),
         version: 4,
         state,
-        trigger: LiveTrigger { step: "hook".into(), has_image, every: None },
+        trigger: LiveTrigger {
+            step: "hook".into(),
+            has_image,
+            every: None,
+        },
         steps,
     }
 }
 
 async fn world() -> World {
-    let flows = [flow("plain", false, FlowState::Running), flow("image", true, FlowState::Paused)];
+    let flows = [
+        flow("plain", false, FlowState::Running),
+        flow("image", true, FlowState::Paused),
+    ];
     let broker = Simulated::new(5);
     let names = Names::new("t");
-    let topology =
-        Topology { names: names.clone(), flows: flows.iter().map(LiveFlow::topology).collect() };
+    let topology = Topology {
+        names: names.clone(),
+        flows: flows.iter().map(LiveFlow::topology).collect(),
+    };
     broker.declare(&topology, &[]).await.unwrap();
-    let flows = flows.into_iter().map(|flow| (flow.name.clone(), flow)).collect();
+    let flows = flows
+        .into_iter()
+        .map(|flow| (flow.name.clone(), flow))
+        .collect();
     let (flows, receiver) = tokio::sync::watch::channel(Arc::new(flows));
     let clock: Clock = Arc::new(|| 77);
     let (ingress, worker) = Ingress::new(names, receiver, Metrics::new(), clock, 1_000);
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(worker.run(Arc::new(broker.clone()), shutdown.clone()));
-    World { broker, ingress, flows, shutdown, tasks }
+    World {
+        broker,
+        ingress,
+        flows,
+        shutdown,
+        tasks,
+    }
 }
 
 fn request(body: &str) -> Request {
@@ -70,18 +91,28 @@ impl World {
     fn lines(&self, queue: &str) -> Vec<String> {
         let text = |body: &Bytes| String::from_utf8(body.to_vec()).unwrap();
         let bodies = self.broker.ready(queue);
-        bodies.iter().flat_map(|body| text(body).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+        bodies
+            .iter()
+            .flat_map(|body| text(body).lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
     }
 
     async fn refused(&self, flow: &str, request: &Request) -> IngressError {
-        self.ingress.accept(flow, request).await.expect_err("it is not taken")
+        self.ingress
+            .accept(flow, request)
+            .await
+            .expect_err("it is not taken")
     }
 }
 
 #[tokio::test]
 async fn a_request_becomes_a_message() {
     let world = world().await;
-    let id = world.ingress.accept("plain", &request("{ \"n\": 1 }")).await.unwrap();
+    let id = world
+        .ingress
+        .accept("plain", &request("{ \"n\": 1 }"))
+        .await
+        .unwrap();
     let lines = world.lines("t.flow.plain.crm");
     assert_eq!(lines.len(), 1);
     let message: Message<'_> = serde_json::from_str(&lines[0]).unwrap();
@@ -115,7 +146,13 @@ async fn what_cannot_be_taken_now_is_said_at_once() {
     let world = world().await;
     assert_eq!(world.refused("nothing", &request("1")).await.status(), 404);
     assert_eq!(world.refused("plain", &request("{")).await.status(), 400);
-    assert_eq!(world.refused("plain", &request(&"1".repeat(2_000))).await.status(), 413);
+    assert_eq!(
+        world
+            .refused("plain", &request(&"1".repeat(2_000)))
+            .await
+            .status(),
+        413
+    );
 
     world.broker.set_full("t.flow.plain.crm", true);
     let full = world.refused("plain", &request("1")).await;
@@ -128,9 +165,14 @@ async fn what_cannot_be_taken_now_is_said_at_once() {
     world.broker.set_up(true);
 
     let stopped = flow("plain", false, FlowState::Stopped);
-    world.flows.send_replace(Arc::new(BTreeMap::from([("plain".to_owned(), stopped)])));
+    world
+        .flows
+        .send_replace(Arc::new(BTreeMap::from([("plain".to_owned(), stopped)])));
     assert_eq!(world.refused("plain", &request("1")).await.status(), 409);
-    assert!(world.lines("t.flow.plain.crm").is_empty(), "nothing of all that was taken");
+    assert!(
+        world.lines("t.flow.plain.crm").is_empty(),
+        "nothing of all that was taken"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,7 +193,10 @@ async fn no_id_without_a_confirm() {
         .collect();
     assert!(!taken.is_empty() && taken.len() < 500, "{}", taken.len());
     assert!(taken.is_subset(&there));
-    assert!(world.broker.ready("t.flow.plain.crm").len() < lines.len(), "they travel in batches");
+    assert!(
+        world.broker.ready("t.flow.plain.crm").len() < lines.len(),
+        "they travel in batches"
+    );
 }
 
 #[tokio::test]
@@ -167,7 +212,12 @@ async fn what_was_taken_is_still_published_at_the_end() {
     world.shutdown.cancel();
     let end = tokio::time::timeout(Duration::from_secs(10), world.tasks.join_next());
     end.await.expect("the worker ends").unwrap().unwrap();
-    let taken = requests.join_all().await.into_iter().filter(|taken| *taken).count();
+    let taken = requests
+        .join_all()
+        .await
+        .into_iter()
+        .filter(|taken| *taken)
+        .count();
     assert_eq!(taken, world.lines("t.flow.plain.crm").len());
     assert_eq!(world.refused("plain", &request("1")).await.status(), 503);
 }

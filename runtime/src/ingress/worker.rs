@@ -89,7 +89,11 @@ impl Worker {
             let of_route = waiting.entry(route.clone()).or_default();
             while of_route.in_flight < IN_FLIGHT_MAX && !of_route.items.is_empty() {
                 of_route.in_flight += 1;
-                in_flight.push(publish(Arc::clone(&broker), route.clone(), of_route.batch()));
+                in_flight.push(publish(
+                    Arc::clone(&broker),
+                    route.clone(),
+                    of_route.batch(),
+                ));
             }
             if of_route.in_flight == 0 {
                 waiting.remove(&route);
@@ -106,7 +110,13 @@ impl Waiting {
             bytes += line.len() + 1;
             bytes <= BATCH_BYTES_MAX
         };
-        let count = self.items.iter().take(BATCH_MESSAGES_MAX).take_while(fits).count().max(1);
+        let count = self
+            .items
+            .iter()
+            .take(BATCH_MESSAGES_MAX)
+            .take_while(fits)
+            .count()
+            .max(1);
         self.items.drain(..count.min(self.items.len())).collect()
     }
 }

@@ -26,7 +26,10 @@ struct Place {
 /// Reads the dead letters in a delivery of the queue of dead letters, or of what was lost.
 pub fn of(names: &Names, delivery: &Delivery, now: u64) -> Vec<DeadLetterRecord> {
     if delivery.exchange == names.office() {
-        tracing::error!(key = delivery.key, "news or reports reached no queue and are dropped");
+        tracing::error!(
+            key = delivery.key,
+            "news or reports reached no queue and are dropped"
+        );
         return Vec::new();
     }
     let (place, cause, reason) = whose(names, delivery);
@@ -47,7 +50,11 @@ fn whose(names: &Names, delivery: &Delivery) -> (Place, DeadCause, String) {
     if let Some((queue, why)) = &delivery.given_up_by
         && let Some((flow, step)) = names.parse_queue(queue)
     {
-        let place = Place { flow: flow.to_owned(), step: step.to_owned(), port: None };
+        let place = Place {
+            flow: flow.to_owned(),
+            step: step.to_owned(),
+            port: None,
+        };
         let reason = if why == "delivery_limit" {
             format!(
                 "it was delivered more than {DELIVERY_LIMIT} times and never settled: the agents \
@@ -61,24 +68,44 @@ fn whose(names: &Names, delivery: &Delivery) -> (Place, DeadCause, String) {
     let prefix = names.flow("");
     let place = if let Some(flow) = delivery.exchange.strip_prefix(&prefix) {
         let (step, port) = delivery.key.rsplit_once('.').unwrap_or((&delivery.key, ""));
-        Place { flow: flow.to_owned(), step: step.to_owned(), port: Some(port.to_owned()) }
+        Place {
+            flow: flow.to_owned(),
+            step: step.to_owned(),
+            port: Some(port.to_owned()),
+        }
     } else {
         let mut words = delivery.key.rsplit('.');
         let step = words.next().unwrap_or_default().to_owned();
-        Place { flow: words.next().unwrap_or_default().to_owned(), step, port: None }
+        Place {
+            flow: words.next().unwrap_or_default().to_owned(),
+            step,
+            port: None,
+        }
     };
     let reason = match &place.port {
-        Some(port) => format!("no step takes what leaves `{}` by the port `{port}`", place.step),
-        None => format!("there is no queue for the step `{}` of flow `{}`", place.step, place.flow),
+        Some(port) => format!(
+            "no step takes what leaves `{}` by the port `{port}`",
+            place.step
+        ),
+        None => format!(
+            "there is no queue for the step `{}` of flow `{}`",
+            place.step, place.flow
+        ),
     };
     (place, DeadCause::Unroutable, reason)
 }
 
 fn from_agent(letter: DeadLetter) -> DeadLetterRecord {
-    let place = Place { flow: letter.identity.flow, step: letter.identity.step, port: None };
-    let DeadLetter { cause, reason, at, .. } = letter;
+    let place = Place {
+        flow: letter.identity.flow,
+        step: letter.identity.step,
+        port: None,
+    };
+    let DeadLetter {
+        cause, reason, at, ..
+    } = letter;
     let mut record = match serde_json::from_str::<Message<'_>>(letter.message.get()) {
-        Ok(message) => about(&place, cause, &reason, &message, letter.message.to_owned(), at),
+        Ok(message) => about(&place, cause, &reason, &message, letter.message.clone(), at),
         Err(_) => unreadable(&place, cause, &reason, letter.message, at),
     };
     record.chain = letter.chain;
@@ -89,7 +116,13 @@ fn from_agent(letter: DeadLetter) -> DeadLetterRecord {
     record
 }
 
-fn given_up(place: &Place, cause: DeadCause, reason: &str, line: &[u8], now: u64) -> DeadLetterRecord {
+fn given_up(
+    place: &Place,
+    cause: DeadCause,
+    reason: &str,
+    line: &[u8],
+    now: u64,
+) -> DeadLetterRecord {
     if let Ok(text) = std::str::from_utf8(line)
         && let Ok(message) = serde_json::from_str::<Message<'_>>(text)
     {
@@ -112,9 +145,10 @@ fn about(
     let lineage = serde_json::from_str::<Lineage>(message.lineage.get()).ok();
     DeadLetterRecord {
         version: lineage.as_ref().map_or(0, |lineage| lineage.version),
-        connection: lineage
-            .as_ref()
-            .map_or_else(|| DEFAULT_CONNECTION.to_owned(), |lineage| lineage.connection.clone()),
+        connection: lineage.as_ref().map_or_else(
+            || DEFAULT_CONNECTION.to_owned(),
+            |lineage| lineage.connection.clone(),
+        ),
         run: lineage.map(|lineage| lineage.run),
         message_id: message.id,
         attempts: message.history.clone(),
@@ -185,8 +219,14 @@ mod tests {
         let letters = read(&delivery);
         assert_eq!(letters.len(), 2);
         let first = &letters[0];
-        assert_eq!((first.flow.as_str(), first.step.as_str()), ("orders", "crm"));
-        assert_eq!((first.cause, first.version, first.replays), (DeadCause::Deliveries, 3, 2));
+        assert_eq!(
+            (first.flow.as_str(), first.step.as_str()),
+            ("orders", "crm")
+        );
+        assert_eq!(
+            (first.cause, first.version, first.replays),
+            (DeadCause::Deliveries, 3, 2)
+        );
         assert_eq!(first.connection, "acme");
         assert_eq!(first.message.get(), LINE);
         assert_eq!(letters[1].message.get(), r#""{broken""#);
@@ -198,7 +238,10 @@ mod tests {
         let body = format!("{LINE}\n\u{0}garbage");
         let digests = || -> Vec<String> {
             let delivery = delivery("t.steps", "orders.gone", BATCH_TYPE, &body);
-            read(&delivery).iter().map(DeadLetterRecord::digest).collect()
+            read(&delivery)
+                .iter()
+                .map(DeadLetterRecord::digest)
+                .collect()
         };
         assert_eq!(digests(), digests());
         assert_eq!(digests().len(), 2);
@@ -210,7 +253,14 @@ mod tests {
             let letters = read(&delivery(exchange, key, BATCH_TYPE, LINE));
             let letter = &letters[0];
             assert_eq!(letter.cause, DeadCause::Unroutable);
-            assert_eq!((letter.flow.as_str(), letter.step.as_str(), letter.port.as_deref()), expect);
+            assert_eq!(
+                (
+                    letter.flow.as_str(),
+                    letter.step.as_str(),
+                    letter.port.as_deref()
+                ),
+                expect
+            );
         };
         check("t.flow.orders", "poll.out", ("orders", "poll", Some("out")));
         check("t.steps", "orders.gone", ("orders", "gone", None));
@@ -226,9 +276,15 @@ mod tests {
         let letters = read(&delivery("t.dead", "", DEAD_TYPE, &letter));
         assert_eq!(letters.len(), 1);
         let letter = &letters[0];
-        assert_eq!((letter.cause, letter.replica, letter.at), (DeadCause::Permanent, 2, 4));
+        assert_eq!(
+            (letter.cause, letter.replica, letter.at),
+            (DeadCause::Permanent, 2, 4)
+        );
         assert_eq!((letter.chain.len(), letter.attempts.len()), (1, 1));
         assert_eq!(letter.reason, "no such deal");
-        assert_eq!(letter.message_id.to_string(), "00000000000000000000000000000001");
+        assert_eq!(
+            letter.message_id.to_string(),
+            "00000000000000000000000000000001"
+        );
     }
 }

@@ -96,15 +96,32 @@ impl Office {
 
     async fn handle(&self, news: News, reply: Option<&(String, String)>) {
         match news {
-            News::AskCheckpoint { identity, run, connection } => {
-                let read = || self.store.checkpoint(&identity.flow, &identity.step, &connection).boxed();
+            News::AskCheckpoint {
+                identity,
+                run,
+                connection,
+            } => {
+                let read = || {
+                    self.store
+                        .checkpoint(&identity.flow, &identity.step, &connection)
+                        .boxed()
+                };
                 let checkpoint = until_stored(read).await;
-                self.answer(CheckpointAnswer { run, checkpoint }, reply).await;
+                self.answer(CheckpointAnswer { run, checkpoint }, reply)
+                    .await;
             }
-            News::Checkpoint { identity, run, connection, number, value } => {
+            News::Checkpoint {
+                identity,
+                run,
+                connection,
+                number,
+                value,
+            } => {
                 let saved = until_stored(|| {
                     let (flow, step) = (&identity.flow, &identity.step);
-                    self.store.save_checkpoint(flow, step, &connection, run, number, value.clone()).boxed()
+                    self.store
+                        .save_checkpoint(flow, step, &connection, run, number, value.clone())
+                        .boxed()
                 })
                 .await;
                 if !saved {
@@ -116,14 +133,28 @@ impl Office {
                     );
                 }
             }
-            News::RunEnded { identity, run, emitted, at } => {
-                let end = || self.store.run_ended(run, RunState::Done, at, Some(emitted), None).boxed();
+            News::RunEnded {
+                identity,
+                run,
+                emitted,
+                at,
+            } => {
+                let end = || {
+                    self.store
+                        .run_ended(run, RunState::Done, at, Some(emitted), None)
+                        .boxed()
+                };
                 if until_stored(end).await {
                     tracing::info!(flow = identity.flow, %run, emitted, "the run ended");
                 }
                 self.runs_changed.notify_one();
             }
-            News::RunRetries { identity, run, reason, next } => {
+            News::RunRetries {
+                identity,
+                run,
+                reason,
+                next,
+            } => {
                 let retry = || self.store.run_retries(run, &reason, next).boxed();
                 if until_stored(retry).await {
                     tracing::warn!(flow = identity.flow, %run, reason, "the run failed and is tried again");
@@ -171,9 +202,12 @@ impl Office {
         let mut batch = Vec::new();
         while deliveries.recv_many(&mut batch, usize::from(WINDOW)).await > 0 {
             let now = (self.clock)();
-            let records: Vec<_> =
-                batch.iter().flat_map(|delivery| letters::of(&self.names, delivery, now)).collect();
-            let new = until_stored(|| self.store.insert_dead_letters(records.clone()).boxed()).await;
+            let records: Vec<_> = batch
+                .iter()
+                .flat_map(|delivery| letters::of(&self.names, delivery, now))
+                .collect();
+            let new =
+                until_stored(|| self.store.insert_dead_letters(records.clone()).boxed()).await;
             if new > 0 {
                 for record in &records {
                     self.metrics.dead_letter(record);
@@ -216,7 +250,8 @@ fn settle(delivery: Delivery) {
 }
 
 fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
-    body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty())
+    body.split(|byte| *byte == b'\n')
+        .filter(|line| !line.trim_ascii().is_empty())
 }
 
 #[cfg(test)]

@@ -26,7 +26,10 @@ struct World {
 
 async fn world(faults: Faults) -> World {
     let store = Store::in_memory().unwrap();
-    let version = NewVersion { flow: "orders".into(), ..NewVersion::default() };
+    let version = NewVersion {
+        flow: "orders".into(),
+        ..NewVersion::default()
+    };
     store.store_version(version).await.unwrap();
     let broker = Simulated::new(11);
     let names = Names::new("t");
@@ -35,7 +38,10 @@ async fn world(faults: Faults) -> World {
         flow: "orders".into(),
         steps: vec![("poll".into(), vec![]), ("crm".into(), after)],
     };
-    let topology = Topology { names: names.clone(), flows: vec![flow] };
+    let topology = Topology {
+        names: names.clone(),
+        flows: vec![flow],
+    };
     broker.declare(&topology, &[]).await.unwrap();
     broker.set_faults(faults);
     let office = Office {
@@ -50,7 +56,13 @@ async fn world(faults: Faults) -> World {
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(office.clone().run(shutdown.clone()));
-    World { broker, store, office, shutdown, tasks }
+    World {
+        broker,
+        store,
+        office,
+        shutdown,
+        tasks,
+    }
 }
 
 fn id(number: u32) -> MessageId {
@@ -128,12 +140,22 @@ impl World {
     }
 
     async fn checkpoint(&self) -> Option<String> {
-        let checkpoint = self.store.checkpoint("orders", "poll", "default").await.unwrap();
+        let checkpoint = self
+            .store
+            .checkpoint("orders", "poll", "default")
+            .await
+            .unwrap();
         checkpoint.map(|value| value.get().to_owned())
     }
 
     async fn dead(&self) -> Vec<crate::store::records::DeadLetterRecord> {
-        self.store.dead_letters(DeadQuery { limit: 10_000, ..DeadQuery::default() }).await.unwrap()
+        self.store
+            .dead_letters(DeadQuery {
+                limit: 10_000,
+                ..DeadQuery::default()
+            })
+            .await
+            .unwrap()
     }
 
     async fn stop(mut self) {
@@ -154,9 +176,16 @@ async fn an_answer_includes_every_save_before_it() {
         id(1)
     );
     world.broker.ask(news(&ask), "back", "c1");
-    world.eventually("an answer", async |world| !world.broker.answers().is_empty()).await;
+    world
+        .eventually("an answer", async |world| {
+            !world.broker.answers().is_empty()
+        })
+        .await;
     let answer = world.broker.answers().remove(0);
-    assert_eq!((answer.reply_to.as_str(), answer.correlation.as_str()), ("back", "c1"));
+    assert_eq!(
+        (answer.reply_to.as_str(), answer.correlation.as_str()),
+        ("back", "c1")
+    );
     let answer: CheckpointAnswer = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!(answer.checkpoint.unwrap().get(), "49");
     world.stop().await;
@@ -184,7 +213,11 @@ async fn only_the_active_run_moves_the_checkpoint() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_delivered_twice_is_stored_once() {
-    let faults = Faults { refused: 0.2, confirm_lost: 0.3, acknowledgement_lost: 0.3 };
+    let faults = Faults {
+        refused: 0.2,
+        confirm_lost: 0.3,
+        acknowledgement_lost: 0.3,
+    };
     let world = world(faults).await;
     for number in 0..200 {
         let letter = format!(
@@ -208,7 +241,9 @@ async fn what_is_delivered_twice_is_stored_once() {
         count: 2,
     };
     world.publish(lost).await;
-    world.eventually("all stored", async |world| world.dead().await.len() == 202).await;
+    world
+        .eventually("all stored", async |world| world.dead().await.len() == 202)
+        .await;
     // All that comes again changes nothing.
     world.broker.set_faults(Faults::default());
     let is_read = async |world: &World| {
@@ -235,9 +270,15 @@ async fn a_dead_tick_ends_its_run() {
         count: 1,
     };
     world.publish(publication).await;
-    let told = tokio::time::timeout(Duration::from_secs(10), world.office.runs_changed.notified());
+    let told = tokio::time::timeout(
+        Duration::from_secs(10),
+        world.office.runs_changed.notified(),
+    );
     told.await.expect("the scheduler is told");
     let run = world.store.run(id(1)).await.unwrap().unwrap();
-    assert_eq!((run.state, run.reason.as_deref()), (RunState::Failed, Some("the shop is down")));
+    assert_eq!(
+        (run.state, run.reason.as_deref()),
+        (RunState::Failed, Some("the shop is down"))
+    );
     world.stop().await;
 }

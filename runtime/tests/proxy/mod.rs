@@ -39,7 +39,11 @@ impl Proxy {
                 });
             }
         });
-        Self { port, open, _tasks: tasks }
+        Self {
+            port,
+            open,
+            _tasks: tasks,
+        }
     }
 
     /// Cuts all connections, and every new one at once.

@@ -54,18 +54,29 @@ pub(super) async fn declare(
 
 pub(super) async fn unbind(connection: &Connection, stale: &[Binding]) -> Result<(), BrokerError> {
     let mut channel = open(connection).await?;
-    for Binding { source, key, destination } in stale {
+    for Binding {
+        source,
+        key,
+        destination,
+    } in stale
+    {
         let what = || format!("remove the binding `{key}` of exchange `{source}`");
         let (from, key) = (source.as_str().into(), key.as_str().into());
         let done = match destination {
             Destination::Queue(queue) => {
-                let unbind = channel.queue_unbind(queue.as_str().into(), from, key, FieldTable::default());
+                let unbind =
+                    channel.queue_unbind(queue.as_str().into(), from, key, FieldTable::default());
                 answered(what, unbind).await
             }
             Destination::Exchange(to) => {
                 let options = ExchangeUnbindOptions::default();
-                let unbind =
-                    channel.exchange_unbind(to.as_str().into(), from, key, options, FieldTable::default());
+                let unbind = channel.exchange_unbind(
+                    to.as_str().into(),
+                    from,
+                    key,
+                    options,
+                    FieldTable::default(),
+                );
                 answered(what, unbind).await
             }
         };
@@ -126,10 +137,17 @@ pub(super) async fn delete_queue(
     }
     let delete = channel.queue_delete(queue.into(), QueueDeleteOptions::default());
     let done = answered(|| format!("delete queue `{queue}`"), delete).await;
-    if is_not_found(&done) { Ok(()) } else { done.map(|_| ()) }
+    if is_not_found(&done) {
+        Ok(())
+    } else {
+        done.map(|_| ())
+    }
 }
 
-pub(super) async fn delete_exchange(connection: &Connection, exchange: &str) -> Result<(), BrokerError> {
+pub(super) async fn delete_exchange(
+    connection: &Connection,
+    exchange: &str,
+) -> Result<(), BrokerError> {
     let channel = open(connection).await?;
     let delete = channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default());
     let done = answered(|| format!("delete exchange `{exchange}`"), delete).await;
@@ -156,46 +174,71 @@ async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<(), 
     if let Some(alternate) = &exchange.alternate {
         arguments.insert("alternate-exchange".into(), text(alternate));
     }
-    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let options = ExchangeDeclareOptions {
+        durable: true,
+        ..ExchangeDeclareOptions::default()
+    };
     let declare = channel.exchange_declare(exchange.name.as_str().into(), kind, options, arguments);
-    answered(|| format!("declare exchange `{}`", exchange.name), declare).await.map_err(explain)
+    answered(|| format!("declare exchange `{}`", exchange.name), declare)
+        .await
+        .map_err(explain)
 }
 
 async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), BrokerError> {
     let mut arguments = FieldTable::default();
     for (name, value) in queue.arguments() {
         let value = match value {
-            Argument::Number(number) => AMQPValue::LongLongInt(i64::try_from(number).unwrap_or(i64::MAX)),
+            Argument::Number(number) => {
+                AMQPValue::LongLongInt(i64::try_from(number).unwrap_or(i64::MAX))
+            }
             Argument::Text(value) => text(&value),
         };
         arguments.insert(name.into(), value);
     }
-    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let options = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
     let declare = channel.queue_declare(queue.name.as_str().into(), options, arguments);
     let declared = answered(|| format!("declare queue `{}`", queue.name), declare).await;
     declared.map(|_| ()).map_err(explain)
 }
 
 async fn bind(channel: &Channel, binding: &Binding) -> Result<(), BrokerError> {
-    let Binding { source, key, destination } = binding;
+    let Binding {
+        source,
+        key,
+        destination,
+    } = binding;
     let (from, pattern) = (source.as_str().into(), key.as_str().into());
     let what = || format!("bind `{key}` of exchange `{source}`");
     match destination {
         Destination::Queue(queue) => {
             let options = QueueBindOptions::default();
             let to = queue.as_str().into();
-            answered(what, channel.queue_bind(to, from, pattern, options, FieldTable::default())).await
+            answered(
+                what,
+                channel.queue_bind(to, from, pattern, options, FieldTable::default()),
+            )
+            .await
         }
         Destination::Exchange(exchange) => {
             let options = ExchangeBindOptions::default();
             let to = exchange.as_str().into();
-            answered(what, channel.exchange_bind(to, from, pattern, options, FieldTable::default())).await
+            answered(
+                what,
+                channel.exchange_bind(to, from, pattern, options, FieldTable::default()),
+            )
+            .await
         }
     }
 }
 
 async fn depth(channel: &Channel, queue: &str) -> Result<Depth, BrokerError> {
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
     let declare = channel.queue_declare(queue.into(), options, FieldTable::default());
     let found = answered(|| format!("count queue `{queue}`"), declare).await?;
     Ok(Depth {
@@ -213,7 +256,10 @@ fn explain(error: BrokerError) -> BrokerError {
     match error {
         BrokerError::Refused { what, source } => match source.downcast::<lapin::Error>() {
             Ok(source) if soft_error(&source) == Some(&AMQPSoftError::PRECONDITIONFAILED) => {
-                BrokerError::Refused { what, source: Box::new(OtherArguments(*source)) }
+                BrokerError::Refused {
+                    what,
+                    source: Box::new(OtherArguments(*source)),
+                }
             }
             Ok(source) => broker_error(|| what, *source),
             Err(source) => BrokerError::Refused { what, source },
@@ -223,7 +269,9 @@ fn explain(error: BrokerError) -> BrokerError {
 }
 
 fn soft_error(error: &lapin::Error) -> Option<&AMQPSoftError> {
-    let ErrorKind::ProtocolError(error) = error.kind() else { return None };
+    let ErrorKind::ProtocolError(error) = error.kind() else {
+        return None;
+    };
     match error.kind() {
         AMQPErrorKind::Soft(soft) => Some(soft),
         AMQPErrorKind::Hard(_) => None,
@@ -231,6 +279,8 @@ fn soft_error(error: &lapin::Error) -> Option<&AMQPSoftError> {
 }
 
 fn is_not_found<T>(done: &Result<T, BrokerError>) -> bool {
-    let Err(BrokerError::Refused { source, .. }) = done else { return false };
+    let Err(BrokerError::Refused { source, .. }) = done else {
+        return false;
+    };
     source.downcast_ref::<lapin::Error>().and_then(soft_error) == Some(&AMQPSoftError::NOTFOUND)
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use lapin::{Acker, Connection};
 use lapin::message::Delivery as Raw;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Acker, Connection};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -74,7 +74,11 @@ impl Consumer {
     ) -> Result<std::convert::Infallible, BrokerError> {
         let what = || format!("deliver from `{}`", self.queue);
         let channel = answered(what, connection.create_channel()).await?;
-        answered(what, channel.basic_qos(self.window, BasicQosOptions::default())).await?;
+        answered(
+            what,
+            channel.basic_qos(self.window, BasicQosOptions::default()),
+        )
+        .await?;
         let consume = channel.basic_consume(
             self.queue.as_str().into(),
             "".into(),
@@ -112,8 +116,12 @@ impl Consumer {
             kind: text(properties.kind()).unwrap_or_default(),
             key: raw.routing_key.to_string(),
             exchange: raw.exchange.to_string(),
-            reply: text(properties.reply_to())
-                .map(|reply_to| (reply_to, text(properties.correlation_id()).unwrap_or_default())),
+            reply: text(properties.reply_to()).map(|reply_to| {
+                (
+                    reply_to,
+                    text(properties.correlation_id()).unwrap_or_default(),
+                )
+            }),
             given_up_by: properties.headers().as_ref().and_then(last_death),
             body: raw.data.into(),
             settle,
@@ -132,16 +140,27 @@ async fn settle(acker: &Acker, acknowledge: bool) -> lapin::Result<bool> {
     if acknowledge {
         acker.ack(BasicAckOptions::default()).await
     } else {
-        acker.nack(BasicNackOptions { requeue: true, multiple: false }).await
+        acker
+            .nack(BasicNackOptions {
+                requeue: true,
+                multiple: false,
+            })
+            .await
     }
 }
 
 /// The queue that gave a delivery up last, and why: `x-death` has the newest first.
 fn last_death(headers: &FieldTable) -> Option<(String, String)> {
-    let AMQPValue::FieldArray(deaths) = headers.inner().get("x-death")? else { return None };
-    let AMQPValue::FieldTable(newest) = deaths.as_slice().first()? else { return None };
+    let AMQPValue::FieldArray(deaths) = headers.inner().get("x-death")? else {
+        return None;
+    };
+    let AMQPValue::FieldTable(newest) = deaths.as_slice().first()? else {
+        return None;
+    };
     let text = |name: &str| match newest.inner().get(name) {
-        Some(AMQPValue::LongString(text)) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        Some(AMQPValue::LongString(text)) => {
+            Some(String::from_utf8_lossy(text.as_bytes()).into_owned())
+        }
         Some(AMQPValue::ShortString(text)) => Some(text.to_string()),
         _ => None,
     };

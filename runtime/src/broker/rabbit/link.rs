@@ -87,7 +87,9 @@ impl Link {
 /// A wait before the next attempt: longer each time, and different each time, so that many clients
 /// do not all come back in the same instant.
 pub(super) fn backoff(failures: u32) -> Duration {
-    let wait = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
+    let wait = BACKOFF_MIN
+        .saturating_mul(1 << failures.min(10))
+        .min(BACKOFF_MAX);
     wait.mul_f64(rand::random_range(0.5..1.5))
 }
 
@@ -137,7 +139,12 @@ async fn keep_connected(
 
 async fn connect(name: &'static str, uri: &AMQPUri) -> Result<Connection, Arc<str>> {
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    match timeout(ANSWER_TIMEOUT, Connection::connect_uri(uri.clone(), properties)).await {
+    match timeout(
+        ANSWER_TIMEOUT,
+        Connection::connect_uri(uri.clone(), properties),
+    )
+    .await
+    {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) => Err(error.to_string().into()),
         Err(_) => Err(format!("no answer within {ANSWER_TIMEOUT:?}").into()),

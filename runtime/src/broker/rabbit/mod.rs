@@ -99,7 +99,7 @@ impl Rabbit {
             wanted: Mutex::default(),
             declaring: tokio::sync::Mutex::default(),
             declare_again,
-            shutdown: shutdown.clone(),
+            shutdown,
             tasks: tasks.clone(),
         });
         tasks.spawn(keep_declared(Arc::clone(&inner), resync));
@@ -114,7 +114,11 @@ impl Rabbit {
 
     /// Declares exactly these things, and forgets what it was to keep declared before.
     pub async fn declare_all(&self, wanted: Vec<Declaration>) -> Result<(), BrokerError> {
-        *self.inner.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted.clone();
+        self.inner
+            .wanted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&wanted);
         let connection = self.inner.consuming.up(CONNECT_GRACE).await?;
         let _one_at_a_time = self.inner.declaring.lock().await;
         admin::declare(&connection, &wanted).await
@@ -140,8 +144,14 @@ async fn keep_declared(inner: Arc<Inner>, resync: Duration) {
                 }
             }
         }
-        let LinkState::Up(connection) = state.borrow_and_update().clone() else { continue };
-        let wanted = inner.wanted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let LinkState::Up(connection) = state.borrow_and_update().clone() else {
+            continue;
+        };
+        let wanted = inner
+            .wanted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         if wanted.is_empty() {
             continue;
         }
@@ -156,7 +166,9 @@ async fn keep_declared(inner: Arc<Inner>, resync: Duration) {
                 tracing::warn!(error = %crate::engine::chain(&error), "cannot declare the queues again; trying on");
                 warned = true;
             }
-            Err(error) => tracing::debug!(error = %crate::engine::chain(&error), "cannot declare the queues"),
+            Err(error) => {
+                tracing::debug!(error = %crate::engine::chain(&error), "cannot declare the queues");
+            }
         }
     }
 }
@@ -167,7 +179,11 @@ impl Broker for Rabbit {
         self.inner.publisher.is_up() && self.inner.consuming.is_up()
     }
 
-    async fn declare(&self, topology: &Topology, former: &[FlowTopology]) -> Result<(), BrokerError> {
+    async fn declare(
+        &self,
+        topology: &Topology,
+        former: &[FlowTopology],
+    ) -> Result<(), BrokerError> {
         self.declare_all(declarations(topology)).await?;
         let stale = stale_bindings(topology, former);
         if stale.is_empty() {
@@ -179,7 +195,10 @@ impl Broker for Rabbit {
     }
 
     async fn publish(&self, publication: Publication) -> Result<(), BrokerError> {
-        self.inner.publisher.publish(Outgoing::Batch(publication)).await
+        self.inner
+            .publisher
+            .publish(Outgoing::Batch(publication))
+            .await
     }
 
     async fn depths(&self, queues: &[String]) -> Result<BTreeMap<String, Depth>, BrokerError> {
@@ -229,7 +248,12 @@ impl Broker for Rabbit {
         receiver
     }
 
-    async fn reply(&self, reply_to: &str, correlation: &str, body: Bytes) -> Result<(), BrokerError> {
+    async fn reply(
+        &self,
+        reply_to: &str,
+        correlation: &str,
+        body: Bytes,
+    ) -> Result<(), BrokerError> {
         let answer = Outgoing::Answer {
             reply_to: reply_to.to_owned(),
             correlation: correlation.to_owned(),
@@ -242,7 +266,11 @@ impl Broker for Rabbit {
 impl Rabbit {
     /// What is deleted on purpose is not to come back by itself.
     fn forget(&self, gone: impl Fn(&Declaration) -> bool) {
-        let mut wanted = self.inner.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = self
+            .inner
+            .wanted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         wanted.retain(|declaration| !gone(declaration));
     }
 }
@@ -264,7 +292,10 @@ async fn answered<T>(
 /// A refusal of the broker is one; everything else means that it cannot be reached now.
 fn broker_error(what: impl FnOnce() -> String, error: lapin::Error) -> BrokerError {
     if error.is_amqp_soft_error() {
-        BrokerError::Refused { what: what(), source: Box::new(error) }
+        BrokerError::Refused {
+            what: what(),
+            source: Box::new(error),
+        }
     } else {
         BrokerError::Unreachable(Box::new(error))
     }

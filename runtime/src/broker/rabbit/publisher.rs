@@ -69,9 +69,17 @@ impl Publisher {
         tasks: &TaskTracker,
     ) -> Self {
         let (sender, requests) = mpsc::channel(WINDOW);
-        let task = Task { state: link.state(), requests, declare_again, shutdown: shutdown.clone() };
+        let task = Task {
+            state: link.state(),
+            requests,
+            declare_again,
+            shutdown: shutdown.clone(),
+        };
         tasks.spawn(task.run());
-        Self { link, requests: sender }
+        Self {
+            link,
+            requests: sender,
+        }
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -83,7 +91,9 @@ impl Publisher {
     pub(super) async fn publish(&self, outgoing: Outgoing) -> Result<(), BrokerError> {
         self.link.up(CONNECT_GRACE).await?;
         let (outcome, answer) = oneshot::channel();
-        let send = self.requests.send_timeout(Request { outgoing, outcome }, CONFIRM_TIMEOUT);
+        let send = self
+            .requests
+            .send_timeout(Request { outgoing, outcome }, CONFIRM_TIMEOUT);
         send.await.map_err(|_| BrokerError::TimedOut)?;
         match timeout(CONFIRM_TIMEOUT, answer).await {
             Ok(Ok(outcome)) => outcome,
@@ -153,19 +163,18 @@ impl Task {
         while pending.next().await.is_some() {}
     }
 
-    async fn publish(
-        &self,
-        channel: &Channel,
-        request: Request,
-        pending: &mut Pending,
-    ) -> bool {
+    async fn publish(&self, channel: &Channel, request: Request, pending: &mut Pending) -> bool {
         let Request { outgoing, outcome } = request;
         let (exchange, key, body, properties) = match outgoing {
             Outgoing::Batch(batch) => {
                 let properties = batch_properties(&batch);
                 (batch.exchange, batch.key, batch.body, properties)
             }
-            Outgoing::Answer { reply_to, correlation, body } => {
+            Outgoing::Answer {
+                reply_to,
+                correlation,
+                body,
+            } => {
                 let properties = BasicProperties::default()
                     .with_content_type("application/json".into())
                     .with_correlation_id(short(&correlation));
@@ -195,7 +204,13 @@ impl Task {
                 Ok(Err(error)) => {
                     // The exchange is gone: publishing to it closed the channel.
                     declare_again.notify_one();
-                    (Err(broker_error(|| format!("take a message for exchange `{exchange}`"), error)), false)
+                    (
+                        Err(broker_error(
+                            || format!("take a message for exchange `{exchange}`"),
+                            error,
+                        )),
+                        false,
+                    )
                 }
                 Err(_) => (Err(BrokerError::TimedOut), false),
             };
@@ -211,7 +226,10 @@ impl Request {
         Self::answer_to(self.outcome, outcome);
     }
 
-    fn answer_to(sender: oneshot::Sender<Result<(), BrokerError>>, outcome: Result<(), BrokerError>) {
+    fn answer_to(
+        sender: oneshot::Sender<Result<(), BrokerError>>,
+        outcome: Result<(), BrokerError>,
+    ) {
         if sender.send(outcome).is_err() {
             tracing::debug!("nobody waits for this confirm any more");
         }
@@ -221,7 +239,9 @@ impl Request {
 async fn open(connection: &Connection) -> Result<Channel, BrokerError> {
     let open = async {
         let channel = connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
         Ok(channel)
     };
     match timeout(ANSWER_TIMEOUT, open).await {
@@ -232,7 +252,10 @@ async fn open(connection: &Connection) -> Result<Channel, BrokerError> {
 
 fn batch_properties(batch: &Publication) -> BasicProperties {
     let mut headers = FieldTable::default();
-    headers.insert(BATCH_COUNT_HEADER.into(), AMQPValue::LongLongInt(i64::from(batch.count)));
+    headers.insert(
+        BATCH_COUNT_HEADER.into(),
+        AMQPValue::LongLongInt(i64::from(batch.count)),
+    );
     BasicProperties::default()
         .with_type(batch.kind.into())
         .with_content_type(BATCH_CONTENT_TYPE.into())
