@@ -147,6 +147,8 @@ async fn keep_declared(inner: Arc<Inner>, resync: Duration) {
         let LinkState::Up(connection) = state.borrow_and_update().clone() else {
             continue;
         };
+        // First the turn, then the list: what is deleted meanwhile must not come back.
+        let _one_at_a_time = inner.declaring.lock().await;
         let wanted = inner
             .wanted
             .lock()
@@ -155,7 +157,6 @@ async fn keep_declared(inner: Arc<Inner>, resync: Duration) {
         if wanted.is_empty() {
             continue;
         }
-        let _one_at_a_time = inner.declaring.lock().await;
         match admin::declare(&connection, &wanted).await {
             Ok(()) if warned => {
                 tracing::info!("the queues on the broker are as they should be again");
