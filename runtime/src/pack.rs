@@ -402,7 +402,10 @@ mod tests {
     fn this_very_program_is_read_right() {
         let program = std::fs::read("/proc/self/exe").expect("it runs");
         let linkage = linkage(&program).expect("it is an ELF file");
-        assert_eq!(linkage == Linkage::Static, cfg!(target_feature = "crt-static"));
+        assert_eq!(
+            linkage == Linkage::Static,
+            cfg!(target_feature = "crt-static")
+        );
     }
 
     #[tokio::test]

@@ -254,10 +254,8 @@ async fn whatever_goes_wrong_it_comes_to_what_should_be() {
             "seed {seed}: there are two of one"
         );
         // It may have crashed, but nobody told it to go.
-        let strangers = story.engine.containers().into_iter();
-        let stranger = strangers
-            .filter(|one| one.identity.instance == "other")
-            .last();
+        let mut all = story.engine.containers().into_iter();
+        let stranger = all.find(|one| one.identity.instance == "other");
         let state = stranger.map(|one| one.state);
         let is_left_alone = matches!(
             state,
