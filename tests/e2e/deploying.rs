@@ -2,12 +2,21 @@
 
 use towpath_tests::{BrokerVersion, Demo, Instance, eventually, holds};
 
-use crate::{SOON, crm_holds_exactly, orders_to_crm};
+use crate::{NO_429, NO_500, NO_500_AFTER, NOT_SLOW, SOON, crm_holds_exactly, orders_to_crm};
 
 #[test]
 fn an_unchanged_flow_changes_nothing_and_a_changed_one_replaces_only_what_must_change() {
     let instance = Instance::start(BrokerVersion::V40);
-    let demo = Demo::start(&instance, &[("DEMO_ORDERS", "50"), ("DEMO_FAULTS", "0")]);
+    let demo = Demo::start(
+        &instance,
+        &[
+            ("DEMO_ORDERS", "50"),
+            NO_429,
+            NO_500,
+            NO_500_AFTER,
+            NOT_SLOW,
+        ],
+    );
     instance
         .run_with(&["secret", "set", "crm_token"], "demo-token")
         .ok();
@@ -55,7 +64,16 @@ fn an_unchanged_flow_changes_nothing_and_a_changed_one_replaces_only_what_must_c
 #[test]
 fn a_secret_is_in_no_inspect_no_log_and_no_file_and_a_new_one_replaces_what_uses_it() {
     let instance = Instance::start(BrokerVersion::V40);
-    let demo = Demo::start(&instance, &[("DEMO_ORDERS", "20"), ("DEMO_FAULTS", "0")]);
+    let demo = Demo::start(
+        &instance,
+        &[
+            ("DEMO_ORDERS", "20"),
+            NO_429,
+            NO_500,
+            NO_500_AFTER,
+            NOT_SLOW,
+        ],
+    );
     let secret = "demo-token";
     instance
         .run_with(&["secret", "set", "crm_token"], secret)

@@ -5,12 +5,18 @@ use std::time::Duration;
 use towpath_tests::machine::docker;
 use towpath_tests::{BrokerVersion, Demo, Instance, eventually, holds};
 
-use crate::{LONG, SOON, crm_holds_exactly, orders_to_crm};
+use crate::{LONG, NO_429, NO_500, NO_500_AFTER, NOT_SLOW, SOON, crm_holds_exactly, orders_to_crm};
 
 const ORDERS: u64 = 10_000;
 
 /// A shop with 10,000 orders and a CRM that takes each of them at once.
-const KIND_WORLD: &[(&str, &str)] = &[("DEMO_ORDERS", "10000"), ("DEMO_FAULTS", "0")];
+const KIND_WORLD: &[(&str, &str)] = &[
+    ("DEMO_ORDERS", "10000"),
+    NO_429,
+    NO_500,
+    NO_500_AFTER,
+    NOT_SLOW,
+];
 
 fn begin(instance: &Instance) -> Demo {
     let demo = Demo::start(instance, KIND_WORLD);
@@ -26,7 +32,7 @@ fn begin(instance: &Instance) -> Demo {
 fn at_least(demo: &Demo, orders: u64) -> u64 {
     eventually("orders arrive", LONG, || {
         let stats = demo.crm_stats()?;
-        let count = stats["orders"].as_u64().unwrap_or(0);
+        let count = stats["deals"].as_u64().unwrap_or(0);
         holds(count >= orders, || stats.to_string())?;
         Ok(count)
     })
@@ -103,8 +109,17 @@ fn a_restart_of_rabbitmq_4_0_loses_nothing() {
 #[test]
 fn a_target_that_is_down_is_tried_again_later() {
     let instance = Instance::start(BrokerVersion::V40);
-    let demo = Demo::start(&instance, &[("DEMO_ORDERS", "100"), ("DEMO_FAULTS", "0")]);
-    demo.post(&format!("{}/hold", demo.crm));
+    let demo = Demo::start(
+        &instance,
+        &[
+            ("DEMO_ORDERS", "100"),
+            NO_429,
+            NO_500,
+            NO_500_AFTER,
+            NOT_SLOW,
+        ],
+    );
+    demo.post(&format!("{}/hold?how=refuse", demo.crm));
     instance
         .run_with(&["secret", "set", "crm_token"], "demo-token")
         .ok();

@@ -74,7 +74,7 @@ actions:
     );
     assert_eq!(seen["docker_socket"], json!(false));
     assert_eq!(seen["effective_capabilities"], json!("0000000000000000"));
-    assert_eq!(seen["bounding_capabilities"], json!("0000000000000000"));
+    assert_eq!(seen["permitted_capabilities"], json!("0000000000000000"));
     assert_eq!(seen["no_new_privs"], json!("1"));
     assert_eq!(seen["root_writable"], json!(false));
     assert_ne!(seen["uid"], json!("0"));

@@ -3,11 +3,11 @@
 use serde_json::json;
 use towpath_tests::{BrokerVersion, Demo, Instance, http};
 
-use crate::{LONG, crm_holds_exactly};
+use crate::{LONG, NO_429, NO_500, NO_500_AFTER, NOT_SLOW, crm_holds_exactly};
 
 fn run(step: &str) {
     let instance = Instance::start(BrokerVersion::V310);
-    let demo = Demo::start(&instance, &[("DEMO_FAULTS", "0")]);
+    let demo = Demo::start(&instance, &[NO_429, NO_500, NO_500_AFTER, NOT_SLOW]);
     instance
         .run_with(&["secret", "set", "crm_token"], "demo-token")
         .ok();

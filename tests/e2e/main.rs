@@ -22,6 +22,12 @@ const LONG: Duration = Duration::from_secs(180);
 /// Long enough for what happens at once, give or take a report.
 const SOON: Duration = Duration::from_secs(30);
 
+/// A shop and a CRM in which nothing goes wrong.
+const NO_429: (&str, &str) = ("DEMO_429", "0");
+const NO_500: (&str, &str) = ("DEMO_500", "0");
+const NO_500_AFTER: (&str, &str) = ("DEMO_500_AFTER", "0");
+const NOT_SLOW: (&str, &str) = ("DEMO_SLOW", "0");
+
 /// Orders from the shop to the CRM by polling, as the demonstration does it.
 fn orders_to_crm(crm_replicas: u32) -> String {
     format!(
@@ -33,9 +39,9 @@ trigger:
   every: 1s
   with:
     url: "http://shop:8080/orders"
-    items: orders
     cursor: updated_at
-    page: {{ style: link }}
+    sorted: true
+    page: {{ style: link, size_param: size, size: 100 }}
 actions:
   - id: shape
     image: towpath/jq:test
@@ -59,7 +65,7 @@ actions:
 fn crm_holds_exactly(demo: &Demo, orders: u64, limit: Duration) {
     let stats = eventually("the CRM holds every order", limit, || {
         let stats = demo.crm_stats()?;
-        holds(stats["orders"].as_u64() == Some(orders), || {
+        holds(stats["deals"].as_u64() == Some(orders), || {
             stats.to_string()
         })?;
         Ok(stats)

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use towpath_tests::{BrokerVersion, Demo, Instance, eventually, holds, http};
 
-use crate::{LONG, SOON, crm_holds_exactly, orders_to_crm};
+use crate::{LONG, NO_429, NO_500, NO_500_AFTER, NOT_SLOW, SOON, crm_holds_exactly, orders_to_crm};
 
 const FLOW: &str = r#"
 flow: verbs
@@ -146,7 +146,16 @@ fn what_is_dead_can_be_listed_shown_replayed_and_discarded() {
 #[test]
 fn run_fires_the_trigger_now_and_logs_show_what_steps_say() {
     let instance = Instance::start(BrokerVersion::V40);
-    let demo = Demo::start(&instance, &[("DEMO_ORDERS", "30"), ("DEMO_FAULTS", "0")]);
+    let demo = Demo::start(
+        &instance,
+        &[
+            ("DEMO_ORDERS", "30"),
+            NO_429,
+            NO_500,
+            NO_500_AFTER,
+            NOT_SLOW,
+        ],
+    );
     instance
         .run_with(&["secret", "set", "crm_token"], "demo-token")
         .ok();
@@ -185,7 +194,7 @@ fn the_metrics_count_by_flow_and_step() {
                 .sum::<f64>()
         };
         let seen = (
-            line("towpath_messages_in_total"),
+            line("towpath_messages_received_total"),
             line("towpath_messages_dead_lettered_total"),
         );
         holds(seen == (8.0, 1.0), || format!("{seen:?}\n{text}"))

@@ -2,7 +2,7 @@
 
 use towpath_tests::{BrokerVersion, Demo, Instance, eventually, holds};
 
-use crate::{LONG, SOON, crm_holds_exactly, orders_to_crm};
+use crate::{LONG, NO_429, NO_500, NO_500_AFTER, NOT_SLOW, SOON, crm_holds_exactly, orders_to_crm};
 
 #[test]
 fn scale_out_restarts_none_and_scale_in_finishes_what_is_held() {
@@ -11,7 +11,10 @@ fn scale_out_restarts_none_and_scale_in_finishes_what_is_held() {
         &instance,
         &[
             ("DEMO_ORDERS", "5000"),
-            ("DEMO_FAULTS", "0"),
+            NO_429,
+            NO_500,
+            NO_500_AFTER,
+            NOT_SLOW,
             ("DEMO_DELAY_MS", "20"),
         ],
     );

@@ -25,12 +25,8 @@ pub struct Limits {
     pub step_input_bytes: usize,
     /// How long a step may take to say `ready`: a cold virtual machine is slow.
     pub hello: Duration,
-    /// How long a step may take to come back with a cancelled message when nothing else can be
-    /// handed to it, before it is killed.
+    /// How long a step may take to come back with a cancelled message before it is killed.
     pub cancel_grace: Duration,
-    /// How long a message may wait for its own cancelled attempt to come back before the step is
-    /// killed.
-    pub cancel_grace_same: Duration,
     /// The first wait before a step process that died is started again.
     pub restart_first: Duration,
     /// The longest.
@@ -60,7 +56,6 @@ impl Default for Limits {
             step_input_bytes: 256 << 10,
             hello: Duration::from_secs(60),
             cancel_grace: Duration::from_secs(5),
-            cancel_grace_same: Duration::from_secs(60),
             restart_first: Duration::from_millis(100),
             restart_longest: Duration::from_secs(30),
             refused_first: Duration::from_millis(50),

@@ -132,7 +132,7 @@ async fn what_is_not_yet_due_comes_back_without_a_failure() {
 }
 
 #[tokio::test]
-async fn what_hangs_is_cancelled_counted_and_the_step_is_killed() {
+async fn what_hangs_is_cancelled_and_killed_and_its_neighbour_loses_no_attempt() {
     let bench = Bench::new("timeout", |start| {
         start.settings.timeout_ms = 500;
         start.settings.concurrency = 2;
@@ -144,22 +144,24 @@ async fn what_hangs_is_cancelled_counted_and_the_step_is_killed() {
         bench.read(&bench.out()).await,
     );
     let agent = Agent::start(&bench.start);
-    let id = bench.publish(&[json!({"do": "hang"})], 1).await[0];
+    let hang = json!({"do": "hang"});
+    let neighbour = json!({"do": "echo", "neighbour": true});
+    let id = bench.publish(&[hang, neighbour], 2).await[0];
+    // The step blocks: both time out, and then each is tried alone.
     let letter = dead.next("a dead letter").await;
     assert_eq!(
         (&letter["cause"], &letter["message"]["id"]),
         (&json!("attempts"), &json!(id.to_string()))
     );
-    assert_eq!(letter["reason"], "the step took longer than 500 ms");
-    // The step does nothing any more: what comes now times out as well, and then it is killed.
-    bench
-        .publish(&[json!({"do": "echo", "late": true})], 1)
-        .await;
-    dead.next("the one after it").await;
-    agent.logs("did not come back").await;
+    assert_eq!(
+        letter["reason"],
+        "the step took longer than 500 ms, did not come back when told to, and was killed"
+    );
     bench.publish(&echo(5), 5).await;
-    out.until("outputs of the next process", |lines| lines.len() >= 5)
-        .await;
+    out.until("the neighbour's output, and the next ones'", |lines| {
+        lines.len() >= 6
+    })
+    .await;
     agent.drain().await;
     bench.clean().await;
 }

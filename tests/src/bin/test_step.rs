@@ -105,7 +105,7 @@ fn spy() -> Value {
         "other_secret_found": other_secret_found,
         "docker_socket": std::path::Path::new("/var/run/docker.sock").exists(),
         "effective_capabilities": field("CapEff:"),
-        "bounding_capabilities": field("CapBnd:"),
+        "permitted_capabilities": field("CapPrm:"),
         "no_new_privs": field("NoNewPrivs:"),
         "uid": field("Uid:"),
         "root_writable": std::fs::write("/written", "x").is_ok(),

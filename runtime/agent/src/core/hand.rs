@@ -17,8 +17,7 @@ impl Core {
             return;
         }
         while self.to_step.len() < self.setup.limits.step_input_bytes {
-            let taken = self.in_hand as usize + self.cancelled.len();
-            if taken >= self.places() {
+            if self.in_hand as usize >= self.places() {
                 break;
             }
             if let Some(number) = self.suspects.pop_front() {
@@ -77,7 +76,6 @@ impl Core {
             return;
         }
         let is_blocked = self.records.find(envelope.id).is_some()
-            || self.cancelled.contains_key(&envelope.id)
             || (self.setup.kind == Kind::Poll && !self.records.is_empty());
         if is_blocked {
             self.deferred.push(Deferred {
@@ -91,7 +89,7 @@ impl Core {
         let number = self.records.insert(envelope, line, delivery);
         if self.setup.kind == Kind::Poll {
             self.begin_tick(number, now);
-        } else if (self.in_hand as usize + self.cancelled.len()) < self.places() {
+        } else if (self.in_hand as usize) < self.places() {
             self.give(number, now);
         } else {
             self.again.push_back(number);

@@ -113,7 +113,7 @@ pub struct Core {
     suspect: Option<u32>,
     deferred: Vec<Deferred>,
     in_hand: u32,
-    /// Cancelled messages that the step has not come back with: each takes a place in its hands.
+    /// Those of the messages in hand that took too long, and since when the step has been told.
     cancelled: IdMap<Instant>,
     held_bytes: usize,
 

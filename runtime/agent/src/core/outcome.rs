@@ -23,6 +23,7 @@ impl Core {
         if self.suspect == Some(number) {
             self.suspect = None;
         }
+        self.forget_cancelled(number);
         let record = self.records.get(number);
         record.state = State::Ready;
         let Some(handed_at) = record.handed_at else {
@@ -33,6 +34,14 @@ impl Core {
         let bucket = LATENCY_BOUNDS_US.partition_point(|bound| *bound < took);
         self.latency.counts[bucket] += 1;
         self.latency.sum_us += took;
+    }
+
+    fn forget_cancelled(&mut self, number: u32) {
+        if !self.cancelled.is_empty()
+            && let Some(id) = self.records.get(number).id
+        {
+            self.cancelled.remove(&id);
+        }
     }
 
     /// The step handled a message.
@@ -239,6 +248,7 @@ impl Core {
     /// Leaves a message to whoever gets it next.
     pub(super) fn abandon(&mut self, number: u32) {
         self.spoil_held(number);
+        self.forget_cancelled(number);
         self.records.forget_id(number);
         let record = self.records.get(number);
         if record.state == State::InHand {

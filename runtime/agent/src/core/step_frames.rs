@@ -113,13 +113,17 @@ impl Core {
 
     /// Finds the message that a frame is about; none if it was cancelled.
     fn in_hands(&mut self, id: MessageId) -> Result<Option<u32>, String> {
+        if self.cancelled.contains_key(&id) {
+            return Ok(None);
+        }
+        self.held_by_step(id).map(Some)
+    }
+
+    fn held_by_step(&mut self, id: MessageId) -> Result<u32, String> {
         if let Some(number) = self.records.find(id)
             && self.records.get(number).state == State::InHand
         {
-            return Ok(Some(number));
-        }
-        if self.cancelled.contains_key(&id) {
-            return Ok(None);
+            return Ok(number);
         }
         Err("the step wrote of a message that is not in its hands".to_owned())
     }
@@ -231,7 +235,8 @@ impl Core {
 
     fn on_done(&mut self, id: MessageId, now: Now) -> Result<(), String> {
         let Some(number) = self.in_hands(id)? else {
-            self.come_back(id, now);
+            let number = self.held_by_step(id)?;
+            self.come_back(number, now);
             return Ok(());
         };
         self.leave_hands(number, now);
@@ -251,7 +256,8 @@ impl Core {
         now: Now,
     ) -> Result<(), String> {
         let Some(number) = self.in_hands(id)? else {
-            self.come_back(id, now);
+            let number = self.held_by_step(id)?;
+            self.come_back(number, now);
             return Ok(());
         };
         self.leave_hands(number, now);
@@ -276,12 +282,6 @@ impl Core {
             return Ok(());
         };
         self.add_checkpoint(number, checkpoint, now)
-    }
-
-    /// Notes that the step came back with a message that was cancelled.
-    fn come_back(&mut self, id: MessageId, now: Now) {
-        self.cancelled.remove(&id);
-        self.release_deferred(now);
     }
 }
 

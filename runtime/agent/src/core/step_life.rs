@@ -193,7 +193,7 @@ impl Core {
 
     /// Returns the message in the step's hands, if there is but one.
     pub(super) fn only_in_hand(&self) -> Option<MessageId> {
-        if self.in_hand != 1 || !self.cancelled.is_empty() {
+        if self.in_hand != 1 {
             return None;
         }
         let mut in_hand = self
@@ -215,9 +215,10 @@ impl Core {
         self.suspect = None;
         let reason = match (&kill, self.life.refusal.take()) {
             (Some(Kill::Garbage(reason) | Kill::Contract(reason)), _) => reason.clone(),
-            (Some(Kill::Hangs), _) => {
-                "the step did not come back with what had timed out and was killed".to_owned()
-            }
+            (Some(Kill::Hangs), _) => format!(
+                "{}, did not come back when told to, and was killed",
+                self.too_long()
+            ),
             (Some(Kill::Mute), _) => {
                 format!(
                     "the step did not say `ready` within {} s",
@@ -232,7 +233,11 @@ impl Core {
         if !was_leaving && kill != Some(Kill::Stays) {
             self.note_death(&reason, now);
         }
-        self.take_back(kill == Some(Kill::Hangs), &reason, now);
+        let outcome = match kill {
+            Some(Kill::Hangs) => Outcome::TimedOut,
+            _ => Outcome::Crashed,
+        };
+        self.take_back(outcome, &reason, now);
         self.release_deferred(now);
     }
 
@@ -255,7 +260,7 @@ impl Core {
 
     /// Takes back what the dead process had in its hands. One message alone is to blame; of several
     /// nobody knows which, so they are handed over again one at a time before anything is counted.
-    fn take_back(&mut self, are_innocent: bool, reason: &str, now: Now) {
+    fn take_back(&mut self, outcome: Outcome, reason: &str, now: Now) {
         let mut live = self.records.in_state(State::InHand);
         live.sort_by_key(|number| self.records.get(*number).handed_at);
         self.in_hand = 0;
@@ -265,11 +270,11 @@ impl Core {
             record.state = State::Ready;
             record.start_again();
         }
-        if let ([guilty], false) = (live.as_slice(), are_innocent) {
-            self.blame(*guilty, reason, now);
+        if let [guilty] = live.as_slice() {
+            self.blame(*guilty, outcome, reason, now);
             return;
         }
-        if live.len() > 1 && !are_innocent {
+        if live.len() > 1 {
             let text = format!(
                 "{} messages were in its hands: they are tried one at a time",
                 live.len()
@@ -282,22 +287,20 @@ impl Core {
                 self.abandon(number);
             } else if record.tick.is_some() {
                 self.ask(number, now);
-            } else if are_innocent {
-                self.again.push_front(number);
             } else {
                 self.suspects.push_front(number);
             }
         }
     }
 
-    fn blame(&mut self, number: u32, reason: &str, now: Now) {
+    fn blame(&mut self, number: u32, outcome: Outcome, reason: &str, now: Now) {
         let lines = self
             .life
             .last_lines
             .iter()
             .filter(|_| self.life.has_written);
         let chain: Vec<String> = lines.cloned().collect();
-        self.fail(number, Outcome::Crashed, reason, &chain, now);
+        self.fail(number, outcome, reason, &chain, now);
     }
 
     /// Tells the step that no more will come.
@@ -345,13 +348,17 @@ impl Core {
         }
         self.next_timeout = next;
         for number in late {
-            self.time_out(number, now);
+            self.cancel(number, now);
         }
     }
 
-    fn time_out(&mut self, number: u32, now: Now) {
-        self.leave_hands(number, now);
-        if let Some(id) = self.records.get(number).id {
+    /// Tells the step that a message took too long. It stays in the step's hands until the step
+    /// comes back with it: only then is it known that this message, and not one beside it that
+    /// blocks the whole process, is the one that took so long.
+    fn cancel(&mut self, number: u32, now: Now) {
+        let record = self.records.get(number);
+        record.deadline = None;
+        if let Some(id) = record.id {
             let frame = ToStep::Cancel(Cancel {
                 id,
                 reason: "timeout".into(),
@@ -360,24 +367,24 @@ impl Core {
             self.to_step.push(b'\n');
             self.cancelled.insert(id, now.instant);
         }
-        let limit = self.setup.settings.timeout_ms;
-        let reason = format!("the step took longer than {}", crate::exit::duration(limit));
+    }
+
+    /// The step came back with a message that was cancelled.
+    pub(super) fn come_back(&mut self, number: u32, now: Now) {
+        self.leave_hands(number, now);
+        let reason = self.too_long();
         self.fail(number, Outcome::TimedOut, &reason, &[], now);
+    }
+
+    fn too_long(&self) -> String {
+        let limit = self.setup.settings.timeout_ms;
+        format!("the step took longer than {}", crate::exit::duration(limit))
     }
 
     /// Returns when a step that does not come back with cancelled messages is killed.
     fn hanging_deadline(&self) -> Option<Instant> {
-        let limits = &self.setup.limits;
-        let newest = self.cancelled.values().max()?;
-        let is_stuck = self.in_hand == 0 && self.cancelled.len() >= self.places();
-        let stuck = is_stuck.then(|| *newest + limits.cancel_grace);
-        let same = self
-            .deferred
-            .iter()
-            .filter(|deferred| self.cancelled.contains_key(&deferred.envelope.id))
-            .map(|deferred| deferred.since + limits.cancel_grace_same)
-            .min();
-        stuck.into_iter().chain(same).min()
+        let oldest = self.cancelled.values().min()?;
+        Some(*oldest + self.setup.limits.cancel_grace)
     }
 
     fn check_hanging(&mut self, now: Now) {
