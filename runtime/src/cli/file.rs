@@ -10,12 +10,16 @@ use super::Context;
 use super::problem::Problem;
 use crate::control::view::Draft;
 
-/// Reads a flow file; `-` is standard input. Never more than one byte beyond what it may have.
+/// The most bytes that are read of a file: far more than a flow file may have, so that its size can
+/// be said, and far less than would fill the memory.
+const READ_BYTES_MAX: u64 = 64 << 20;
+
+/// Reads a flow file; `-` is standard input.
 pub(super) fn read(path: &str) -> Result<Source, Problem> {
     let cannot = |error: &std::io::Error| {
         Problem::could_not(format!("cannot read the flow file `{path}`")).because(error)
     };
-    let limit = FILE_BYTES_MAX as u64 + 1;
+    let limit = READ_BYTES_MAX;
     let mut bytes = Vec::new();
     if path == "-" {
         std::io::stdin().lock().take(limit).read_to_end(&mut bytes).map_err(|error| cannot(&error))?;
