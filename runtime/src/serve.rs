@@ -87,7 +87,10 @@ pub enum ServeError {
 pub async fn serve(settings: &Settings, docker_host: Option<String>) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
-    let listen = |source| ServeError::Listen { address: settings.listen.to_string(), source };
+    let listen = |source| ServeError::Listen {
+        address: settings.listen.to_string(),
+        source,
+    };
     let listener = TcpListener::bind(settings.listen).await.map_err(listen)?;
     let store = Store::open(&settings.data)?;
     let token = token(settings)?;
@@ -148,7 +151,11 @@ fn token(settings: &Settings) -> Result<String, StoreError> {
     if !settings.token.is_empty() {
         return Ok(settings.token.clone());
     }
-    let fresh = || blake3::Hash::from_bytes(rand::random()).to_hex().to_string();
+    let fresh = || {
+        blake3::Hash::from_bytes(rand::random())
+            .to_hex()
+            .to_string()
+    };
     let path = settings.data.join("token");
     let token = private_text(&path, fresh)?;
     if token.len() < 16 {
@@ -249,7 +256,11 @@ impl Plane {
         let declared = CancellationToken::new();
         spawn(
             "declaring",
-            Box::pin(declare(Arc::clone(&control), declared.clone(), stop.clone())),
+            Box::pin(declare(
+                Arc::clone(&control),
+                declared.clone(),
+                stop.clone(),
+            )),
         );
         spawn("the reconciler", Box::pin(reconciler.run(stop.clone())));
         spawn("the scheduler", Box::pin(scheduler.run(stop.clone())));
@@ -265,10 +276,22 @@ impl Plane {
             }),
         );
         spawn("the ingress", Box::pin(worker.run(broker, stop.clone())));
-        spawn("removing queues", Box::pin(Arc::clone(&control).run_removals(stop.clone())));
+        spawn(
+            "removing queues",
+            Box::pin(Arc::clone(&control).run_removals(stop.clone())),
+        );
         spawn("forgetting", Box::pin(forget(store, stop.clone())));
-        spawn("counting restarts", Box::pin(count_restarts(handle, metrics, stop.clone())));
-        Ok(Self { control, ingress, rabbit, broker_stop, parts })
+        spawn(
+            "counting restarts",
+            Box::pin(count_restarts(handle, metrics, stop.clone())),
+        );
+        Ok(Self {
+            control,
+            ingress,
+            rabbit,
+            broker_stop,
+            parts,
+        })
     }
 }
 
@@ -318,7 +341,9 @@ async fn count_restarts(handle: Handle, metrics: Metrics, stop: CancellationToke
         let now = status.borrow_and_update().clone();
         for (flow, steps) in &now.flows {
             for (step, is) in &steps.steps {
-                let before = counted.insert((flow.clone(), step.clone()), is.restarts).unwrap_or(0);
+                let before = counted
+                    .insert((flow.clone(), step.clone()), is.restarts)
+                    .unwrap_or(0);
                 for _ in before..is.restarts {
                     metrics.replica_restart(flow, step);
                 }

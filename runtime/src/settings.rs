@@ -20,8 +20,12 @@ const FILES: [&str; 2] = ["towpath.yaml", "/etc/towpath/towpath.yaml"];
 const PREFIX: &str = "TOWPATH_";
 
 /// Variables with that beginning that belong to the command line, not to the control plane.
-const OF_THE_COMMAND_LINE: [&str; 4] =
-    ["TOWPATH_SERVER", "TOWPATH_TOKEN_FILE", "TOWPATH_OUTPUT", "TOWPATH_COLOR"];
+const OF_THE_COMMAND_LINE: [&str; 4] = [
+    "TOWPATH_SERVER",
+    "TOWPATH_TOKEN_FILE",
+    "TOWPATH_OUTPUT",
+    "TOWPATH_COLOR",
+];
 
 /// The largest request that is read, unless told otherwise: a flow file or a webhook's body, with
 /// room for what wraps them.
@@ -113,17 +117,26 @@ impl Settings {
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, SettingsError> {
-        let found = FILES.iter().map(Path::new).find(|path| file.is_none() && path.exists());
+        let found = FILES
+            .iter()
+            .map(Path::new)
+            .find(|path| file.is_none() && path.exists());
         let mut builder = defaults();
         if let Some(path) = file.or(found) {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| SettingsError::Unreadable { path: path.to_owned(), source })?;
+            let text =
+                std::fs::read_to_string(path).map_err(|source| SettingsError::Unreadable {
+                    path: path.to_owned(),
+                    source,
+                })?;
             // Read here, so that a value that is wrong is not part of what the parser says.
             let source = Config::builder()
                 .add_source(File::from_str(&text, FileFormat::Yaml))
                 .build()
                 .map_err(|_| {
-                    SettingsError::Wrong(format!("`{}` is not a YAML file with keys", path.display()))
+                    SettingsError::Wrong(format!(
+                        "`{}` is not a YAML file with keys",
+                        path.display()
+                    ))
                 })?;
             check_keys(&source, &format!("`{}`", path.display()))?;
             builder = builder.add_source(source);
@@ -136,7 +149,10 @@ impl Settings {
             .prefix_separator("_")
             .separator("__")
             .source(Some(env.into_iter().collect()));
-        let environment = Config::builder().add_source(source.clone()).build().map_err(wrong)?;
+        let environment = Config::builder()
+            .add_source(source.clone())
+            .build()
+            .map_err(wrong)?;
         check_keys(&environment, "the environment")?;
         let settings: Self = builder
             .add_source(source.try_parsing(true))
@@ -151,7 +167,9 @@ impl Settings {
         let is_name = |text: &str| {
             text.len() <= 32
                 && text.starts_with(|first: char| first.is_ascii_lowercase())
-                && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+                && text
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
         };
         if !is_name(&self.instance) {
             return Err(bad(
@@ -159,21 +177,26 @@ impl Settings {
                 "must be at most 32 lower-case letters, digits and dashes, a letter first",
             ));
         }
-        let scheme = |url: &str, schemes: [&str; 2]| schemes.iter().any(|scheme| url.starts_with(scheme));
+        let scheme =
+            |url: &str, schemes: [&str; 2]| schemes.iter().any(|scheme| url.starts_with(scheme));
         if !scheme(&self.broker.url, ["amqp://", "amqps://"]) {
             return Err(bad("broker.url", "must begin with `amqp://` or `amqps://`"));
         }
         if self.broker.agent_url.is_empty() {
             self.broker.agent_url = from_a_container(&self.broker.url);
         } else if !scheme(&self.broker.agent_url, ["amqp://", "amqps://"]) {
-            return Err(bad("broker.agent_url", "must begin with `amqp://` or `amqps://`"));
+            return Err(bad(
+                "broker.agent_url",
+                "must begin with `amqp://` or `amqps://`",
+            ));
         }
         if self.public_url.is_empty() {
             self.public_url = format!("http://{}", self.listen);
         } else if !scheme(&self.public_url, ["http://", "https://"]) {
             return Err(bad("public_url", "must begin with `http://` or `https://`"));
         }
-        self.public_url.truncate(self.public_url.trim_end_matches('/').len());
+        self.public_url
+            .truncate(self.public_url.trim_end_matches('/').len());
         if !self.token.is_empty() && self.token.len() < 16 {
             return Err(bad("token", "must have at least 16 characters"));
         }
@@ -221,7 +244,9 @@ impl fmt::Debug for BrokerSettings {
 
 /// A URL without its user and password, to show it.
 pub fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return "***".to_owned();
+    };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let host = rest[..end].rsplit('@').next().unwrap_or_default();
     let path = rest[end..].split(['?', '#']).next().unwrap_or_default();
@@ -230,7 +255,9 @@ pub fn without_password(url: &str) -> String {
 
 /// A URL as a container reaches it: there, `localhost` is the container itself.
 fn from_a_container(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
     let (user, host) = match authority.rsplit_once('@') {
@@ -239,10 +266,16 @@ fn from_a_container(url: &str) -> String {
     };
     let (name, port) = match host.strip_prefix("[::1]") {
         Some(port) => ("::1", port.strip_prefix(':')),
-        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+        None => host
+            .split_once(':')
+            .map_or((host, None), |(name, port)| (name, Some(port))),
     };
     let is_here = name == "localhost" || name == "::1" || name.starts_with("127.");
-    let name = if is_here { "host.docker.internal" } else { return url.to_owned() };
+    let name = if is_here {
+        "host.docker.internal"
+    } else {
+        return url.to_owned();
+    };
     let port = port.map(|port| format!(":{port}")).unwrap_or_default();
     format!("{scheme}://{user}{name}{port}{tail}")
 }
@@ -302,7 +335,12 @@ fn check_keys(config: &Config, source: &str) -> Result<(), SettingsError> {
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 fn wrong(error: ConfigError) -> SettingsError {
     let (key, origin, expected) = match &error {
-        ConfigError::Type { origin, expected, key, .. } => (key.clone(), origin.clone(), Some(*expected)),
+        ConfigError::Type {
+            origin,
+            expected,
+            key,
+            ..
+        } => (key.clone(), origin.clone(), Some(*expected)),
         ConfigError::At { key, origin, .. } => (key.clone(), origin.clone(), None),
         _ => (None, None, None),
     };
@@ -327,7 +365,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.yaml");
         std::fs::write(&path, text).unwrap();
-        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let env = env
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Settings::load(Some(&path), env)
     }
 
@@ -346,7 +386,10 @@ mod tests {
         .unwrap();
         assert_eq!(settings.instance, "canal");
         assert_eq!(settings.broker.url, "amqp://u:p@localhost:5673/v");
-        assert_eq!(settings.broker.agent_url, "amqp://u:p@host.docker.internal:5673/v");
+        assert_eq!(
+            settings.broker.agent_url,
+            "amqp://u:p@host.docker.internal:5673/v"
+        );
         assert_eq!(settings.log.level, "debug");
         assert_eq!(settings.log.format, LogFormat::Text);
         assert_eq!(settings.body_bytes_max, 1000);
@@ -365,13 +408,29 @@ mod tests {
     #[test]
     fn a_mistake_names_its_key_and_its_source() {
         check_wrong("lisen: x\n", &[], &["`lisen`", "t.yaml", "listen"]);
-        check_wrong("broker: { uri: s3cret }\n", &[], &["`broker.uri`", "t.yaml"]);
-        check_wrong("", &[("TOWPATH_BROKER__URI", "s3cret")], &["`broker.uri`", "environment"]);
+        check_wrong(
+            "broker: { uri: s3cret }\n",
+            &[],
+            &["`broker.uri`", "t.yaml"],
+        );
+        check_wrong(
+            "",
+            &[("TOWPATH_BROKER__URI", "s3cret")],
+            &["`broker.uri`", "environment"],
+        );
         check_wrong("listen: s3cret\n", &[], &["`listen`"]);
-        check_wrong("", &[("TOWPATH_BODY_BYTES_MAX", "s3cret")], &["`body_bytes_max`"]);
+        check_wrong(
+            "",
+            &[("TOWPATH_BODY_BYTES_MAX", "s3cret")],
+            &["`body_bytes_max`"],
+        );
         check_wrong("log: { format: s3cret }\n", &[], &["log.format"]);
         check_wrong("instance: Big Name\n", &[], &["`instance`"]);
-        check_wrong("broker: { url: 's3cret' }\n", &[], &["`broker.url`", "amqp://"]);
+        check_wrong(
+            "broker: { url: 's3cret' }\n",
+            &[],
+            &["`broker.url`", "amqp://"],
+        );
         check_wrong("token: s3cret\n", &[], &["`token`", "16"]);
         check_wrong("- s3cret\n", &[], &["t.yaml"]);
         check_wrong(": : :\n\t", &[], &["t.yaml"]);
@@ -393,7 +452,10 @@ mod tests {
     fn a_container_reaches_the_host_by_another_name() {
         for (url, expect) in [
             ("amqp://localhost", "amqp://host.docker.internal"),
-            ("amqp://a:b@127.0.0.1:5673/%2f?x=1", "amqp://a:b@host.docker.internal:5673/%2f?x=1"),
+            (
+                "amqp://a:b@127.0.0.1:5673/%2f?x=1",
+                "amqp://a:b@host.docker.internal:5673/%2f?x=1",
+            ),
             ("amqps://[::1]:5671", "amqps://host.docker.internal:5671"),
             ("amqp://rabbit:5672/v", "amqp://rabbit:5672/v"),
         ] {

@@ -80,10 +80,18 @@ impl From<ControlError> for ApiError {
 impl From<BytesRejection> for ApiError {
     fn from(rejection: BytesRejection) -> Self {
         if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            return Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "the request is too large")
-                .hint("the setting `body_bytes_max` is the limit");
+            return Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "the request is too large",
+            )
+            .hint("the setting `body_bytes_max` is the limit");
         }
-        Self::new(StatusCode::BAD_REQUEST, "unreadable", "the request cannot be read to its end")
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "unreadable",
+            "the request cannot be read to its end",
+        )
     }
 }
 

@@ -16,11 +16,17 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let bytes = Bytes::from_request(request, state).await?;
-        let text: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes };
+        let text: &[u8] = if bytes.trim_ascii().is_empty() {
+            b"{}"
+        } else {
+            &bytes
+        };
         serde_json::from_slice(text).map(Self).map_err(|error| {
             // Not what was there: it may be a secret.
             let what = match error.classify() {
-                serde_json::error::Category::Data => "the request has another shape than this expects",
+                serde_json::error::Category::Data => {
+                    "the request has another shape than this expects"
+                }
                 _ => "the request is not JSON",
             };
             let place = format!("{what} (line {}, column {})", error.line(), error.column());

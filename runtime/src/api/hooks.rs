@@ -49,11 +49,18 @@ pub(super) async fn hook_below(
 
 async fn take(state: &ApiState, flow: &str, key: &str, path: String, request: Request) -> Response {
     if !state.control.is_webhook_key(flow, key) {
-        let error = ApiError::new(StatusCode::NOT_FOUND, "no_such_webhook", "there is no webhook here");
+        let error = ApiError::new(
+            StatusCode::NOT_FOUND,
+            "no_such_webhook",
+            "there is no webhook here",
+        );
         return error.into_response();
     }
-    let (method, uri, headers) =
-        (request.method().clone(), request.uri().clone(), request.headers().clone());
+    let (method, uri, headers) = (
+        request.method().clone(),
+        request.uri().clone(),
+        request.headers().clone(),
+    );
     // Through the extractor, which knows the limit and says when it is passed.
     let body = match Bytes::from_request(request, state).await {
         Ok(body) => body,
@@ -64,7 +71,10 @@ async fn take(state: &ApiState, flow: &str, key: &str, path: String, request: Re
         method: method.to_string(),
         path,
         query: uri.query().unwrap_or_default().to_owned(),
-        headers: headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+        headers: headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), text(value)))
+            .collect(),
         body,
     };
     match state.ingress.accept(flow, &request).await {
@@ -77,7 +87,9 @@ fn refusal(error: &ingress::IngressError) -> Response {
     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = ApiError::new(status, error.code(), chain(error)).into_response();
     if let Some(seconds) = error.retry_after() {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }

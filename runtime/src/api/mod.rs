@@ -56,7 +56,9 @@ pub struct ApiState {
 pub fn router(state: ApiState) -> Router {
     let body_limit = DefaultBodyLimit::max(state.body_bytes_max);
     let hook = post(hooks::hook).put(hooks::hook).get(hooks::hook);
-    let hook_below = post(hooks::hook_below).put(hooks::hook_below).get(hooks::hook_below);
+    let hook_below = post(hooks::hook_below)
+        .put(hooks::hook_below)
+        .get(hooks::hook_below);
     let guard = middleware::from_fn_with_state(state.clone(), auth::require_token);
     Router::new()
         .nest("/api/v1", verbs().fallback(not_found).layer(guard))
@@ -88,7 +90,10 @@ fn verbs() -> Router<ApiState> {
         .route("/flows/{flow}/logs", get(routes::logs))
         .route("/runs/{run}", get(routes::run_by_id))
         .route("/dead", get(routes::dead_list))
-        .route("/dead/{id}", get(routes::dead_show).delete(routes::dead_discard))
+        .route(
+            "/dead/{id}",
+            get(routes::dead_show).delete(routes::dead_discard),
+        )
         .route("/dead/{id}/replay", post(routes::dead_replay))
         .route("/secrets", get(routes::secrets))
         .route("/secrets/{name}", put(routes::set_secret))
@@ -97,13 +102,21 @@ fn verbs() -> Router<ApiState> {
 }
 
 async fn not_found() -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "no_such_path", "there is nothing at this path")
-        .hint("`/openapi.json` lists all paths")
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "no_such_path",
+        "there is nothing at this path",
+    )
+    .hint("`/openapi.json` lists all paths")
 }
 
 async fn wrong_method() -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", "this path does not take this method")
-        .hint("`/openapi.json` lists all paths with their methods")
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "wrong_method",
+        "this path does not take this method",
+    )
+    .hint("`/openapi.json` lists all paths with their methods")
 }
 
 /// Answers in place of a handler that panicked. What it said goes to the log, not to the caller.

@@ -53,7 +53,10 @@ pub(super) struct ImageParams {
 /// Says what applying a flow file would do, and changes nothing.
 #[utoipa::path(post, path = "/api/v1/plan", request_body = Draft, security(("token" = [])), responses(
     (status = 200, body = PlanView), (status = 422, body = ErrorBody), (status = 503, body = ErrorBody)))]
-pub(super) async fn plan(State(state): State<ApiState>, draft: JsonBody<Draft>) -> Answer<PlanView> {
+pub(super) async fn plan(
+    State(state): State<ApiState>,
+    draft: JsonBody<Draft>,
+) -> Answer<PlanView> {
     Ok(Json(state.control.plan(&draft.0).await?))
 }
 
@@ -61,7 +64,10 @@ pub(super) async fn plan(State(state): State<ApiState>, draft: JsonBody<Draft>) 
 #[utoipa::path(post, path = "/api/v1/apply", request_body = Draft, security(("token" = [])), responses(
     (status = 200, body = PlanView), (status = 409, body = ErrorBody), (status = 422, body = ErrorBody),
     (status = 503, body = ErrorBody)))]
-pub(super) async fn apply(State(state): State<ApiState>, draft: JsonBody<Draft>) -> Answer<PlanView> {
+pub(super) async fn apply(
+    State(state): State<ApiState>,
+    draft: JsonBody<Draft>,
+) -> Answer<PlanView> {
     Ok(Json(state.control.apply(&draft.0).await?))
 }
 
@@ -74,7 +80,10 @@ pub(super) async fn list(State(state): State<ApiState>) -> Answer<FlowList> {
 /// Says how a flow is.
 #[utoipa::path(get, path = "/api/v1/flows/{flow}", params(("flow" = String, Path)), security(("token" = [])),
     responses((status = 200, body = FlowStatus), (status = 404, body = ErrorBody)))]
-pub(super) async fn status(State(state): State<ApiState>, Path(flow): Path<String>) -> Answer<FlowStatus> {
+pub(super) async fn status(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+) -> Answer<FlowStatus> {
     Ok(Json(state.control.status(&flow).await?))
 }
 
@@ -87,7 +96,9 @@ pub(super) async fn delete(
     Path(flow): Path<String>,
     params: Params<DeleteParams>,
 ) -> Answer<Done> {
-    Ok(Json(state.control.delete(&flow, params.0.drop_messages).await?))
+    Ok(Json(
+        state.control.delete(&flow, params.0.drop_messages).await?,
+    ))
 }
 
 /// Stops consuming; containers and messages stay.
@@ -100,7 +111,10 @@ pub(super) async fn pause(State(state): State<ApiState>, Path(flow): Path<String
 /// Undoes pause and stop.
 #[utoipa::path(post, path = "/api/v1/flows/{flow}/resume", params(("flow" = String, Path)),
     security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody)))]
-pub(super) async fn resume(State(state): State<ApiState>, Path(flow): Path<String>) -> Answer<Done> {
+pub(super) async fn resume(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+) -> Answer<Done> {
     Ok(Json(state.control.resume(&flow).await?))
 }
 
@@ -121,7 +135,12 @@ pub(super) async fn scale(
     Path((flow, step)): Path<(String, String)>,
     request: JsonBody<ScaleRequest>,
 ) -> Answer<Done> {
-    Ok(Json(state.control.scale(&flow, &step, request.0.replicas).await?))
+    Ok(Json(
+        state
+            .control
+            .scale(&flow, &step, request.0.replicas)
+            .await?,
+    ))
 }
 
 /// Fires the trigger now.
@@ -150,7 +169,10 @@ pub(super) async fn runs(
 /// Says how a run is.
 #[utoipa::path(get, path = "/api/v1/runs/{run}", params(("run" = String, Path)), security(("token" = [])),
     responses((status = 200, body = RunView), (status = 404, body = ErrorBody)))]
-pub(super) async fn run_by_id(State(state): State<ApiState>, Path(run): Path<String>) -> Answer<RunView> {
+pub(super) async fn run_by_id(
+    State(state): State<ApiState>,
+    Path(run): Path<String>,
+) -> Answer<RunView> {
     Ok(Json(state.control.run_by_id(&run).await?))
 }
 
@@ -165,7 +187,9 @@ pub(super) async fn logs(
 ) -> Result<Response, ApiError> {
     let lines = state.control.logs(&flow, &params.0).await?;
     // Who follows is let go when the control plane ends: else it would wait for them.
-    let lines = lines.take_until(state.stop.clone().cancelled_owned()).map(Ok::<_, Infallible>);
+    let lines = lines
+        .take_until(state.stop.clone().cancelled_owned())
+        .map(Ok::<_, Infallible>);
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
     Ok((headers, Body::from_stream(lines)).into_response())
 }
@@ -173,14 +197,20 @@ pub(super) async fn logs(
 /// Lists dead letters, newest first.
 #[utoipa::path(get, path = "/api/v1/dead", params(DeadFilter), security(("token" = [])),
     responses((status = 200, body = DeadList), (status = 400, body = ErrorBody)))]
-pub(super) async fn dead_list(State(state): State<ApiState>, params: Params<DeadFilter>) -> Answer<DeadList> {
+pub(super) async fn dead_list(
+    State(state): State<ApiState>,
+    params: Params<DeadFilter>,
+) -> Answer<DeadList> {
     Ok(Json(state.control.dead_list(&params.0).await?))
 }
 
 /// Shows a dead letter with its message.
 #[utoipa::path(get, path = "/api/v1/dead/{id}", params(("id" = String, Path)), security(("token" = [])),
     responses((status = 200, body = DeadView), (status = 404, body = ErrorBody)))]
-pub(super) async fn dead_show(State(state): State<ApiState>, Path(id): Path<String>) -> Answer<DeadView> {
+pub(super) async fn dead_show(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+) -> Answer<DeadView> {
     Ok(Json(state.control.dead_show(&id).await?))
 }
 
@@ -199,7 +229,10 @@ pub(super) async fn dead_replay(
 /// Says that a dead letter is not needed.
 #[utoipa::path(delete, path = "/api/v1/dead/{id}", params(("id" = String, Path)), security(("token" = [])),
     responses((status = 200, body = Done), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-pub(super) async fn dead_discard(State(state): State<ApiState>, Path(id): Path<String>) -> Answer<Done> {
+pub(super) async fn dead_discard(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+) -> Answer<Done> {
     Ok(Json(state.control.dead_discard(&id).await?))
 }
 
@@ -219,21 +252,29 @@ pub(super) async fn set_secret(
     Path(name): Path<String>,
     request: JsonBody<SecretValue>,
 ) -> Answer<Done> {
-    Ok(Json(state.control.set_secret(&name, &request.0.value).await?))
+    Ok(Json(
+        state.control.set_secret(&name, &request.0.value).await?,
+    ))
 }
 
 /// Deletes a secret that no flow uses.
 #[utoipa::path(delete, path = "/api/v1/secrets/{name}", params(("name" = String, Path)),
     security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody)))]
-pub(super) async fn delete_secret(State(state): State<ApiState>, Path(name): Path<String>) -> Answer<Done> {
+pub(super) async fn delete_secret(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+) -> Answer<Done> {
     Ok(Json(state.control.delete_secret(&name).await?))
 }
 
 /// Shows the manifest of an image.
 #[utoipa::path(get, path = "/api/v1/manifest", params(ImageParams), security(("token" = [])),
     responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
-pub(super) async fn manifest(State(state): State<ApiState>, params: Params<ImageParams>) -> Answer<Value> {
+pub(super) async fn manifest(
+    State(state): State<ApiState>,
+    params: Params<ImageParams>,
+) -> Answer<Value> {
     let manifest = state.control.manifest(&params.0.image).await?;
     Ok(Json(serde_json::to_value(manifest).unwrap_or(Value::Null)))
 }

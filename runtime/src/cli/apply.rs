@@ -37,17 +37,20 @@ pub(super) async fn run(command: &Apply, context: &Context) -> Result<ExitStatus
         file::draft(&source, context).map_err(|problem| file::shown(problem, &source, context))?;
     draft.drop_messages = command.drop_messages;
     let progress = context.printer.progress("checking and applying");
-    let plan: Result<PlanView, Problem> =
-        context.client()?.send(Method::POST, &["apply"], &[], &draft).await;
+    let plan: Result<PlanView, Problem> = context
+        .client()?
+        .send(Method::POST, &["apply"], &[], &draft)
+        .await;
     drop(progress);
     let plan = plan.map_err(|problem| file::shown(problem, &source, context))?;
     if !context.printer.is_json() {
         context.printer.findings(&source, plan.warnings.clone());
         plan::changes(context.printer, &plan);
     }
-    let status = match command.no_wait {
-        true => None,
-        false => Some(wait(&plan, command.timeout, context).await?),
+    let status = if command.no_wait {
+        None
+    } else {
+        Some(wait(&plan, command.timeout, context).await?)
     };
     if context.printer.is_json() {
         context.printer.json(&plan);
@@ -59,7 +62,9 @@ pub(super) async fn run(command: &Apply, context: &Context) -> Result<ExitStatus
             FlowState::Paused => "is in place, and paused",
             FlowState::Stopped => "is in place, and stopped",
         };
-        context.printer.line(&format!("`{}` version {} {is}", plan.flow, plan.version));
+        context
+            .printer
+            .line(&format!("`{}` version {} {is}", plan.flow, plan.version));
     }
     if let Some(url) = &plan.webhook_url {
         context.printer.line(&format!("webhook: {url}"));
@@ -72,8 +77,7 @@ async fn wait(plan: &PlanView, limit: Duration, context: &Context) -> Result<Flo
     let deadline = Instant::now() + limit;
     let progress = context.printer.progress("waiting until everything runs");
     loop {
-        let status: FlowStatus =
-            context.client()?.get(&["flows", &plan.flow], &[]).await?;
+        let status: FlowStatus = context.client()?.get(&["flows", &plan.flow], &[]).await?;
         if status.version > plan.version || (status.converged && status.version == plan.version) {
             return Ok(status);
         }
@@ -82,9 +86,16 @@ async fn wait(plan: &PlanView, limit: Duration, context: &Context) -> Result<Flo
             .iter()
             .filter(|step| step.state != "running" || step.running != step.desired)
             .map(|step| {
-                let reason = step.reason.as_ref().map(|it| format!(", {it}")).unwrap_or_default();
+                let reason = step
+                    .reason
+                    .as_ref()
+                    .map(|it| format!(", {it}"))
+                    .unwrap_or_default();
                 let state = step.state.replace('_', " ");
-                format!("{} {}/{} {state}{reason}", step.step, step.running, step.desired)
+                format!(
+                    "{} {}/{} {state}{reason}",
+                    step.step, step.running, step.desired
+                )
             })
             .collect();
         if Instant::now() >= deadline {

@@ -43,12 +43,16 @@ pub(super) async fn run(command: &Check, context: &Context) -> Result<ExitStatus
             "diagnostics": diagnostics.findings(),
         }));
     } else {
-        context.printer.findings(&source, diagnostics.into_findings());
+        context
+            .printer
+            .findings(&source, diagnostics.into_findings());
     }
     match flow {
         Some(flow) if errors == 0 => {
             if !context.printer.is_json() {
-                context.printer.line(&format!("`{flow}` in {} has no mistakes", source.name));
+                context
+                    .printer
+                    .line(&format!("`{flow}` in {} has no mistakes", source.name));
             }
             Ok(ExitStatus::Done)
         }
@@ -70,7 +74,9 @@ async fn images(
     let engine = match step::engine(context) {
         Ok(engine) => engine,
         Err(problem) => {
-            context.printer.note(&format!("note: images are not checked: {problem}"));
+            context
+                .printer
+                .note(&format!("note: images are not checked: {problem}"));
             return BTreeMap::new();
         }
     };
@@ -81,7 +87,9 @@ async fn images(
     };
     if let Some(why) = why {
         drop(progress);
-        context.printer.note(&format!("note: images are not checked: {why}"));
+        context
+            .printer
+            .note(&format!("note: images are not checked: {why}"));
         return BTreeMap::new();
     }
     let mut facts = BTreeMap::new();

@@ -41,14 +41,20 @@ impl Client {
     /// Makes one; nothing is connected yet.
     pub(super) fn new(server: &str, token: &TokenSource) -> Result<Self, Problem> {
         let bad = |why: &str| {
-            Problem::could_not(format!("`{server}` is not the URL of a control plane: {why}"))
-                .hint("it looks like `http://127.0.0.1:7700`")
+            Problem::could_not(format!(
+                "`{server}` is not the URL of a control plane: {why}"
+            ))
+            .hint("it looks like `http://127.0.0.1:7700`")
         };
         let server: Url = server.parse().map_err(|_| bad("it is no URL"))?;
         if !matches!(server.scheme(), "http" | "https") || server.cannot_be_a_base() {
             return Err(bad("it begins with neither `http://` nor `https://`"));
         }
-        Ok(Self { http: http_client()?, server, token: find_token(token)? })
+        Ok(Self {
+            http: http_client()?,
+            server,
+            token: find_token(token)?,
+        })
     }
 
     /// Asks for something.
@@ -116,7 +122,11 @@ impl Client {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(["api", "v1"]).extend(path);
         }
-        Ok(self.http.request(method, url).query(query).bearer_auth(token))
+        Ok(self
+            .http
+            .request(method, url)
+            .query(query)
+            .bearer_auth(token))
     }
 
     async fn check(&self, sent: reqwest::Result<Response>) -> Result<Response, Problem> {
@@ -137,15 +147,15 @@ impl Client {
             Problem::could_not(format!("the control plane cannot be reached at {address}"))
         };
         problem
-            .because(&innermost(error.without_url()))
+            .because(&innermost(&error.without_url()))
             .hint("start it with `towpath serve`, or pass `--server <url>`")
     }
 }
 
 /// The cause that says most.
-fn innermost(error: reqwest::Error) -> std::io::Error {
+fn innermost(error: &reqwest::Error) -> std::io::Error {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
+    let mut source = std::error::Error::source(error);
     while let Some(error) = source {
         text = error.to_string();
         source = error.source();
@@ -184,19 +194,26 @@ fn find_token(source: &TokenSource) -> Result<Result<String, PathBuf>, Problem> 
         Ok(text) => Ok(Ok(text.trim().to_owned())),
         // Said when it is needed: `--help` and `check` do without.
         Err(error) if !is_named && error.kind() == std::io::ErrorKind::NotFound => Ok(Err(path)),
-        Err(error) => Err(Problem::could_not(format!("cannot read the token in `{}`", path.display()))
-            .because(&error)),
+        Err(error) => Err(Problem::could_not(format!(
+            "cannot read the token in `{}`",
+            path.display()
+        ))
+        .because(&error)),
     }
 }
 
 fn http_client() -> Result<reqwest::Client, Problem> {
-    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let failed = |error: &dyn std::error::Error| Problem::could_not("cannot set up TLS").because(error);
-    let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| failed(&error))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let roots = RootCertStore {
+        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    };
+    let failed =
+        |error: &dyn std::error::Error| Problem::could_not("cannot set up TLS").because(error);
+    let tls =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| failed(&error))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .connect_timeout(CONNECT)

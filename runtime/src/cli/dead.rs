@@ -91,15 +91,34 @@ pub(super) async fn run(command: &Dead, context: &Context) -> Result<ExitStatus,
         Dead::List(command) => list(command, context).await,
         Dead::Show(command) => show(command, context).await,
         Dead::Replay(command) => {
-            let ids = which(&command.ids, command.flow.as_ref(), command.step.as_ref(), context).await?;
-            let request = ReplayRequest { body: command.body.clone() };
+            let ids = which(
+                &command.ids,
+                command.flow.as_ref(),
+                command.step.as_ref(),
+                context,
+            )
+            .await?;
+            let request = ReplayRequest {
+                body: command.body.clone(),
+            };
             let request = serde_json::to_value(request).unwrap_or_default();
-            each(&ids, "replaying", context, |id| (Method::POST, vec!["dead", id, "replay"], request.clone()))
-                .await
+            each(&ids, "replaying", context, |id| {
+                (Method::POST, vec!["dead", id, "replay"], request.clone())
+            })
+            .await
         }
         Dead::Discard(command) => {
-            let ids = which(&command.ids, command.flow.as_ref(), command.step.as_ref(), context).await?;
-            each(&ids, "discarding", context, |id| (Method::DELETE, vec!["dead", id], json!({}))).await
+            let ids = which(
+                &command.ids,
+                command.flow.as_ref(),
+                command.step.as_ref(),
+                context,
+            )
+            .await?;
+            each(&ids, "discarding", context, |id| {
+                (Method::DELETE, vec!["dead", id], json!({}))
+            })
+            .await
         }
     }
 }
@@ -134,7 +153,16 @@ async fn list(command: &List, context: &Context) -> Result<ExitStatus, Problem> 
             cut(&letter.reason),
         ]
     });
-    let heads = [">ID", "FLOW", "STEP", ">WHEN", "CAUSE", ">ATTEMPTS", "STATE", "REASON"];
+    let heads = [
+        ">ID",
+        "FLOW",
+        "STEP",
+        ">WHEN",
+        "CAUSE",
+        ">ATTEMPTS",
+        "STATE",
+        "REASON",
+    ];
     printer.line(&printer.table(&heads, rows.collect()));
     if letters.next.is_some() {
         printer.note("there are more; `--limit` shows them");
@@ -168,16 +196,39 @@ fn one(letter: &DeadView, printer: Printer) -> String {
     };
     let mut lines = vec![
         format!("{} {} ({})", head("dead"), letter.id, letter.state),
-        format!("{} {}/{}, given up by {who}", head("step"), letter.flow, letter.step),
+        format!(
+            "{} {}/{}, given up by {who}",
+            head("step"),
+            letter.flow,
+            letter.step
+        ),
         format!("{} {} UTC", head("when"), moment(letter.at)),
         format!("{} {}", head("cause"), letter.cause.replace('_', " ")),
-        format!("{} {}", head("reason"), printer.tone(&letter.reason, Tone::Bad)),
+        format!(
+            "{} {}",
+            head("reason"),
+            printer.tone(&letter.reason, Tone::Bad)
+        ),
     ];
-    lines.extend(letter.chain.iter().map(|cause| format!("{} {cause}", head("because"))));
+    lines.extend(
+        letter
+            .chain
+            .iter()
+            .map(|cause| format!("{} {cause}", head("because"))),
+    );
     lines.push(format!("{} {}", head("message"), letter.message_id));
-    lines.extend(letter.run.iter().map(|run| format!("{} {run}", head("run"))));
+    lines.extend(
+        letter
+            .run
+            .iter()
+            .map(|run| format!("{} {run}", head("run"))),
+    );
     if letter.replays > 0 {
-        lines.push(format!("{} {} times before", head("replayed"), letter.replays));
+        lines.push(format!(
+            "{} {} times before",
+            head("replayed"),
+            letter.replays
+        ));
     }
     for attempt in &letter.attempts {
         let number = |key: &str| attempt[key].as_u64().unwrap_or(0);
@@ -205,7 +256,9 @@ async fn which(
     step: Option<&String>,
     context: &Context,
 ) -> Result<Vec<String>, Problem> {
-    let Some(flow) = flow else { return Ok(ids.to_vec()) };
+    let Some(flow) = flow else {
+        return Ok(ids.to_vec());
+    };
     let mut query = vec![("flow", flow.clone()), ("limit", "1000".to_owned())];
     query.extend(step.map(|step| ("step", step.clone())));
     let mut found = Vec::new();
@@ -217,7 +270,9 @@ async fn which(
         query.push(("before", next));
     }
     if found.is_empty() {
-        return Err(Problem::no(format!("`{flow}` has no open dead letters there")));
+        return Err(Problem::no(format!(
+            "`{flow}` has no open dead letters there"
+        )));
     }
     // Oldest first: as they came.
     found.reverse();
@@ -236,7 +291,7 @@ async fn each<'a>(
         progress.say(format!("{doing} {} of {}", index + 1, ids.len()));
         let (method, path, body) = request(id);
         let done: Done = context.client()?.send(method, &path, &[], &body).await?;
-        verbs::done(&done, context)?;
+        verbs::done(&done, context);
     }
     Ok(ExitStatus::Done)
 }

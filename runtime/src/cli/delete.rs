@@ -29,24 +29,35 @@ pub(super) async fn run(command: &Delete, context: &Context) -> Result<ExitStatu
     }
     let query = [("drop_messages", command.drop_messages.to_string())];
     let path = ["flows", command.flow.as_str()];
-    let done: Done = context.client()?.send(Method::DELETE, &path, &query, &json!({})).await?;
-    verbs::done(&done, context)
+    let done: Done = context
+        .client()?
+        .send(Method::DELETE, &path, &query, &json!({}))
+        .await?;
+    Ok(verbs::done(&done, context))
 }
 
 fn confirm(command: &Delete, context: &Context) -> Result<(), Problem> {
     if !context.printer.can_ask() {
-        return Err(Problem::no(format!("`{}` is deleted only if someone says so", command.flow))
-            .hint("pass `--yes`"));
+        return Err(Problem::no(format!(
+            "`{}` is deleted only if someone says so",
+            command.flow
+        ))
+        .hint("pass `--yes`"));
     }
-    let messages = if command.drop_messages { " and all messages in its queues" } else { "" };
+    let messages = if command.drop_messages {
+        " and all messages in its queues"
+    } else {
+        ""
+    };
     context.printer.note(&format!(
         "delete `{}`, its checkpoints and its runs{messages}? [y/N]",
         command.flow
     ));
     let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).map_err(|error| {
-        Problem::could_not("cannot read the answer").because(&error)
-    })?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|error| Problem::could_not("cannot read the answer").because(&error))?;
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
         _ => Err(Problem::no("nothing was deleted")),

@@ -22,11 +22,17 @@ pub(super) fn read(path: &str) -> Result<Source, Problem> {
     let limit = READ_BYTES_MAX;
     let mut bytes = Vec::new();
     if path == "-" {
-        std::io::stdin().lock().take(limit).read_to_end(&mut bytes).map_err(|error| cannot(&error))?;
+        std::io::stdin()
+            .lock()
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|error| cannot(&error))?;
         return Ok(Source::new("<stdin>", bytes));
     }
     let file = std::fs::File::open(path).map_err(|error| cannot(&error))?;
-    file.take(limit).read_to_end(&mut bytes).map_err(|error| cannot(&error))?;
+    file.take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(|error| cannot(&error))?;
     Ok(Source::new(path, bytes))
 }
 
@@ -40,14 +46,26 @@ pub(super) fn draft(source: &Source, context: &Context) -> Result<Draft, Problem
     let named = references_in(source).env;
     let env: BTreeMap<String, String> = named
         .into_iter()
-        .filter_map(|name| context.env.get(&name).map(|value| (name.clone(), value.clone())))
+        .filter_map(|name| {
+            context
+                .env
+                .get(&name)
+                .map(|value| (name.clone(), value.clone()))
+        })
         .collect();
-    Ok(Draft { file: source.name.clone(), source: text, env, drop_messages: false })
+    Ok(Draft {
+        file: source.name.clone(),
+        source: text,
+        env,
+        drop_messages: false,
+    })
 }
 
 /// Shows what the control plane says of the file, with its lines, and leaves the rest.
 pub(super) fn shown(mut problem: Problem, source: &Source, context: &Context) -> Problem {
-    context.printer.findings(source, std::mem::take(&mut problem.findings));
+    context
+        .printer
+        .findings(source, std::mem::take(&mut problem.findings));
     problem
 }
 

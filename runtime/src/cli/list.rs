@@ -25,27 +25,51 @@ pub(super) fn table(list: &FlowList, context: &Context) -> String {
     }
     let now = now_ms();
     let rows = list.flows.iter().map(|flow| {
-        let tone = if flow.reason.is_some() { Tone::Bad } else { status::flow_tone(flow.state) };
+        let tone = if flow.reason.is_some() {
+            Tone::Bad
+        } else {
+            status::flow_tone(flow.state)
+        };
         let state = status::state_word(flow.state);
         let dead = count(flow.dead_letters);
         vec![
             flow.flow.clone(),
-            printer.tone(if flow.reason.is_some() { "in trouble" } else { state }, tone),
+            printer.tone(
+                if flow.reason.is_some() {
+                    "in trouble"
+                } else {
+                    state
+                },
+                tone,
+            ),
             flow.version.to_string(),
             flow.fires.clone(),
             flow.steps.to_string(),
             format!("{}/{}", flow.running, flow.desired),
             maybe_count(flow.queued),
-            if flow.dead_letters > 0 { printer.tone(&dead, Tone::Bad) } else { dead },
+            if flow.dead_letters > 0 {
+                printer.tone(&dead, Tone::Bad)
+            } else {
+                dead
+            },
             format!("{} ago", apart(now, flow.applied_at)),
         ]
     });
-    let heads =
-        ["FLOW", "STATE", ">VERSION", "FIRES", ">STEPS", ">REPLICAS", ">QUEUED", ">DEAD", ">APPLIED"];
+    let heads = [
+        "FLOW",
+        "STATE",
+        ">VERSION",
+        "FIRES",
+        ">STEPS",
+        ">REPLICAS",
+        ">QUEUED",
+        ">DEAD",
+        ">APPLIED",
+    ];
     let mut text = printer.table(&heads, rows.collect());
     for flow in &list.flows {
         if let Some(reason) = &flow.reason {
-            text.push_str(&format!("\n{}: {reason}", flow.flow));
+            text = format!("{text}\n{}: {reason}", flow.flow);
         }
     }
     text

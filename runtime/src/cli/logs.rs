@@ -32,7 +32,10 @@ pub(super) async fn run(command: &Logs, context: &Context) -> Result<ExitStatus,
         query.push(("step", step.clone()));
     }
     let progress = context.printer.progress("reading logs");
-    let response = context.client()?.stream(&["flows", &command.flow, "logs"], &query).await;
+    let response = context
+        .client()?
+        .stream(&["flows", &command.flow, "logs"], &query)
+        .await;
     drop(progress);
     let mut chunks = response?.bytes_stream();
     let mut rest: Vec<u8> = Vec::new();
@@ -50,7 +53,9 @@ pub(super) async fn run(command: &Logs, context: &Context) -> Result<ExitStatus,
 }
 
 fn print(line: &[u8], printer: Printer) {
-    let Ok(line) = std::str::from_utf8(line).map(str::trim_end) else { return };
+    let Ok(line) = std::str::from_utf8(line).map(str::trim_end) else {
+        return;
+    };
     match serde_json::from_str::<LogLine<'_>>(line) {
         Ok(parsed) if !printer.is_json() => printer.line(&text(&parsed, printer)),
         _ => printer.line(line),

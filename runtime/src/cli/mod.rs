@@ -44,7 +44,12 @@ use problem::Problem;
 /// Runs integration flows: one trigger and its actions, each step a container, joined by durable
 /// queues.
 #[derive(Debug, Parser)]
-#[command(name = "towpath", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "towpath",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -56,16 +61,34 @@ struct Cli {
 #[command(next_help_heading = "Global options")]
 struct Global {
     /// The control plane
-    #[arg(long, global = true, env = "TOWPATH_SERVER", value_name = "URL", default_value = "http://127.0.0.1:7700")]
+    #[arg(
+        long,
+        global = true,
+        env = "TOWPATH_SERVER",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7700"
+    )]
     server: String,
     /// The token of the control plane
-    #[arg(long, global = true, env = "TOWPATH_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(
+        long,
+        global = true,
+        env = "TOWPATH_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
     token: Option<String>,
     /// A file that holds the token
     #[arg(long, global = true, env = "TOWPATH_TOKEN_FILE", value_name = "PATH")]
     token_file: Option<PathBuf>,
     /// The data directory of a control plane on this machine, which holds its token
-    #[arg(long, global = true, env = "TOWPATH_DATA", value_name = "PATH", default_value = ".towpath")]
+    #[arg(
+        long,
+        global = true,
+        env = "TOWPATH_DATA",
+        value_name = "PATH",
+        default_value = ".towpath"
+    )]
     data: PathBuf,
     /// How answers are printed
     #[arg(long, global = true, env = "TOWPATH_OUTPUT", value_enum, default_value_t = Output::Table)]
@@ -128,7 +151,11 @@ impl Context {
     fn client(&self) -> Result<&Client, Problem> {
         self.client.as_ref().map_err(|problem| {
             let again = Problem::could_not(&*problem.message);
-            Problem { hint: problem.hint.clone(), causes: problem.causes.clone(), ..again }
+            Problem {
+                hint: problem.hint.clone(),
+                causes: problem.causes.clone(),
+                ..again
+            }
         })
     }
 }
@@ -148,12 +175,19 @@ pub fn main(
         Err(error) => {
             // Help and version are answers; the rest is a mistake that says what to do.
             drop(error.print());
-            return if error.use_stderr() { ExitStatus::CouldNot } else { ExitStatus::Done };
+            return if error.use_stderr() {
+                ExitStatus::CouldNot
+            } else {
+                ExitStatus::Done
+            };
         }
     };
     let no_color = env.get("NO_COLOR").is_some_and(|value| !value.is_empty());
     let printer = Printer::new(cli.global.output, cli.global.color, no_color);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             return printer.problem(&Problem::could_not("cannot start").because(&error));
@@ -165,7 +199,11 @@ pub fn main(
         data: cli.global.data,
     };
     let client = Client::new(&cli.global.server, &token);
-    let context = Context { printer, client, env };
+    let context = Context {
+        printer,
+        client,
+        env,
+    };
     match runtime.block_on(dispatch(cli.command, &context)) {
         Ok(status) => status,
         Err(problem) => printer.problem(&problem),

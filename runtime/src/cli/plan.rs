@@ -20,8 +20,10 @@ pub(super) async fn run(command: &Plan, context: &Context) -> Result<ExitStatus,
     let draft =
         file::draft(&source, context).map_err(|problem| file::shown(problem, &source, context))?;
     let progress = context.printer.progress("asking the control plane");
-    let plan: Result<PlanView, Problem> =
-        context.client()?.send(Method::POST, &["plan"], &[], &draft).await;
+    let plan: Result<PlanView, Problem> = context
+        .client()?
+        .send(Method::POST, &["plan"], &[], &draft)
+        .await;
     drop(progress);
     let plan = plan.map_err(|problem| file::shown(problem, &source, context))?;
     if context.printer.is_json() {
@@ -36,7 +38,10 @@ pub(super) async fn run(command: &Plan, context: &Context) -> Result<ExitStatus,
 /// Prints what changes, each with its reason.
 pub(super) fn changes(printer: Printer, plan: &PlanView) {
     if plan.unchanged {
-        printer.line(&format!("`{}` version {}: nothing to do", plan.flow, plan.version));
+        printer.line(&format!(
+            "`{}` version {}: nothing to do",
+            plan.flow, plan.version
+        ));
         return;
     }
     printer.line(&format!("`{}` version {}:", plan.flow, plan.version));

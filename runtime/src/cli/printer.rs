@@ -56,6 +56,10 @@ pub(super) struct Printer {
     err_colored: bool,
 }
 
+#[expect(
+    clippy::unused_self,
+    reason = "only who has a printer prints, and it is at hand as a value"
+)]
 impl Printer {
     /// Makes one for this terminal.
     pub(super) fn new(output: Output, color: Color, no_color: bool) -> Self {
@@ -129,7 +133,9 @@ impl Printer {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::NOTHING);
         table.set_content_arrangement(ContentArrangement::Disabled);
-        let names = heads.iter().map(|head| self.tone(head.trim_start_matches('>'), Tone::Faint));
+        let names = heads
+            .iter()
+            .map(|head| self.tone(head.trim_start_matches('>'), Tone::Faint));
         table.set_header(names);
         for row in rows {
             table.add_row(row);
@@ -142,7 +148,11 @@ impl Printer {
                 }
             }
         }
-        table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+        table
+            .lines()
+            .map(|line| line.trim_end().to_owned())
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// Shows that something goes on, on standard error; nothing if that is no terminal.
@@ -165,7 +175,11 @@ impl Printer {
         if findings.is_empty() {
             return;
         }
-        let paint = if self.err_colored { Paint::Coloured } else { Paint::Plain };
+        let paint = if self.err_colored {
+            Paint::Coloured
+        } else {
+            Paint::Plain
+        };
         let text = Diagnostics::from_findings(source, findings).render(paint);
         self.note(&text);
         self.note("");
@@ -173,13 +187,22 @@ impl Printer {
 
     /// Says why a command did not do what it was asked.
     pub(super) fn problem(self, problem: &Problem) -> ExitStatus {
-        let mut text =
-            format!("{} {}", paint("error:", Tone::Bad, self.err_colored), problem.message);
+        let mut text = format!(
+            "{} {}",
+            paint("error:", Tone::Bad, self.err_colored),
+            problem.message
+        );
         for cause in &problem.causes {
-            text.push_str(&format!("\n  {} {cause}", paint("cause:", Tone::Faint, self.err_colored)));
+            text = format!(
+                "{text}\n  {} {cause}",
+                paint("cause:", Tone::Faint, self.err_colored)
+            );
         }
         if let Some(hint) = &problem.hint {
-            text.push_str(&format!("\n{} {hint}", paint("hint:", Tone::Good, self.err_colored)));
+            text = format!(
+                "{text}\n{} {hint}",
+                paint("hint:", Tone::Good, self.err_colored)
+            );
         }
         self.note(&text);
         problem.status

@@ -57,7 +57,10 @@ impl Problem {
 
     /// It could not be done.
     pub(super) fn could_not(message: impl Into<String>) -> Self {
-        Self { status: ExitStatus::CouldNot, ..Self::no(message) }
+        Self {
+            status: ExitStatus::CouldNot,
+            ..Self::no(message)
+        }
     }
 
     /// With an error and all its causes.
@@ -106,9 +109,8 @@ impl From<crate::serve::ServeError> for Problem {
             None => problem,
         };
         match &error {
-            ServeError::Listen { .. } => {
-                problem.hint("another `towpath serve` may run; `TOWPATH_LISTEN` sets another address")
-            }
+            ServeError::Listen { .. } => problem
+                .hint("another `towpath serve` may run; `TOWPATH_LISTEN` sets another address"),
             ServeError::Agent(_) => problem.hint(
                 "build it with `cargo build`, or say where it is with the setting `agent.binaries`",
             ),
@@ -127,7 +129,10 @@ impl From<crate::pack::PackError> for Problem {
             _ => Self::no(error.to_string()),
         };
         let problem = match std::error::Error::source(&error) {
-            Some(source) => Self { causes: vec![chain(source)], ..problem },
+            Some(source) => Self {
+                causes: vec![chain(source)],
+                ..problem
+            },
             None => problem,
         };
         match error.hint() {

@@ -35,9 +35,14 @@ fn json(text: &str) -> Result<Value, String> {
 }
 
 pub(super) async fn run(command: &Run, context: &Context) -> Result<ExitStatus, Problem> {
-    let request = RunRequest { payload: command.payload.clone() };
+    let request = RunRequest {
+        payload: command.payload.clone(),
+    };
     let path = ["flows", &command.flow, "run"];
-    let mut run: RunView = context.client()?.send(Method::POST, &path, &[], &request).await?;
+    let mut run: RunView = context
+        .client()?
+        .send(Method::POST, &path, &[], &request)
+        .await?;
     if command.wait {
         run = wait(run, command, context).await?;
     }
@@ -48,7 +53,9 @@ pub(super) async fn run(command: &Run, context: &Context) -> Result<ExitStatus, 
             "done" => format!("is done: {} messages", run.emitted.unwrap_or(0)),
             _ => "is under way".to_owned(),
         };
-        context.printer.line(&format!("run {} of `{}` {what}", run.id, command.flow));
+        context
+            .printer
+            .line(&format!("run {} of `{}` {what}", run.id, command.flow));
     }
     Ok(ExitStatus::Done)
 }
@@ -69,11 +76,16 @@ async fn wait(mut run: RunView, command: &Run, context: &Context) -> Result<RunV
         if Instant::now() >= deadline {
             let mut problem = Problem::could_not(format!("run {} has not ended yet", run.id));
             problem.causes.extend(run.reason);
-            return Err(problem
-                .hint(format!("it goes on by itself; look with `towpath status {}`", command.flow)));
+            return Err(problem.hint(format!(
+                "it goes on by itself; look with `towpath status {}`",
+                command.flow
+            )));
         }
         if let Some(reason) = &run.reason {
-            progress.say(format!("attempt {} failed, trying again: {reason}", run.attempts));
+            progress.say(format!(
+                "attempt {} failed, trying again: {reason}",
+                run.attempts
+            ));
         }
         tokio::time::sleep(LOOK).await;
         run = context.client()?.get(&["runs", &run.id], &[]).await?;

@@ -20,7 +20,12 @@ pub(super) struct Scale {
 
 pub(super) async fn run(command: &Scale, context: &Context) -> Result<ExitStatus, Problem> {
     let path = ["flows", &command.flow, "steps", &command.step, "scale"];
-    let request = ScaleRequest { replicas: command.replicas };
-    let done: Done = context.client()?.send(Method::PUT, &path, &[], &request).await?;
-    verbs::done(&done, context)
+    let request = ScaleRequest {
+        replicas: command.replicas,
+    };
+    let done: Done = context
+        .client()?
+        .send(Method::PUT, &path, &[], &request)
+        .await?;
+    Ok(verbs::done(&done, context))
 }

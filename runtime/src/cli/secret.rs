@@ -37,14 +37,18 @@ pub(super) async fn run(command: &Secret, context: &Context) -> Result<ExitStatu
     let client = context.client()?;
     match command {
         Secret::Set(One { name }) => {
-            let request = SecretValue { value: value(name, context)? };
-            let done: Done = client.send(Method::PUT, &["secrets", name], &[], &request).await?;
-            verbs::done(&done, context)
+            let request = SecretValue {
+                value: value(name, context)?,
+            };
+            let done: Done = client
+                .send(Method::PUT, &["secrets", name], &[], &request)
+                .await?;
+            Ok(verbs::done(&done, context))
         }
         Secret::Delete(One { name }) => {
             let path = ["secrets", name.as_str()];
             let done: Done = client.send(Method::DELETE, &path, &[], &json!({})).await?;
-            verbs::done(&done, context)
+            Ok(verbs::done(&done, context))
         }
         Secret::List => {
             let list: SecretList = client.get(&["secrets"], &[]).await?;
@@ -56,7 +60,10 @@ pub(super) async fn run(command: &Secret, context: &Context) -> Result<ExitStatu
             } else {
                 let now = now_ms();
                 let rows = list.secrets.iter().map(|secret| {
-                    vec![secret.name.clone(), format!("{} ago", apart(now, secret.changed_at))]
+                    vec![
+                        secret.name.clone(),
+                        format!("{} ago", apart(now, secret.changed_at)),
+                    ]
                 });
                 printer.line(&printer.table(&["NAME", ">SET"], rows.collect()));
             }
@@ -70,7 +77,9 @@ fn value(name: &str, context: &Context) -> Result<String, Problem> {
     let unreadable =
         |error: &std::io::Error| Problem::could_not("cannot read the value").because(error);
     if context.printer.can_ask() {
-        context.printer.note(&format!("value of `{name}` (it is not shown):"));
+        context
+            .printer
+            .note(&format!("value of `{name}` (it is not shown):"));
         let term = console::Term::stderr();
         return term.read_secure_line().map_err(|error| unreadable(&error));
     }

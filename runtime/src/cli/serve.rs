@@ -18,10 +18,17 @@ pub(super) struct Serve {
 }
 
 pub(super) async fn run(command: &Serve, context: &Context) -> Result<ExitStatus, Problem> {
-    let env = context.env.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let env = context
+        .env
+        .iter()
+        .map(|(name, value)| (name.clone(), value.clone()));
     let settings = Settings::load(command.config.as_deref(), env)?;
     log(&settings.log, context)?;
-    let docker_host = context.env.get("DOCKER_HOST").filter(|host| !host.is_empty()).cloned();
+    let docker_host = context
+        .env
+        .get("DOCKER_HOST")
+        .filter(|host| !host.is_empty())
+        .cloned();
     crate::serve::serve(&settings, docker_host).await?;
     Ok(ExitStatus::Done)
 }
@@ -29,13 +36,22 @@ pub(super) async fn run(command: &Serve, context: &Context) -> Result<ExitStatus
 /// Sends logs to standard error.
 fn log(settings: &LogSettings, context: &Context) -> Result<(), Problem> {
     // What the AMQP client says of a lost connection is said by us, once and in words.
-    let quiet = if settings.level.contains("lapin") { "" } else { ",lapin=off" };
+    let quiet = if settings.level.contains("lapin") {
+        ""
+    } else {
+        ",lapin=off"
+    };
     let filter = EnvFilter::try_new(format!("{}{quiet}", settings.level)).map_err(|error| {
-        Problem::could_not(format!("the setting `log.level` cannot be `{}`", settings.level))
-            .because(&error)
-            .hint("write `info`, `debug`, or `towpath=debug,info`")
+        Problem::could_not(format!(
+            "the setting `log.level` cannot be `{}`",
+            settings.level
+        ))
+        .because(&error)
+        .hint("write `info`, `debug`, or `towpath=debug,info`")
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let colored = context.printer.colors_errors();
     match settings.format {
         LogFormat::Text => builder.with_ansi(colored).with_target(false).init(),

@@ -27,24 +27,21 @@ pub(super) struct Status {
 
 pub(super) async fn run(command: &Status, context: &Context) -> Result<ExitStatus, Problem> {
     loop {
-        let text = match &command.flow {
-            Some(flow) => {
-                let status: FlowStatus = context.client()?.get(&["flows", flow], &[]).await?;
-                if context.printer.is_json() {
-                    context.printer.json(&status);
-                    None
-                } else {
-                    Some(one(&status, context.printer, now_ms()))
-                }
+        let text = if let Some(flow) = &command.flow {
+            let status: FlowStatus = context.client()?.get(&["flows", flow], &[]).await?;
+            if context.printer.is_json() {
+                context.printer.json(&status);
+                None
+            } else {
+                Some(one(&status, context.printer, now_ms()))
             }
-            None => {
-                let all: FlowList = context.client()?.get(&["flows"], &[]).await?;
-                if context.printer.is_json() {
-                    context.printer.json(&all);
-                    None
-                } else {
-                    Some(list::table(&all, context))
-                }
+        } else {
+            let all: FlowList = context.client()?.get(&["flows"], &[]).await?;
+            if context.printer.is_json() {
+                context.printer.json(&all);
+                None
+            } else {
+                Some(list::table(&all, context))
             }
         };
         match text {
@@ -79,7 +76,10 @@ pub(super) fn flow_tone(state: FlowState) -> Tone {
 fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
     let mut lines = vec![head(status, printer, now)];
     if !status.description.is_empty() {
-        lines.push(format!("  {}", printer.tone(&status.description, Tone::Faint)));
+        lines.push(format!(
+            "  {}",
+            printer.tone(&status.description, Tone::Faint)
+        ));
     }
     if let Some(reason) = &status.reason {
         lines.push(format!("  {}", printer.tone(reason, Tone::Bad)));
@@ -91,8 +91,21 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
     lines.push(String::new());
     let rows = status.steps.iter().map(|step| row(step, printer)).collect();
     let heads = [
-        "STEP", "STATE", ">REPLICAS", ">QUEUED", ">IN HAND", ">UNACKED", ">IN/S", ">OUT/S", ">DONE",
-        ">FAILED", ">RETRIED", ">DEAD", ">RESTARTS", ">P50", ">P99",
+        "STEP",
+        "STATE",
+        ">REPLICAS",
+        ">QUEUED",
+        ">IN HAND",
+        ">UNACKED",
+        ">IN/S",
+        ">OUT/S",
+        ">DONE",
+        ">FAILED",
+        ">RETRIED",
+        ">DEAD",
+        ">RESTARTS",
+        ">P50",
+        ">P99",
     ];
     lines.push(printer.table(&heads, rows));
     let reasons: Vec<String> = status
@@ -100,7 +113,11 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
         .iter()
         .filter_map(|step| Some((step, step.reason.as_ref()?)))
         .map(|(step, reason)| {
-            format!("  {}: {}", step.step, printer.tone(reason, tone_of(&step.state)))
+            format!(
+                "  {}: {}",
+                step.step,
+                printer.tone(reason, tone_of(&step.state))
+            )
         })
         .collect();
     if !reasons.is_empty() {
@@ -119,7 +136,11 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
 }
 
 fn head(status: &FlowStatus, printer: Printer, now: u64) -> String {
-    let tone = if status.reason.is_some() { Tone::Bad } else { flow_tone(status.state) };
+    let tone = if status.reason.is_some() {
+        Tone::Bad
+    } else {
+        flow_tone(status.state)
+    };
     let settled = if status.converged { "" } else { ", changing" };
     format!(
         "{}  {}{settled}  version {}, applied {} ago",
@@ -131,18 +152,26 @@ fn head(status: &FlowStatus, printer: Printer, now: u64) -> String {
 }
 
 fn dead_letters(count: u64) -> String {
-    if count == 1 { "1 dead letter is".to_owned() } else { format!("{count} dead letters are") }
+    if count == 1 {
+        "1 dead letter is".to_owned()
+    } else {
+        format!("{count} dead letters are")
+    }
 }
 
 fn fires(status: &FlowStatus, now: u64) -> String {
     let mut text = status.fires.clone();
     if let Some(run) = &status.last_run {
-        text.push_str(&format!("; last {} ago: {}", apart(now, run.due), run_words(run, now)));
+        text = format!(
+            "{text}; last {} ago: {}",
+            apart(now, run.due),
+            run_words(run, now)
+        );
     } else if status.webhook_url.is_none() {
         text.push_str("; not fired yet");
     }
     match status.next_run_at {
-        Some(next) if next > now => text.push_str(&format!("; next in {}", apart(next, now))),
+        Some(next) if next > now => text = format!("{text}; next in {}", apart(next, now)),
         Some(_) => text.push_str("; next now"),
         None => {}
     }
@@ -154,7 +183,11 @@ fn run_words(run: &RunView, now: u64) -> String {
         "done" => format!("{} messages", count(run.emitted.unwrap_or(0))),
         "recorded" | "published" => match (&run.reason, run.next_at) {
             (Some(reason), Some(next)) if next > now => {
-                format!("failed {} times, again in {}: {reason}", run.attempts, apart(next, now))
+                format!(
+                    "failed {} times, again in {}: {reason}",
+                    run.attempts,
+                    apart(next, now)
+                )
             }
             (Some(reason), _) => format!("failed {} times, trying again: {reason}", run.attempts),
             _ => "under way".to_owned(),
@@ -170,12 +203,20 @@ fn row(step: &StepStatus, printer: Printer) -> Vec<String> {
     let replicas = format!("{}/{}", step.running, step.desired);
     let bad = |number: u64| {
         let text = count(number);
-        if number > 0 { printer.tone(&text, Tone::Bad) } else { text }
+        if number > 0 {
+            printer.tone(&text, Tone::Bad)
+        } else {
+            text
+        }
     };
     vec![
         step.step.clone(),
         printer.tone(&step.state.replace('_', " "), tone_of(&step.state)),
-        if step.running < step.desired { printer.tone(&replicas, Tone::Fair) } else { replicas },
+        if step.running < step.desired {
+            printer.tone(&replicas, Tone::Fair)
+        } else {
+            replicas
+        },
         maybe_count(step.queued),
         count(step.in_hand),
         count(step.unacknowledged),

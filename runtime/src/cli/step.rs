@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 
 use super::problem::Problem;
 use super::{Context, ExitStatus};
-use crate::engine::docker::DockerEngine;
 use crate::engine::Agent;
+use crate::engine::docker::DockerEngine;
 use crate::pack::{Pack, manifest, pack};
 
 /// What to do with steps.
@@ -50,8 +50,9 @@ pub(super) async fn run(command: &Step, context: &Context) -> Result<ExitStatus,
             context.printer.json(&manifest);
         }
         Step::Pack(command) => {
-            let progress =
-                context.printer.progress(&format!("packing {}", command.program.display()));
+            let progress = context
+                .printer
+                .progress(&format!("packing {}", command.program.display()));
             let wanted = Pack {
                 program: command.program.clone(),
                 tag: command.tag.clone(),
@@ -87,6 +88,10 @@ pub(super) async fn run(command: &Step, context: &Context) -> Result<ExitStatus,
 pub(super) fn engine(context: &Context) -> Result<DockerEngine, Problem> {
     let agent = Agent::new(&[], &[])
         .map_err(|error| Problem::could_not("cannot prepare").because(&error))?;
-    let host = context.env.get("DOCKER_HOST").filter(|host| !host.is_empty()).cloned();
+    let host = context
+        .env
+        .get("DOCKER_HOST")
+        .filter(|host| !host.is_empty())
+        .cloned();
     Ok(DockerEngine::new(host, agent))
 }

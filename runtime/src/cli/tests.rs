@@ -6,13 +6,15 @@ use std::ffi::OsString;
 use super::{ExitStatus, definition, main};
 
 fn run(arguments: &[&str]) -> ExitStatus {
-    let arguments = std::iter::once("towpath").chain(arguments.iter().copied()).map(OsString::from);
+    let arguments = std::iter::once("towpath")
+        .chain(arguments.iter().copied())
+        .map(OsString::from);
     main(arguments, BTreeMap::new())
 }
 
 fn helps(command: &mut clap::Command, path: &str, all: &mut String) {
     let help = command.render_long_help();
-    all.push_str(&format!("\n$ {path} --help\n{help}"));
+    *all = format!("{all}\n$ {path} --help\n{help}");
     let names: Vec<String> = command
         .get_subcommands()
         .map(|command| command.get_name().to_owned())
@@ -64,11 +66,22 @@ fn exit_codes_say_done_no_or_could_not() {
     assert_eq!(run(&["nosuch"]), ExitStatus::CouldNot);
     assert_eq!(run(&["--server", "ftp://x", "list"]), ExitStatus::CouldNot);
     let data = folder.path().to_str().unwrap();
-    assert_eq!(run(&["--data", data, "list"]), ExitStatus::CouldNot, "there is no token");
+    assert_eq!(
+        run(&["--data", data, "list"]),
+        ExitStatus::CouldNot,
+        "there is no token"
+    );
     let nobody = ["--token", "x", "--server", "http://127.0.0.1:1", "list"];
     assert_eq!(run(&nobody), ExitStatus::CouldNot);
     assert_eq!(
-        run(&["--token", "x", "--server", "http://127.0.0.1:1", "delete", "a"]),
+        run(&[
+            "--token",
+            "x",
+            "--server",
+            "http://127.0.0.1:1",
+            "delete",
+            "a"
+        ]),
         ExitStatus::No,
         "nobody said yes"
     );
@@ -77,8 +90,15 @@ fn exit_codes_say_done_no_or_could_not() {
 #[test]
 fn no_command_takes_a_secret_as_an_argument() {
     let command = definition();
-    let set = command.find_subcommand("secret").unwrap().find_subcommand("set").unwrap();
-    let own: Vec<_> = set.get_arguments().map(|argument| argument.get_id().as_str()).collect();
+    let set = command
+        .find_subcommand("secret")
+        .unwrap()
+        .find_subcommand("set")
+        .unwrap();
+    let own: Vec<_> = set
+        .get_arguments()
+        .map(|argument| argument.get_id().as_str())
+        .collect();
     assert_eq!(own, ["name"]);
 }
 

@@ -15,22 +15,21 @@ pub(super) struct Flow {
     flow: String,
 }
 
-pub(super) async fn run(
-    verb: &str,
-    flow: &Flow,
-    context: &Context,
-) -> Result<ExitStatus, Problem> {
+pub(super) async fn run(verb: &str, flow: &Flow, context: &Context) -> Result<ExitStatus, Problem> {
     let path = ["flows", &flow.flow, verb];
-    let answer: Done = context.client()?.send(Method::POST, &path, &[], &json!({})).await?;
-    done(&answer, context)
+    let answer: Done = context
+        .client()?
+        .send(Method::POST, &path, &[], &json!({}))
+        .await?;
+    Ok(done(&answer, context))
 }
 
 /// Says what was done.
-pub(super) fn done(done: &Done, context: &Context) -> Result<ExitStatus, Problem> {
+pub(super) fn done(done: &Done, context: &Context) -> ExitStatus {
     if context.printer.is_json() {
         context.printer.json(done);
     } else {
         context.printer.line(&done.message);
     }
-    Ok(ExitStatus::Done)
+    ExitStatus::Done
 }

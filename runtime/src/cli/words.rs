@@ -54,7 +54,10 @@ pub(super) fn moment(ms: u64) -> String {
     i64::try_from(ms)
         .ok()
         .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
-        .map_or_else(|| "?".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())
+        .map_or_else(
+            || "?".to_owned(),
+            |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        )
 }
 
 /// A time of day in UTC, to the millisecond: `03:14:15.926`.
@@ -63,14 +66,19 @@ pub(super) fn time_of_day(ms: u64) -> String {
         .ok()
         .filter(|ms| *ms > 0)
         .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
-        .map_or_else(|| "-".to_owned(), |at| at.strftime("%H:%M:%S%.3f").to_string())
+        .map_or_else(
+            || "-".to_owned(),
+            |at| at.strftime("%H:%M:%S%.3f").to_string(),
+        )
 }
 
 /// Reads a duration as it is written on the command line: `90s`, `2m`, `1h`, `500ms`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| "write it like `90s`, `2m` or `1h`".to_owned())?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "write it like `90s`, `2m` or `1h`".to_owned())?;
     let ms = match unit {
         "ms" => 1,
         "s" => 1_000,
@@ -87,7 +95,12 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        for (number, expect) in [(0, "0"), (9_999, "9999"), (12_345, "12.3k"), (4_100_000, "4.1M")] {
+        for (number, expect) in [
+            (0, "0"),
+            (9_999, "9999"),
+            (12_345, "12.3k"),
+            (4_100_000, "4.1M"),
+        ] {
             assert_eq!(count(number), expect);
         }
         assert_eq!(maybe_count(None), "?");
@@ -101,7 +114,12 @@ mod tests {
 
     #[test]
     fn times_are_near() {
-        for (ms, expect) in [(0, "0s"), (11_001, "12s"), (600_000, "10m"), (90_000_000, "25h")] {
+        for (ms, expect) in [
+            (0, "0s"),
+            (11_001, "12s"),
+            (600_000, "10m"),
+            (90_000_000, "25h"),
+        ] {
             assert_eq!(apart(ms, 0), expect);
             assert_eq!(apart(0, ms), expect);
         }

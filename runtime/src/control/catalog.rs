@@ -16,14 +16,17 @@ use super::error::ControlError;
 use crate::broker::topology::{FlowTopology, Topology};
 use crate::engine::{Engine, Image};
 use crate::live::LiveFlow;
-use crate::reconcile::spec::{Ground, StepFacts, desired_flow};
 use crate::reconcile::run::DesiredSource;
+use crate::reconcile::spec::{Ground, StepFacts, desired_flow};
 use crate::reconcile::{Desired, DesiredFlow, FlowState};
 use crate::store::Store;
 use crate::store::flows::FlowRecord;
 
 /// The most checked flows and images that are remembered.
 const REMEMBERED_MAX: usize = 1_000;
+
+/// Checked flows by name and version, each with the hash of what it was checked from.
+type CheckedFlows = BTreeMap<(String, u32), (String, Arc<Flow>)>;
 
 /// The flows that were applied.
 pub struct Catalog {
@@ -33,14 +36,20 @@ pub struct Catalog {
     pub engine: Arc<dyn Engine>,
     /// What all replicas share.
     pub ground: Ground,
-    checked: Mutex<BTreeMap<(String, u32), (String, Arc<Flow>)>>,
+    checked: Mutex<CheckedFlows>,
     images: Mutex<BTreeMap<String, Image>>,
 }
 
 impl Catalog {
     /// Makes it; nothing is read yet.
     pub fn new(store: Store, engine: Arc<dyn Engine>, ground: Ground) -> Self {
-        Self { store, engine, ground, checked: Mutex::default(), images: Mutex::default() }
+        Self {
+            store,
+            engine,
+            ground,
+            checked: Mutex::default(),
+            images: Mutex::default(),
+        }
     }
 
     /// The checked flow of a record.
@@ -57,11 +66,17 @@ impl Catalog {
         let flow = match check(&source, &Facts::default()) {
             Ok(checked) => Arc::new(checked.flow),
             Err(diagnostics) => {
-                tracing::error!(flow = record.name, "a stored flow is no longer valid: {diagnostics}");
+                tracing::error!(
+                    flow = record.name,
+                    "a stored flow is no longer valid: {diagnostics}"
+                );
                 return Err(ControlError::new(
                     super::error::ErrorKind::Internal,
                     "stored_flow_invalid",
-                    format!("the stored flow `{}` is not valid in this version of Towpath", record.name),
+                    format!(
+                        "the stored flow `{}` is not valid in this version of Towpath",
+                        record.name
+                    ),
                 )
                 .hint("correct its file and apply it"));
             }
@@ -90,7 +105,13 @@ impl Catalog {
             };
             facts.insert(step.id.clone(), known);
         }
-        Ok(desired_flow(&self.ground, flow, record.version, record.state, &facts))
+        Ok(desired_flow(
+            &self.ground,
+            flow,
+            record.version,
+            record.state,
+            &facts,
+        ))
     }
 
     /// All flows, as those see them who send messages into them.
@@ -105,8 +126,16 @@ impl Catalog {
 
     /// What should be on the broker.
     pub async fn topology(&self) -> Result<Topology, ControlError> {
-        let flows = self.live_flows().await?.values().map(LiveFlow::topology).collect();
-        Ok(Topology { names: self.ground.names.clone(), flows })
+        let flows = self
+            .live_flows()
+            .await?
+            .values()
+            .map(LiveFlow::topology)
+            .collect();
+        Ok(Topology {
+            names: self.ground.names.clone(),
+            flows,
+        })
     }
 
     /// What earlier versions of the flows had on the broker, as far as they are remembered.
@@ -123,18 +152,30 @@ impl Catalog {
 
     async fn values(&self, record: &FlowRecord) -> Result<Values, ControlError> {
         let secrets = self.store.secret_values().await?;
-        Ok(Values { secrets, env: record.env.clone() })
+        Ok(Values {
+            secrets,
+            env: record.env.clone(),
+        })
     }
 
     /// The image that was there when the flow was applied; `Err` inside if it is gone.
     async fn image(&self, reference: &str, id: &str) -> anyhow::Result<Result<Image, String>> {
-        let known = self.images.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+        let known = self
+            .images
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned();
         if let Some(image) = known {
             return Ok(Ok(image));
         }
         let found = match self.engine.image(id).await? {
             Some(image) => Some(image),
-            None => self.engine.image(reference).await?.filter(|image| image.id == id),
+            None => self
+                .engine
+                .image(reference)
+                .await?
+                .filter(|image| image.id == id),
         };
         let Some(image) = found else {
             return Ok(Err(format!(
@@ -162,6 +203,9 @@ impl DesiredSource for Catalog {
         for record in self.store.flows().await? {
             flows.push(self.desired_of(&record).await?);
         }
-        Ok(Desired { instance: self.ground.names.instance.clone(), flows })
+        Ok(Desired {
+            instance: self.ground.names.instance.clone(),
+            flows,
+        })
     }
 }

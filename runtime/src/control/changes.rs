@@ -36,7 +36,11 @@ pub(super) fn changes(
     };
     let (from, to) = (&old.flow, &new.flow);
     if from.fires != to.fires {
-        let reason = format!("it fires `{}` in place of `{}`", fires(to.fires), fires(from.fires));
+        let reason = format!(
+            "it fires `{}` in place of `{}`",
+            fires(to.fires),
+            fires(from.fires)
+        );
         changes.push(change(ChangeAction::Update, Some(&to.trigger_id), reason));
     }
     for step in &new.steps {
@@ -87,7 +91,12 @@ pub(super) fn fires(fires: Fires) -> String {
 /// A duration in the largest unit that says it exactly.
 fn span(duration: std::time::Duration) -> String {
     let ms = duration.as_millis();
-    for (unit, length) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+    for (unit, length) in [
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1_000),
+    ] {
         if ms >= length && ms.is_multiple_of(length) {
             return format!("{}{unit}", ms / length);
         }
@@ -99,7 +108,10 @@ fn differences(from: &Step, to: &Step, was: &DesiredStep, is: &DesiredStep) -> S
     let id = |step: &DesiredStep| step.image.as_ref().map(|image| image.id.clone());
     let mut parts = Vec::new();
     if from.image != to.image {
-        parts.push(format!("`image` is `{}` in place of `{}`", to.image, from.image));
+        parts.push(format!(
+            "`image` is `{}` in place of `{}`",
+            to.image, from.image
+        ));
     } else if id(was) != id(is) {
         parts.push(format!("`{}` is another image now", to.image));
     }
@@ -113,7 +125,12 @@ fn differences(from: &Step, to: &Step, was: &DesiredStep, is: &DesiredStep) -> S
         (from.retry != to.retry, "retry"),
         (from.limits != to.limits, "limits"),
     ];
-    parts.extend(named.iter().filter(|(differs, _)| *differs).map(|(_, key)| format!("`{key}` changed")));
+    parts.extend(
+        named
+            .iter()
+            .filter(|(differs, _)| *differs)
+            .map(|(_, key)| format!("`{key}` changed")),
+    );
     if parts.is_empty() {
         // Neither the step's own keys nor its image: what its outputs lead to, or a value that a
         // placeholder stands for.
@@ -130,9 +147,17 @@ mod tests {
 
     #[test]
     fn a_schedule_is_said_in_its_largest_exact_unit() {
-        for (ms, expect) in [(30_000, "30s"), (90_000, "90s"), (120_000, "2m"), (1_500, "1500ms")] {
+        for (ms, expect) in [
+            (30_000, "30s"),
+            (90_000, "90s"),
+            (120_000, "2m"),
+            (1_500, "1500ms"),
+        ] {
             assert_eq!(span(Duration::from_millis(ms)), expect);
         }
-        assert_eq!(fires(Fires::Every(Duration::from_secs(43_200))), "every 12h");
+        assert_eq!(
+            fires(Fires::Every(Duration::from_secs(43_200))),
+            "every 12h"
+        );
     }
 }

@@ -51,18 +51,30 @@ impl Control {
         };
         let before = match &filter.before {
             None => None,
-            Some(text) => {
-                Some(text.parse().map_err(|_| bad(format!("`{text}` is no place in the list")))?)
-            }
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|_| bad(format!("`{text}` is no place in the list")))?,
+            ),
         };
-        let limit = filter.limit.unwrap_or(LETTERS_DEFAULT).clamp(1, LETTERS_MAX);
-        let query =
-            DeadQuery { flow: filter.flow.clone(), step: filter.step.clone(), state, before, limit };
+        let limit = filter
+            .limit
+            .unwrap_or(LETTERS_DEFAULT)
+            .clamp(1, LETTERS_MAX);
+        let query = DeadQuery {
+            flow: filter.flow.clone(),
+            step: filter.step.clone(),
+            state,
+            before,
+            limit,
+        };
         let letters = self.catalog.store.dead_letters(query).await?;
         let next = (letters.len() == limit as usize)
             .then(|| letters.last().map(|last| last.id.to_string()))
             .flatten();
-        Ok(DeadList { dead: letters.iter().map(|letter| view(letter, false)).collect(), next })
+        Ok(DeadList {
+            dead: letters.iter().map(|letter| view(letter, false)).collect(),
+            next,
+        })
     }
 
     /// Shows a dead letter with its message.
@@ -78,15 +90,24 @@ impl Control {
             .transpose()
             .map_err(|error| ControlError::internal(&error))?;
         let replayed = self.replayer.replay(letter.id, body).await?;
-        let message = format!("dead letter {id} is with `{}` of `{}` again", replayed.step, replayed.flow);
-        Ok(Done { changed: true, message })
+        let message = format!(
+            "dead letter {id} is with `{}` of `{}` again",
+            replayed.step, replayed.flow
+        );
+        Ok(Done {
+            changed: true,
+            message,
+        })
     }
 
     /// Says that a dead letter is not needed.
     pub async fn dead_discard(&self, id: &str) -> Result<Done, ControlError> {
         let letter = self.letter(id).await?;
         self.replayer.discard(letter.id).await?;
-        Ok(Done { changed: true, message: format!("dead letter {id} is discarded") })
+        Ok(Done {
+            changed: true,
+            message: format!("dead letter {id} is discarded"),
+        })
     }
 
     pub(super) async fn letter(&self, id: &str) -> Result<DeadLetterRecord, ControlError> {
@@ -96,7 +117,11 @@ impl Control {
                 .hint("`towpath dead list --all` shows all of them")
         };
         let number: u64 = id.parse().map_err(|_| missing())?;
-        self.catalog.store.dead_letter(number).await?.ok_or_else(missing)
+        self.catalog
+            .store
+            .dead_letter(number)
+            .await?
+            .ok_or_else(missing)
     }
 }
 
@@ -104,9 +129,11 @@ impl From<ReplayError> for ControlError {
     fn from(error: ReplayError) -> Self {
         let conflict = |code| Self::new(ErrorKind::Conflict, code, chain(&error));
         match error {
-            ReplayError::NotFound { .. } => {
-                Self::new(ErrorKind::NotFound, "no_such_dead_letter", error.to_string())
-            }
+            ReplayError::NotFound { .. } => Self::new(
+                ErrorKind::NotFound,
+                "no_such_dead_letter",
+                error.to_string(),
+            ),
             ReplayError::NotOpen { .. } => conflict("not_open"),
             ReplayError::UnderWay { .. } => conflict("under_way"),
             ReplayError::NoStep { .. } => {

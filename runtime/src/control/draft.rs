@@ -62,7 +62,10 @@ impl Control {
             let before = checked.before.as_ref();
             // What could not be declared the last time is declared now.
             self.declare().await?;
-            (before.map_or(0, |it| it.version), before.and_then(|it| it.webhook_key.clone()))
+            (
+                before.map_or(0, |it| it.version),
+                before.and_then(|it| it.webhook_key.clone()),
+            )
         } else {
             self.store_draft(draft, &checked).await?
         };
@@ -85,29 +88,43 @@ impl Control {
         let flow = &checked.flow;
         let removed = checked.removed();
         if !draft.drop_messages {
-            self.refuse_full_queues(&flow.name, &removed, "is no longer in the file").await?;
+            self.refuse_full_queues(&flow.name, &removed, "is no longer in the file")
+                .await?;
         }
         let mut topology = self.catalog.topology().await?;
         let former = topology.flows.clone();
         topology.flows.retain(|one| one.flow != flow.name);
-        topology.flows.push(LiveFlow::new(flow, 0, FlowState::Running).topology());
+        topology
+            .flows
+            .push(LiveFlow::new(flow, 0, FlowState::Running).topology());
         self.broker.declare(&topology, &former).await?;
 
         let key = (flow.fires == Fires::Webhook).then(webhook_key);
         let kept = |step: &towpath_flow::Step| {
             let before = checked.flow_before.iter().flat_map(|flow| &flow.steps);
-            before.filter(|it| it.id == step.id).all(|it| it.replicas == step.replicas)
+            before
+                .filter(|it| it.id == step.id)
+                .all(|it| it.replicas == step.replicas)
         };
         let new = NewVersion {
             flow: flow.name.clone(),
             file: draft.file.clone(),
             source: draft.source.clone().into_bytes(),
             env: checked.env.clone(),
-            images: checked.images.iter().map(|(name, it)| (name.clone(), it.id.clone())).collect(),
+            images: checked
+                .images
+                .iter()
+                .map(|(name, it)| (name.clone(), it.id.clone()))
+                .collect(),
             hash: checked.hash.clone(),
             webhook_key: key,
             steps: flow.steps.iter().map(|step| step.id.clone()).collect(),
-            scaled: flow.steps.iter().filter(|step| kept(step)).map(|it| it.id.clone()).collect(),
+            scaled: flow
+                .steps
+                .iter()
+                .filter(|step| kept(step))
+                .map(|it| it.id.clone())
+                .collect(),
             removed,
             drop_messages: draft.drop_messages,
         };
@@ -133,17 +150,24 @@ impl Control {
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
         let facts = Facts {
-            images: images.iter().map(|(name, found)| (name.clone(), image_fact(found))).collect(),
+            images: images
+                .iter()
+                .map(|(name, found)| (name.clone(), image_fact(found.as_ref())))
+                .collect(),
             secrets: Some(secrets.into_iter().map(|secret| secret.name).collect()),
             env: Some(env.keys().cloned().collect()),
         };
         let checked = check(&source, &facts)
             .map_err(|diagnostics| ControlError::invalid(diagnostics.into_findings()))?;
         let flow = Arc::new(checked.flow);
-        let images: BTreeMap<String, Image> =
-            images.into_iter().filter_map(|(name, found)| Some((name, found?))).collect();
+        let images: BTreeMap<String, Image> = images
+            .into_iter()
+            .filter_map(|(name, found)| Some((name, found?)))
+            .collect();
         let before = self.catalog.store.flow(&flow.name).await?;
-        let flow_before = before.as_ref().and_then(|before| self.catalog.flow(before).ok());
+        let flow_before = before
+            .as_ref()
+            .and_then(|before| self.catalog.flow(before).ok());
         Ok(Checked {
             hash: hash(&draft.source, &env, &images),
             warnings: checked.warnings.into_findings(),
@@ -175,10 +199,21 @@ impl Control {
             return Ok(changes(None, None, &self.desired_draft(checked).await?));
         };
         let old = self.catalog.desired_of(before).await.map_err(|error| {
-            tracing::warn!(flow = before.name, "cannot compare with what runs: {error:#}");
-            ControlError::new(ErrorKind::Unavailable, "engine_unavailable", format!("{error:#}"))
+            tracing::warn!(
+                flow = before.name,
+                "cannot compare with what runs: {error:#}"
+            );
+            ControlError::new(
+                ErrorKind::Unavailable,
+                "engine_unavailable",
+                format!("{error:#}"),
+            )
         })?;
-        Ok(changes(Some(before), Some(&old), &self.desired_draft(checked).await?))
+        Ok(changes(
+            Some(before),
+            Some(&old),
+            &self.desired_draft(checked).await?,
+        ))
     }
 
     /// What should be if the draft were applied.
@@ -193,7 +228,9 @@ impl Control {
         let scales = checked.before.as_ref().map(|before| &before.scales);
         let facts = checked.flow.steps.iter().map(|step| {
             let same = checked.flow_before.iter().flat_map(|flow| &flow.steps);
-            let kept = same.filter(|it| it.id == step.id).all(|it| it.replicas == step.replicas);
+            let kept = same
+                .filter(|it| it.id == step.id)
+                .all(|it| it.replicas == step.replicas);
             let known = crate::reconcile::spec::StepFacts {
                 filled: towpath_flow::substitute_step(step, &values).map_err(|it| it.to_string()),
                 image: checked
@@ -201,14 +238,19 @@ impl Control {
                     .get(&step.image)
                     .cloned()
                     .ok_or_else(|| format!("there is no image `{}`", step.image)),
-                replicas: scales.and_then(|it| it.get(&step.id)).copied().filter(|_| kept),
+                replicas: scales
+                    .and_then(|it| it.get(&step.id))
+                    .copied()
+                    .filter(|_| kept),
             };
             (step.id.clone(), known)
         });
         let (version, state) = checked
             .before
             .as_ref()
-            .map_or((1, FlowState::Running), |before| (before.version + 1, before.state));
+            .map_or((1, FlowState::Running), |before| {
+                (before.version + 1, before.state)
+            });
         Ok(crate::reconcile::spec::desired_flow(
             &self.catalog.ground,
             Arc::clone(&checked.flow),
@@ -221,7 +263,9 @@ impl Control {
 
 impl Checked {
     fn is_unchanged(&self) -> bool {
-        self.before.as_ref().is_some_and(|before| before.hash == self.hash)
+        self.before
+            .as_ref()
+            .is_some_and(|before| before.hash == self.hash)
     }
 
     /// The steps that go away.
@@ -234,10 +278,13 @@ impl Checked {
     }
 }
 
-fn image_fact(found: &Option<Image>) -> ImageFact {
+fn image_fact(found: Option<&Image>) -> ImageFact {
     match found {
         None => ImageFact::Missing,
-        Some(Image { unreadable: Some(reason), .. }) => ImageFact::Unreadable(reason.clone()),
+        Some(Image {
+            unreadable: Some(reason),
+            ..
+        }) => ImageFact::Unreadable(reason.clone()),
         Some(image) => ImageFact::Known(image.manifest.clone()),
     }
 }

@@ -42,7 +42,13 @@ pub enum ErrorKind {
 impl ControlError {
     /// Makes one.
     pub fn new(kind: ErrorKind, code: &'static str, message: impl Into<String>) -> Self {
-        Self { kind, code, message: message.into(), hint: None, diagnostics: Vec::new() }
+        Self {
+            kind,
+            code,
+            message: message.into(),
+            hint: None,
+            diagnostics: Vec::new(),
+        }
     }
 
     /// With what to do next.
@@ -54,8 +60,12 @@ impl ControlError {
 
     /// There is no such flow.
     pub fn no_flow(flow: &str) -> Self {
-        Self::new(ErrorKind::NotFound, "no_such_flow", format!("there is no flow `{flow}`"))
-            .hint("`towpath list` shows all flows")
+        Self::new(
+            ErrorKind::NotFound,
+            "no_such_flow",
+            format!("there is no flow `{flow}`"),
+        )
+        .hint("`towpath list` shows all flows")
     }
 
     /// The flow has no such step.
@@ -75,23 +85,32 @@ impl ControlError {
             1 => "the flow file has a mistake".to_owned(),
             count => format!("the flow file has {count} mistakes"),
         };
-        Self { diagnostics, ..Self::new(ErrorKind::Invalid, "invalid_flow", message) }
+        Self {
+            diagnostics,
+            ..Self::new(ErrorKind::Invalid, "invalid_flow", message)
+        }
     }
 
     /// Something that should never happen.
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error = chain(error), "a request failed");
-        Self::new(ErrorKind::Internal, "internal", "the control plane failed; its log says why")
+        Self::new(
+            ErrorKind::Internal,
+            "internal",
+            "the control plane failed; its log says why",
+        )
     }
 }
 
 impl From<StoreError> for ControlError {
     fn from(error: StoreError) -> Self {
         match &error {
-            StoreError::Undecryptable { .. } => {
-                Self::new(ErrorKind::Unavailable, "secret_unreadable", error.to_string())
-                    .hint("set it again with `towpath secret set`")
-            }
+            StoreError::Undecryptable { .. } => Self::new(
+                ErrorKind::Unavailable,
+                "secret_unreadable",
+                error.to_string(),
+            )
+            .hint("set it again with `towpath secret set`"),
             _ => Self::internal(&error),
         }
     }

@@ -57,7 +57,7 @@ pub struct LogFilter {
 struct Replica {
     flow: String,
     step: String,
-    replica: u32,
+    number: u32,
     container: String,
 }
 
@@ -76,7 +76,10 @@ impl Control {
         if filter.follow {
             return Ok(self.follow(flow.to_owned(), filter.step.clone(), tail));
         }
-        let query = LogQuery { tail: Some(tail), follow: false };
+        let query = LogQuery {
+            tail: Some(tail),
+            follow: false,
+        };
         let mut lines = Vec::new();
         for replica in self.replicas(flow, filter.step.as_deref()) {
             let stream = self.engine().logs(&replica.container, query).await;
@@ -87,7 +90,12 @@ impl Control {
         Ok(stream::iter(lines).boxed())
     }
 
-    fn follow(self: &Arc<Self>, flow: String, step: Option<String>, tail: u32) -> BoxStream<'static, Line> {
+    fn follow(
+        self: &Arc<Self>,
+        flow: String,
+        step: Option<String>,
+        tail: u32,
+    ) -> BoxStream<'static, Line> {
         let mut looking = interval_at(Instant::now(), LOOK);
         looking.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let following = Following {
@@ -109,14 +117,17 @@ impl Control {
     fn replicas(&self, flow: &str, step: Option<&str>) -> Vec<Replica> {
         let status = self.reconciler.status.borrow();
         let steps = status.flows.get(flow).map(|flow| &flow.steps);
-        let steps = steps.into_iter().flatten().filter(|(id, _)| step.is_none_or(|it| it == *id));
+        let steps = steps
+            .into_iter()
+            .flatten()
+            .filter(|(id, _)| step.is_none_or(|it| it == *id));
         steps
             .flat_map(|(id, step)| step.replicas.iter().map(move |replica| (id, replica)))
             .filter_map(|(id, replica)| {
                 Some(Replica {
                     flow: flow.to_owned(),
                     step: id.clone(),
-                    replica: replica.replica,
+                    number: replica.replica,
                     container: replica.container.clone()?,
                 })
             })
@@ -151,7 +162,10 @@ impl Following {
             if !self.known.insert(replica.container.clone()) {
                 continue;
             }
-            let query = LogQuery { tail: Some(self.tail), follow: true };
+            let query = LogQuery {
+                tail: Some(self.tail),
+                follow: true,
+            };
             let stream = self.control.engine().logs(&replica.container, query).await;
             self.streams.push(lines_of(replica, stream));
         }
@@ -164,25 +178,28 @@ fn lines_of(
     pieces: BoxStream<'static, Result<Bytes, EngineError>>,
 ) -> BoxStream<'static, Line> {
     let begin = (replica, pieces, BytesMut::new(), false);
-    stream::unfold(begin, |(replica, mut pieces, mut rest, mut is_over)| async move {
-        loop {
-            if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-                let line = rest.split_to(end + 1);
-                return Some((as_line(&replica, &line), (replica, pieces, rest, is_over)));
-            }
-            if is_over || rest.len() > LINE_BYTES_MAX {
-                if rest.is_empty() {
-                    return None;
+    stream::unfold(
+        begin,
+        |(replica, mut pieces, mut rest, mut is_over)| async move {
+            loop {
+                if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                    let line = rest.split_to(end + 1);
+                    return Some((as_line(&replica, &line), (replica, pieces, rest, is_over)));
                 }
-                let line = rest.split();
-                return Some((as_line(&replica, &line), (replica, pieces, rest, is_over)));
+                if is_over || rest.len() > LINE_BYTES_MAX {
+                    if rest.is_empty() {
+                        return None;
+                    }
+                    let line = rest.split();
+                    return Some((as_line(&replica, &line), (replica, pieces, rest, is_over)));
+                }
+                match pieces.next().await {
+                    Some(Ok(piece)) => rest.extend_from_slice(&piece),
+                    Some(Err(_)) | None => is_over = true,
+                }
             }
-            match pieces.next().await {
-                Some(Ok(piece)) => rest.extend_from_slice(&piece),
-                Some(Err(_)) | None => is_over = true,
-            }
-        }
-    })
+        },
+    )
     .filter(|line| std::future::ready(!line.is_empty()))
     .boxed()
 }
@@ -200,7 +217,7 @@ fn as_line(replica: &Replica, line: &[u8]) -> Line {
         level: Cow::Borrowed("info"),
         flow: Cow::Borrowed(&replica.flow),
         step: Cow::Borrowed(&replica.step),
-        replica: replica.replica,
+        replica: replica.number,
         message_id: None,
         source: LogSource::Agent,
         text: String::from_utf8_lossy(text),
@@ -222,15 +239,19 @@ mod tests {
     async fn lines_are_whole_however_they_come() {
         let line = r#"{"at":5,"level":"warn","flow":"f","step":"s","replica":2,"source":"stderr","text":"hi"}"#;
         let pieces = [&line[..10], &line[10..], "\nplain", " text\n\n", "no end"];
-        let pieces: Vec<_> =
-            pieces.iter().map(|piece| Ok(Bytes::from((*piece).to_owned()))).collect();
+        let pieces: Vec<_> = pieces
+            .iter()
+            .map(|piece| Ok(Bytes::from((*piece).to_owned())))
+            .collect();
         let replica = Replica {
             flow: "f".into(),
             step: "s".into(),
-            replica: 2,
+            number: 2,
             container: "c".into(),
         };
-        let lines: Vec<Line> = lines_of(replica, stream::iter(pieces).boxed()).collect().await;
+        let lines: Vec<Line> = lines_of(replica, stream::iter(pieces).boxed())
+            .collect()
+            .await;
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[0], format!("{line}\n"));
         for (line, expect) in lines.iter().zip(["hi", "plain text", "no end"]) {

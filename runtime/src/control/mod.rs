@@ -117,8 +117,10 @@ impl Control {
     /// Declares what should be on the broker, the bindings that earlier versions had removed.
     pub async fn declare(&self) -> Result<(), ControlError> {
         let topology: Topology = self.catalog.topology().await?;
-        let declared: Result<(), BrokerError> =
-            self.broker.declare(&topology, &self.former(&topology).await?).await;
+        let declared: Result<(), BrokerError> = self
+            .broker
+            .declare(&topology, &self.former(&topology).await?)
+            .await;
         Ok(declared?)
     }
 

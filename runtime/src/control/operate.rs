@@ -23,12 +23,19 @@ impl Control {
         let (record, checked) = self.record(flow).await?;
         let model = find_step(&checked, step)?;
         if model.is_trigger {
-            let message = format!("`{step}` is the trigger of `{flow}`, and a trigger has one replica");
-            return Err(ControlError::new(ErrorKind::Conflict, "trigger_not_scalable", message)
-                .hint("two would read the same source twice; scale the steps after it"));
+            let message =
+                format!("`{step}` is the trigger of `{flow}`, and a trigger has one replica");
+            return Err(
+                ControlError::new(ErrorKind::Conflict, "trigger_not_scalable", message)
+                    .hint("two would read the same source twice; scale the steps after it"),
+            );
         }
         if !REPLICAS.contains(&u64::from(replicas)) {
-            let message = format!("a step has from {} to {} replicas", REPLICAS.start(), REPLICAS.end());
+            let message = format!(
+                "a step has from {} to {} replicas",
+                REPLICAS.start(),
+                REPLICAS.end()
+            );
             return Err(ControlError::new(ErrorKind::Bad, "bad_replicas", message)
                 .hint("`towpath stop` removes all containers and keeps the messages"));
         }
@@ -40,9 +47,10 @@ impl Control {
         }
         Ok(Done {
             changed: now != replicas,
-            message: match now == replicas {
-                true => format!("`{step}` of `{flow}` has {replicas} already"),
-                false => format!("`{step}` of `{flow}` goes from {now} to {replicas}"),
+            message: if now == replicas {
+                format!("`{step}` of `{flow}` has {replicas} already")
+            } else {
+                format!("`{step}` of `{flow}` goes from {now} to {replicas}")
             },
         })
     }
@@ -52,9 +60,13 @@ impl Control {
         let (record, _) = self.record(flow).await?;
         if record.state == FlowState::Stopped {
             let message = format!("`{flow}` is stopped, which is more than paused");
-            return Ok(Done { changed: false, message });
+            return Ok(Done {
+                changed: false,
+                message,
+            });
         }
-        self.change_state(&record, FlowState::Paused, "is paused").await
+        self.change_state(&record, FlowState::Paused, "is paused")
+            .await
     }
 
     /// Undoes pause and stop.
@@ -66,7 +78,8 @@ impl Control {
     /// Removes the containers; messages stay.
     pub async fn stop(&self, flow: &str) -> Result<Done, ControlError> {
         let (record, _) = self.record(flow).await?;
-        self.change_state(&record, FlowState::Stopped, "is stopped").await
+        self.change_state(&record, FlowState::Stopped, "is stopped")
+            .await
     }
 
     async fn change_state(
@@ -77,14 +90,20 @@ impl Control {
     ) -> Result<Done, ControlError> {
         let flow = &record.name;
         if record.state == state {
-            return Ok(Done { changed: false, message: format!("`{flow}` {is} already") });
+            return Ok(Done {
+                changed: false,
+                message: format!("`{flow}` {is} already"),
+            });
         }
         if !self.catalog.store.set_state(flow, state).await? {
             return Err(ControlError::no_flow(flow));
         }
         tracing::info!(flow, ?state, before = ?record.state, "changed the state of a flow");
         self.changed().await?;
-        Ok(Done { changed: true, message: format!("`{flow}` {is} from now on") })
+        Ok(Done {
+            changed: true,
+            message: format!("`{flow}` {is} from now on"),
+        })
     }
 
     /// Forgets a flow and removes all it made. Refused while its queues hold something, unless
@@ -94,14 +113,21 @@ impl Control {
         let (_, checked) = self.record(flow).await?;
         let steps: Vec<String> = checked.steps.iter().map(|step| step.id.clone()).collect();
         if !drop_messages {
-            self.refuse_full_queues(flow, &steps, "would be deleted").await?;
+            self.refuse_full_queues(flow, &steps, "would be deleted")
+                .await?;
         }
-        self.catalog.store.delete_flow(flow, steps, drop_messages).await?;
+        self.catalog
+            .store
+            .delete_flow(flow, steps, drop_messages)
+            .await?;
         self.reports.forget_flow(flow);
         tracing::info!(flow, drop_messages, "deleted a flow");
         self.changed().await?;
         self.removals.notify_one();
-        Ok(Done { changed: true, message: format!("`{flow}` is deleted") })
+        Ok(Done {
+            changed: true,
+            message: format!("`{flow}` is deleted"),
+        })
     }
 
     /// Refuses if one of the steps' queues holds deliveries, naming each with its count.
@@ -129,18 +155,14 @@ impl Control {
         if full.is_empty() {
             return Ok(());
         }
-        let message =
-            format!("messages wait for a step that {why}: {}", full.join(", "));
+        let message = format!("messages wait for a step that {why}: {}", full.join(", "));
         Err(ControlError::new(ErrorKind::Conflict, "queues_not_empty", message).hint(
             "let the flow finish them first, or drop them with `--drop-messages` (`drop_messages` in the API)",
         ))
     }
 
     /// A flow's record and its checked form.
-    pub(super) async fn record(
-        &self,
-        flow: &str,
-    ) -> Result<(FlowRecord, Arc<Flow>), ControlError> {
+    pub(super) async fn record(&self, flow: &str) -> Result<(FlowRecord, Arc<Flow>), ControlError> {
         let record = self.catalog.store.flow(flow).await?;
         let record = record.ok_or_else(|| ControlError::no_flow(flow))?;
         let checked = self.catalog.flow(&record)?;

@@ -46,7 +46,12 @@ impl Control {
 
     /// Removes what can be removed now, and returns how many queues still wait.
     pub(super) async fn remove_queues(&self) -> Result<usize, String> {
-        let removals = self.catalog.store.removals().await.map_err(|error| chain(&error))?;
+        let removals = self
+            .catalog
+            .store
+            .removals()
+            .await
+            .map_err(|error| chain(&error))?;
         let mut left = 0;
         let mut done = Vec::new();
         for removal in removals {
@@ -54,16 +59,32 @@ impl Control {
                 left += 1;
                 continue;
             }
-            let queue = self.catalog.ground.names.queue(&removal.flow, &removal.step);
-            match self.broker.delete_queue(&queue, removal.drop_messages).await {
+            let queue = self
+                .catalog
+                .ground
+                .names
+                .queue(&removal.flow, &removal.step);
+            match self
+                .broker
+                .delete_queue(&queue, removal.drop_messages)
+                .await
+            {
                 Ok(()) => {
                     tracing::info!(queue, "removed a queue, because its step is gone");
-                    self.catalog.store.removed(&removal).await.map_err(|error| chain(&error))?;
+                    self.catalog
+                        .store
+                        .removed(&removal)
+                        .await
+                        .map_err(|error| chain(&error))?;
                     done.push(removal.flow);
                 }
                 Err(error) => {
                     left += 1;
-                    tracing::debug!(queue, error = chain(&error), "a queue cannot be removed yet");
+                    tracing::debug!(
+                        queue,
+                        error = chain(&error),
+                        "a queue cannot be removed yet"
+                    );
                 }
             }
         }
@@ -97,7 +118,10 @@ impl Control {
             .collect();
         for flow in gone {
             let exchange = self.catalog.ground.names.flow(&flow);
-            self.broker.delete_exchange(&exchange).await.map_err(|error| chain(&error))?;
+            self.broker
+                .delete_exchange(&exchange)
+                .await
+                .map_err(|error| chain(&error))?;
             tracing::info!(exchange, "removed an exchange, because its flow is gone");
         }
         Ok(())
@@ -109,7 +133,10 @@ impl Control {
         if status.at == 0 || status.trouble.is_some() {
             return true;
         }
-        let step = status.flows.get(&removal.flow).and_then(|flow| flow.steps.get(&removal.step));
+        let step = status
+            .flows
+            .get(&removal.flow)
+            .and_then(|flow| flow.steps.get(&removal.step));
         step.is_some_and(|step| step.replicas.iter().any(|it| it.container.is_some()))
     }
 }

@@ -37,7 +37,9 @@ impl Control {
         self.record(flow).await?;
         let limit = limit.unwrap_or(20).clamp(1, RUNS_MAX);
         let runs = self.catalog.store.runs(flow, limit).await?;
-        Ok(RunList { runs: runs.iter().map(run_view).collect() })
+        Ok(RunList {
+            runs: runs.iter().map(run_view).collect(),
+        })
     }
 
     /// A run, by its id.
@@ -53,7 +55,6 @@ impl Control {
 
     /// When a flow fires next, in milliseconds since 1970; none if it does not by itself.
     pub(super) fn next_run_at(
-        &self,
         record: &FlowRecord,
         flow: &Flow,
         last: Option<&RunRecord>,
@@ -102,8 +103,9 @@ impl From<FireError> for ControlError {
             FireError::NotRunning { flow, .. } => {
                 conflict("not_running").hint(format!("`towpath resume {flow}` lets it run"))
             }
-            FireError::Busy { flow, .. } => conflict("busy")
-                .hint(format!("`towpath status {flow}` shows the run; it can be fired again when that has ended")),
+            FireError::Busy { flow, .. } => conflict("busy").hint(format!(
+                "`towpath status {flow}` shows the run; it can be fired again when that has ended"
+            )),
             FireError::Store(_) => Self::internal(&error),
         }
     }

@@ -18,17 +18,24 @@ impl Control {
                 .hint("use lower-case letters, digits and underscores: `crm_token`"));
         }
         if value.is_empty() || value.len() > SECRET_BYTES_MAX {
-            return Err(bad(format!("a secret has from 1 to {SECRET_BYTES_MAX} bytes")));
+            return Err(bad(format!(
+                "a secret has from 1 to {SECRET_BYTES_MAX} bytes"
+            )));
         }
         self.catalog.store.set_secret(name, value).await?;
         tracing::info!(name, "set a secret");
         self.reconciler.look_now();
-        Ok(Done { changed: true, message: format!("the secret `{name}` is set") })
+        Ok(Done {
+            changed: true,
+            message: format!("the secret `{name}` is set"),
+        })
     }
 
     /// Lists the names of all secrets.
     pub async fn secrets(&self) -> Result<SecretList, ControlError> {
-        Ok(SecretList { secrets: self.catalog.store.secret_records().await? })
+        Ok(SecretList {
+            secrets: self.catalog.store.secret_records().await?,
+        })
     }
 
     /// Deletes a secret; refused while a flow uses it.
@@ -43,15 +50,22 @@ impl Control {
         }
         if !users.is_empty() {
             let message = format!("the secret `{name}` is used by {}", users.join(", "));
-            return Err(ControlError::new(ErrorKind::Conflict, "secret_in_use", message)
-                .hint("change or delete those flows first"));
+            return Err(
+                ControlError::new(ErrorKind::Conflict, "secret_in_use", message)
+                    .hint("change or delete those flows first"),
+            );
         }
         if !self.catalog.store.delete_secret(name).await? {
             let message = format!("there is no secret `{name}`");
-            return Err(ControlError::new(ErrorKind::NotFound, "no_such_secret", message)
-                .hint("`towpath secret list` shows all secrets"));
+            return Err(
+                ControlError::new(ErrorKind::NotFound, "no_such_secret", message)
+                    .hint("`towpath secret list` shows all secrets"),
+            );
         }
         tracing::info!(name, "deleted a secret");
-        Ok(Done { changed: true, message: format!("the secret `{name}` is deleted") })
+        Ok(Done {
+            changed: true,
+            message: format!("the secret `{name}` is deleted"),
+        })
     }
 }

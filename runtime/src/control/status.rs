@@ -43,21 +43,28 @@ impl Control {
             records.push((record, flow));
         }
         let facts = self.facts(records.iter().map(|(_, flow)| flow)).await?;
-        let flows = records.iter().map(|(record, flow)| self.summary(record, flow, &facts));
-        Ok(FlowList { flows: flows.collect() })
+        let flows = records
+            .iter()
+            .map(|(record, flow)| self.summary(record, flow, &facts));
+        Ok(FlowList {
+            flows: flows.collect(),
+        })
     }
 
     /// Says how a flow is.
     pub async fn status(&self, flow: &str) -> Result<FlowStatus, ControlError> {
         let (record, flow) = self.record(flow).await?;
         let facts = self.facts([&flow].into_iter()).await?;
-        let steps: Vec<StepStatus> =
-            flow.steps.iter().map(|step| self.step_status(&record, step, &facts)).collect();
+        let steps: Vec<StepStatus> = flow
+            .steps
+            .iter()
+            .map(|step| self.step_status(&record, step, &facts))
+            .collect();
         let last_run = match flow.fires {
             Fires::Every(_) => self.catalog.store.last_run(&flow.name).await?,
             Fires::Webhook => None,
         };
-        let next_run_at = self.next_run_at(&record, &flow, last_run.as_ref());
+        let next_run_at = Self::next_run_at(&record, &flow, last_run.as_ref());
         Ok(FlowStatus {
             flow: record.name.clone(),
             description: flow.description.clone(),
@@ -96,10 +103,16 @@ impl Control {
         };
         let parts = BTreeMap::from([
             ("store".to_owned(), word(store, "it does not answer")),
-            ("broker".to_owned(), word(broker == Ok(true), "it cannot be reached")),
+            (
+                "broker".to_owned(),
+                word(broker == Ok(true), "it cannot be reached"),
+            ),
             ("engine".to_owned(), engine),
         ]);
-        Readiness { ready: parts.values().all(|part| part == "up"), parts }
+        Readiness {
+            ready: parts.values().all(|part| part == "up"),
+            parts,
+        }
     }
 
     /// Everything that is counted, as Prometheus reads it.
@@ -119,15 +132,16 @@ impl Control {
         }
         let facts = self.facts(records.iter().map(|(_, flow)| flow)).await?;
         let steps = records.iter().flat_map(|(record, flow)| {
-            flow.steps.iter().map(|step| self.step_status(record, step, &facts)).map(|step| {
-                StepState {
+            flow.steps
+                .iter()
+                .map(|step| self.step_status(record, step, &facts))
+                .map(|step| StepState {
                     flow: record.name.clone(),
                     step: step.step,
                     replicas_desired: step.desired,
                     replicas_running: step.running,
                     queue_ready: step.queued_deliveries,
-                }
-            })
+                })
         });
         Ok(Snapshot {
             steps: steps.collect(),
@@ -143,7 +157,11 @@ impl Control {
     ) -> Result<Facts, ControlError> {
         let names = &self.catalog.ground.names;
         let queues: Vec<String> = flows
-            .flat_map(|flow| flow.steps.iter().map(|step| names.queue(&flow.name, &step.id)))
+            .flat_map(|flow| {
+                flow.steps
+                    .iter()
+                    .map(|step| names.queue(&flow.name, &step.id))
+            })
             .collect();
         let (depths, broker_up) = tokio::join!(
             timeout(PROBE, self.broker.depths(&queues)),
@@ -163,8 +181,11 @@ impl Control {
     }
 
     fn summary(&self, record: &FlowRecord, flow: &Flow, facts: &Facts) -> FlowSummary {
-        let steps: Vec<StepStatus> =
-            flow.steps.iter().map(|step| self.step_status(record, step, facts)).collect();
+        let steps: Vec<StepStatus> = flow
+            .steps
+            .iter()
+            .map(|step| self.step_status(record, step, facts))
+            .collect();
         let queued: Option<Vec<u64>> = steps.iter().map(|step| step.queued).collect();
         FlowSummary {
             flow: record.name.clone(),
@@ -185,7 +206,11 @@ impl Control {
     fn step_status(&self, record: &FlowRecord, step: &Step, facts: &Facts) -> StepStatus {
         let flow = &record.name;
         let status = self.reconciler.status.borrow();
-        let seen = status.flows.get(flow).and_then(|flow| flow.steps.get(&step.id)).cloned();
+        let seen = status
+            .flows
+            .get(flow)
+            .and_then(|flow| flow.steps.get(&step.id))
+            .cloned();
         drop(status);
         let is_seen = seen.is_some();
         let seen = seen.unwrap_or_default();
@@ -197,9 +222,10 @@ impl Control {
             .depths
             .as_ref()
             .map(|depths| depths.get(&queue).map_or(0, |depth| depth.ready));
-        let (state, reason) = match is_seen {
-            true => step_state(record.state, &seen),
-            false => ("unknown", Some("nobody has looked yet".to_owned())),
+        let (state, reason) = if is_seen {
+            step_state(record.state, &seen)
+        } else {
+            ("unknown", Some("nobody has looked yet".to_owned()))
         };
         let ms = |part: f64| quantile_us(&totals.latency, part).map(|us| us / 1_000.0);
         StepStatus {
@@ -263,8 +289,11 @@ impl Control {
     /// Whether all that should be is.
     fn is_converged(&self, record: &FlowRecord, flow: &Flow) -> bool {
         let status = self.reconciler.status.borrow();
-        let Some(seen) = status.flows.get(&record.name) else { return false };
-        if status.trouble.is_some() || seen.version != record.version || seen.state != record.state {
+        let Some(seen) = status.flows.get(&record.name) else {
+            return false;
+        };
+        if status.trouble.is_some() || seen.version != record.version || seen.state != record.state
+        {
             return false;
         }
         // A step of an earlier version that is still there counts as well.
@@ -281,17 +310,39 @@ impl Control {
                     it.is_current && (it.state == wanted || it.state == ReplicaState::HeldBack)
                 })
         });
-        all && flow.steps.iter().all(|step| seen.steps.contains_key(&step.id))
+        all && flow
+            .steps
+            .iter()
+            .all(|step| seen.steps.contains_key(&step.id))
     }
 }
 
 fn dead_of_flow(flow: &str, facts: &Facts) -> u64 {
-    facts.dead.iter().filter(|((of, _), _)| of == flow).map(|(_, count)| count).sum()
+    facts
+        .dead
+        .iter()
+        .filter(|((of, _), _)| of == flow)
+        .map(|(_, count)| count)
+        .sum()
 }
 
 fn words(state: &str) -> String {
     state.replace('_', " ")
 }
+
+/// The states of replicas, the worst first.
+const ORDER: [ReplicaState; 10] = [
+    ReplicaState::StepFails,
+    ReplicaState::BackingOff,
+    ReplicaState::WaitingForBroker,
+    ReplicaState::HeldBack,
+    ReplicaState::Missing,
+    ReplicaState::Starting,
+    ReplicaState::Draining,
+    ReplicaState::Exited,
+    ReplicaState::Paused,
+    ReplicaState::Running,
+];
 
 /// How a step is: the worst of its replicas, and why.
 fn step_state(
@@ -304,19 +355,6 @@ fn step_state(
     if state == FlowState::Stopped && step.replicas.is_empty() {
         return ("stopped", None);
     }
-    // The worst first.
-    const ORDER: [ReplicaState; 10] = [
-        ReplicaState::StepFails,
-        ReplicaState::BackingOff,
-        ReplicaState::WaitingForBroker,
-        ReplicaState::HeldBack,
-        ReplicaState::Missing,
-        ReplicaState::Starting,
-        ReplicaState::Draining,
-        ReplicaState::Exited,
-        ReplicaState::Paused,
-        ReplicaState::Running,
-    ];
     let rank = |replica: &&ReplicaStatus| ORDER.iter().position(|it| *it == replica.state);
     match step.replicas.iter().min_by_key(rank) {
         None => ("starting", None),

@@ -13,8 +13,8 @@ use super::{Control, Parts};
 use crate::broker::simulated::Simulated;
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Publication};
-use crate::engine::simulated::SimulatedEngine;
 use crate::engine::Image;
+use crate::engine::simulated::SimulatedEngine;
 use crate::metrics::Metrics;
 use crate::reconcile::run::{Pace, Reconciler, Round};
 use crate::reconcile::spec::Ground;
@@ -64,7 +64,11 @@ impl Bench {
             body_bytes_max: 1 << 20,
             key: store.derive_key("test"),
         };
-        let catalog = Arc::new(Catalog::new(store.clone(), Arc::new(engine.clone()), ground));
+        let catalog = Arc::new(Catalog::new(
+            store.clone(),
+            Arc::new(engine.clone()),
+            ground,
+        ));
         let agents = engine.clone();
         let (reconciler, handle) = Reconciler::new(
             "t",
@@ -99,7 +103,14 @@ impl Bench {
         let control = Arc::new(control.await.unwrap());
         control.declare().await.unwrap();
         let reconciler = Mutex::new(reconciler);
-        Self { control, engine, broker, metrics, live: subscribed, reconciler }
+        Self {
+            control,
+            engine,
+            broker,
+            metrics,
+            live: subscribed,
+            reconciler,
+        }
     }
 
     /// Lets the reconciler work until there is nothing to do.
@@ -108,20 +119,34 @@ impl Bench {
             let round = self.reconciler.lock().await.round(self.engine.now()).await;
             self.engine.advance(1_000);
             let status = self.control.reconciler.status.borrow().clone();
-            let is_quiet = status.flows.values().flat_map(|flow| flow.steps.values()).all(|step| {
-                step.replicas.len() == step.desired as usize
-                    && step.replicas.iter().all(|it| it.is_current && it.container.is_some())
-            });
+            let is_quiet = status
+                .flows
+                .values()
+                .flat_map(|flow| flow.steps.values())
+                .all(|step| {
+                    step.replicas.len() == step.desired as usize
+                        && step
+                            .replicas
+                            .iter()
+                            .all(|it| it.is_current && it.container.is_some())
+                });
             if round == Round::AtRest && is_quiet {
                 return;
             }
         }
-        panic!("it does not come to rest: {:?}", self.control.reconciler.status.borrow());
+        panic!(
+            "it does not come to rest: {:?}",
+            self.control.reconciler.status.borrow()
+        );
     }
 
     /// The names of the containers that there are.
     pub(crate) fn containers(&self) -> Vec<String> {
-        self.engine.containers().into_iter().map(|one| one.name).collect()
+        self.engine
+            .containers()
+            .into_iter()
+            .map(|one| one.name)
+            .collect()
     }
 
     /// Puts a message into a step's queue.

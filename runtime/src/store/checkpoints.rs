@@ -51,7 +51,15 @@ impl Store {
                     AND state IN ('recorded', 'published'))
                  ON CONFLICT (flow, step, connection)
                  DO UPDATE SET run = ?4, number = ?5, value = ?6, saved_at = ?7",
-                params![flow, step, connection, run.to_string(), number, value.get(), now_ms()],
+                params![
+                    flow,
+                    step,
+                    connection,
+                    run.to_string(),
+                    number,
+                    value.get(),
+                    now_ms()
+                ],
             )?;
             Ok(changed == 1)
         })

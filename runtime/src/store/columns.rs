@@ -31,13 +31,15 @@ pub(super) fn id(row: &Row<'_>, column: &str) -> rusqlite::Result<MessageId> {
 /// The id that a column may hold.
 pub(super) fn optional_id(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<MessageId>> {
     let text: Option<String> = row.get(column)?;
-    text.map(|text| text.parse().map_err(unreadable)).transpose()
+    text.map(|text| text.parse().map_err(unreadable))
+        .transpose()
 }
 
 /// The JSON that a column may hold, as it is.
 pub(super) fn raw(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<Box<RawValue>>> {
     let text: Option<String> = row.get(column)?;
-    text.map(|text| RawValue::from_string(text).map_err(unreadable)).transpose()
+    text.map(|text| RawValue::from_string(text).map_err(unreadable))
+        .transpose()
 }
 
 /// What a column holds as JSON.

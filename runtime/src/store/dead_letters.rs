@@ -62,7 +62,10 @@ impl Store {
     }
 
     /// Dead letters, newest first.
-    pub async fn dead_letters(&self, query: DeadQuery) -> Result<Vec<DeadLetterRecord>, StoreError> {
+    pub async fn dead_letters(
+        &self,
+        query: DeadQuery,
+    ) -> Result<Vec<DeadLetterRecord>, StoreError> {
         self.with("list dead letters", move |database| {
             database
                 .prepare_cached(

@@ -89,8 +89,9 @@ impl Store {
     pub async fn flows(&self) -> Result<Vec<FlowRecord>, StoreError> {
         self.with("list flows", |connection| {
             let mut statement = connection.prepare_cached(&format!("{SELECT} ORDER BY f.name"))?;
-            let mut flows =
-                statement.query_map([], read_flow)?.collect::<rusqlite::Result<Vec<_>>>()?;
+            let mut flows = statement
+                .query_map([], read_flow)?
+                .collect::<rusqlite::Result<Vec<_>>>()?;
             for flow in &mut flows {
                 flow.scales = scales(connection, &flow.name)?;
             }
@@ -107,7 +108,9 @@ impl Store {
                 .prepare_cached(&format!("{SELECT} WHERE f.name = ?1"))?
                 .query_row([&name], read_flow)
                 .optional()?;
-            let Some(mut flow) = found else { return Ok(None) };
+            let Some(mut flow) = found else {
+                return Ok(None);
+            };
             flow.scales = scales(connection, &name)?;
             Ok(Some(flow))
         })
@@ -248,9 +251,15 @@ impl Store {
     pub async fn removals(&self) -> Result<Vec<Removal>, StoreError> {
         self.with("list queues to remove", |connection| {
             connection
-                .prepare_cached("SELECT flow, step, drop_messages FROM removals ORDER BY flow, step")?
+                .prepare_cached(
+                    "SELECT flow, step, drop_messages FROM removals ORDER BY flow, step",
+                )?
                 .query_map([], |row| {
-                    Ok(Removal { flow: row.get(0)?, step: row.get(1)?, drop_messages: row.get(2)? })
+                    Ok(Removal {
+                        flow: row.get(0)?,
+                        step: row.get(1)?,
+                        drop_messages: row.get(2)?,
+                    })
                 })?
                 .collect()
         })
@@ -366,11 +375,23 @@ mod tests {
     #[tokio::test]
     async fn a_flow_keeps_its_key_its_state_and_its_scales_when_it_is_applied_again() {
         let store = Store::in_memory().unwrap();
-        assert_eq!(store.store_version(version("one", Some("key-1"))).await.unwrap(), 1);
+        assert_eq!(
+            store
+                .store_version(version("one", Some("key-1")))
+                .await
+                .unwrap(),
+            1
+        );
         assert!(store.set_state("orders", FlowState::Paused).await.unwrap());
         store.set_scale("orders", "shape", 3).await.unwrap();
         store.set_scale("orders", "gone", 2).await.unwrap();
-        assert_eq!(store.store_version(version("two", Some("key-2"))).await.unwrap(), 2);
+        assert_eq!(
+            store
+                .store_version(version("two", Some("key-2")))
+                .await
+                .unwrap(),
+            2
+        );
 
         let flow = store.flow("orders").await.unwrap().unwrap();
         assert_eq!(flow.webhook_key.as_deref(), Some("key-1"));
@@ -381,7 +402,13 @@ mod tests {
         assert_eq!(flow.images["jq:1"], "sha256:1");
         assert_eq!(store.flows().await.unwrap(), [flow]);
         let versions = store.versions("orders").await.unwrap();
-        assert_eq!(versions.iter().map(|version| version.version).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(
+            versions
+                .iter()
+                .map(|version| version.version)
+                .collect::<Vec<_>>(),
+            [2, 1]
+        );
     }
 
     #[tokio::test]
@@ -389,16 +416,41 @@ mod tests {
         let store = Store::in_memory().unwrap();
         store.store_version(version("one", None)).await.unwrap();
         store.set_scale("orders", "shape", 3).await.unwrap();
-        assert!(store.delete_flow("orders", vec!["shape".into()], false).await.unwrap());
-        assert!(!store.delete_flow("orders", vec!["shape".into()], false).await.unwrap());
+        assert!(
+            store
+                .delete_flow("orders", vec!["shape".into()], false)
+                .await
+                .unwrap()
+        );
+        assert!(
+            !store
+                .delete_flow("orders", vec!["shape".into()], false)
+                .await
+                .unwrap()
+        );
         assert_eq!(store.flow("orders").await.unwrap(), None);
         let removals = store.removals().await.unwrap();
-        let steps: Vec<_> = removals.iter().map(|it| (it.step.as_str(), it.drop_messages)).collect();
+        let steps: Vec<_> = removals
+            .iter()
+            .map(|it| (it.step.as_str(), it.drop_messages))
+            .collect();
         assert_eq!(steps, [("old", true), ("shape", false)]);
         assert_eq!(store.store_version(version("one", None)).await.unwrap(), 1);
-        assert!(store.flow("orders").await.unwrap().unwrap().scales.is_empty());
+        assert!(
+            store
+                .flow("orders")
+                .await
+                .unwrap()
+                .unwrap()
+                .scales
+                .is_empty()
+        );
         let removals = store.removals().await.unwrap();
-        assert_eq!(removals.len(), 1, "a step that is there again keeps its queue: {removals:?}");
+        assert_eq!(
+            removals.len(),
+            1,
+            "a step that is there again keeps its queue: {removals:?}"
+        );
         store.removed(&removals[0]).await.unwrap();
         assert!(store.removals().await.unwrap().is_empty());
     }
@@ -407,7 +459,10 @@ mod tests {
     async fn flows_survive_the_process() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        store.store_version(version("one", Some("k"))).await.unwrap();
+        store
+            .store_version(version("one", Some("k")))
+            .await
+            .unwrap();
         drop(store);
         let store = Store::open(folder.path()).unwrap();
         assert_eq!(store.flow("orders").await.unwrap().unwrap().source, b"one");

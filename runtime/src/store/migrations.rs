@@ -107,7 +107,10 @@ CREATE TABLE secrets (
 
 /// Brings a database to the newest shape.
 pub(super) fn run(connection: &mut Connection) -> Result<(), StoreError> {
-    let broken = |source| StoreError::Statement { what: "bring its database up to date", source };
+    let broken = |source| StoreError::Statement {
+        what: "bring its database up to date",
+        source,
+    };
     let known = u32::try_from(MIGRATIONS.len()).expect("there are a handful of migrations");
     let found: u32 = connection
         .query_row("PRAGMA user_version", [], |row| row.get(0))
@@ -117,8 +120,12 @@ pub(super) fn run(connection: &mut Connection) -> Result<(), StoreError> {
     }
     for version in found..known {
         let transaction = connection.transaction().map_err(broken)?;
-        transaction.execute_batch(MIGRATIONS[version as usize]).map_err(broken)?;
-        transaction.pragma_update(None, "user_version", version + 1).map_err(broken)?;
+        transaction
+            .execute_batch(MIGRATIONS[version as usize])
+            .map_err(broken)?;
+        transaction
+            .pragma_update(None, "user_version", version + 1)
+            .map_err(broken)?;
         transaction.commit().map_err(broken)?;
     }
     Ok(())

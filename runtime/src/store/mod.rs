@@ -110,15 +110,19 @@ impl Store {
         let path = data.join("towpath.db");
         // Made by hand first, so that it is private from the first byte.
         private_file(&path, false).map_err(|source| files(&path, source))?;
-        let connection = Connection::open(&path)
-            .map_err(|source| StoreError::Statement { what: "open its database", source })?;
+        let connection = Connection::open(&path).map_err(|source| StoreError::Statement {
+            what: "open its database",
+            source,
+        })?;
         Self::prepare(connection, key, Some(lock))
     }
 
     /// Makes a store that lives as long as it is held, for tests.
     pub fn in_memory() -> Result<Self, StoreError> {
-        let connection = Connection::open_in_memory()
-            .map_err(|source| StoreError::Statement { what: "open its database", source })?;
+        let connection = Connection::open_in_memory().map_err(|source| StoreError::Statement {
+            what: "open its database",
+            source,
+        })?;
         Self::prepare(connection, rand::random(), None)
     }
 
@@ -137,10 +141,18 @@ impl Store {
             // What is deleted is overwritten: secrets are encrypted, but bodies of dead letters are not.
             connection.pragma_update(None, "secure_delete", true)
         };
-        set_up(&connection)
-            .map_err(|source| StoreError::Statement { what: "set up its database", source })?;
+        set_up(&connection).map_err(|source| StoreError::Statement {
+            what: "set up its database",
+            source,
+        })?;
         migrations::run(&mut connection)?;
-        Ok(Self { inner: Arc::new(Inner { connection: Mutex::new(connection), key, _lock: lock }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                connection: Mutex::new(connection),
+                key,
+                _lock: lock,
+            }),
+        })
     }
 
     /// Derives a key for one purpose from the key of the data directory.
@@ -150,9 +162,11 @@ impl Store {
 
     /// Says whether the store answers now.
     pub async fn is_up(&self) -> bool {
-        self.with("answer", |connection| connection.query_row("SELECT 1", [], |_| Ok(())))
-            .await
-            .is_ok()
+        self.with("answer", |connection| {
+            connection.query_row("SELECT 1", [], |_| Ok(()))
+        })
+        .await
+        .is_ok()
     }
 
     /// Runs statements on a thread that may block. They are one after the other: SQLite has one
@@ -165,8 +179,10 @@ impl Store {
         let inner = Arc::clone(&self.inner);
         tokio::task::spawn_blocking(move || {
             // A panic in a statement left no transaction open: dropping one rolls it back.
-            let mut connection =
-                inner.connection.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut connection = inner
+                .connection
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             work(&mut connection)
         })
         .await
@@ -179,16 +195,24 @@ impl Store {
 pub fn now_ms() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
 }
 
 fn files(path: &Path, source: io::Error) -> StoreError {
-    StoreError::Files { path: path.to_owned(), source }
+    StoreError::Files {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn create_private_dir(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }
 
 fn private_file(path: &Path, new: bool) -> io::Result<File> {
@@ -207,13 +231,18 @@ fn lock(data: &Path) -> Result<File, StoreError> {
     let file = private_file(&path, false).map_err(|source| files(&path, source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { data: data.to_owned() }),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
+            data: data.to_owned(),
+        }),
         Err(TryLockError::Error(source)) => Err(files(&path, source)),
     }
 }
 
 /// Reads a private file, or makes it with what `fresh` gives. Nobody but the owner can read it.
-pub(crate) fn private_text(path: &Path, fresh: impl FnOnce() -> String) -> Result<String, StoreError> {
+pub(crate) fn private_text(
+    path: &Path,
+    fresh: impl FnOnce() -> String,
+) -> Result<String, StoreError> {
     let read = |mut file: File| -> io::Result<String> {
         let mut text = String::new();
         file.read_to_string(&mut text)?;
@@ -237,10 +266,16 @@ pub(crate) fn private_text(path: &Path, fresh: impl FnOnce() -> String) -> Resul
 }
 
 fn key_file(path: &Path) -> Result<[u8; 32], StoreError> {
-    let text = private_text(path, || blake3::Hash::from_bytes(rand::random()).to_hex().to_string())?;
+    let text = private_text(path, || {
+        blake3::Hash::from_bytes(rand::random())
+            .to_hex()
+            .to_string()
+    })?;
     blake3::Hash::from_hex(&text)
         .map(|key| *key.as_bytes())
-        .map_err(|_| StoreError::BadKey { path: path.to_owned() })
+        .map_err(|_| StoreError::BadKey {
+            path: path.to_owned(),
+        })
 }
 
 #[cfg(test)]
@@ -251,7 +286,9 @@ mod tests {
     fn a_second_process_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let first = Store::open(folder.path()).unwrap();
-        let Err(second) = Store::open(folder.path()) else { panic!("two stores in one folder") };
+        let Err(second) = Store::open(folder.path()) else {
+            panic!("two stores in one folder")
+        };
         assert!(matches!(second, StoreError::InUse { .. }), "{second}");
         drop(first);
         Store::open(folder.path()).unwrap();
@@ -264,10 +301,16 @@ mod tests {
         let data = folder.path().join("data");
         let _store = Store::open(&data).unwrap();
         for name in ["key", "towpath.db", "lock"] {
-            let mode = std::fs::metadata(data.join(name)).unwrap().permissions().mode();
+            let mode = std::fs::metadata(data.join(name))
+                .unwrap()
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
-        assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            std::fs::metadata(&data).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
     }
 
     #[test]
@@ -277,6 +320,9 @@ mod tests {
         let connection = Connection::open(folder.path().join("towpath.db")).unwrap();
         connection.pragma_update(None, "user_version", 999).unwrap();
         drop(connection);
-        assert!(matches!(Store::open(folder.path()), Err(StoreError::TooNew { found: 999, .. })));
+        assert!(matches!(
+            Store::open(folder.path()),
+            Err(StoreError::TooNew { found: 999, .. })
+        ));
     }
 }

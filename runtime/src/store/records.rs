@@ -111,7 +111,11 @@ impl DeadLetterRecord {
     /// step, the port, the message and how often it was replayed.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        for part in [&self.flow, &self.step, self.port.as_deref().unwrap_or_default()] {
+        for part in [
+            &self.flow,
+            &self.step,
+            self.port.as_deref().unwrap_or_default(),
+        ] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }

@@ -69,7 +69,12 @@ fn letter(step: &str) -> DeadLetterRecord {
         cause: DeadCause::Permanent,
         reason: "no such deal".into(),
         chain: vec!["404".into()],
-        attempts: vec![PastAttempt { attempt: 1, at: 5, replica: 2, reason: "404".into() }],
+        attempts: vec![PastAttempt {
+            attempt: 1,
+            at: 5,
+            replica: 2,
+            reason: "404".into(),
+        }],
         replica: 2,
         at: 7,
         replays: 0,
@@ -85,20 +90,45 @@ async fn only_the_active_run_moves_the_checkpoint() {
         let store = store.clone();
         async move {
             let id = MessageId::from_bytes([run; 16]);
-            store.save_checkpoint("orders", "poll", "default", id, 1, raw(value)).await.unwrap()
+            store
+                .save_checkpoint("orders", "poll", "default", id, 1, raw(value))
+                .await
+                .unwrap()
         }
     };
     assert!(store.run_started(&run(1)).await.unwrap());
     assert!(save(1, "1").await);
     assert!(save(1, r#"{"a":2}"#).await);
     assert!(!save(2, "3").await, "a run that nobody knows");
-    store.run_ended(run(1).id, RunState::Abandoned, 9, None, None).await.unwrap();
+    store
+        .run_ended(run(1).id, RunState::Abandoned, 9, None, None)
+        .await
+        .unwrap();
     assert!(!save(1, "4").await, "a run that has ended");
-    let value = store.checkpoint("orders", "poll", "default").await.unwrap().unwrap();
+    let value = store
+        .checkpoint("orders", "poll", "default")
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(value.get(), r#"{"a":2}"#);
-    assert!(store.checkpoint("orders", "poll", "other").await.unwrap().is_none());
-    store.delete_flow("orders", Vec::new(), false).await.unwrap();
-    assert!(store.checkpoint("orders", "poll", "default").await.unwrap().is_none());
+    assert!(
+        store
+            .checkpoint("orders", "poll", "other")
+            .await
+            .unwrap()
+            .is_none()
+    );
+    store
+        .delete_flow("orders", Vec::new(), false)
+        .await
+        .unwrap();
+    assert!(
+        store
+            .checkpoint("orders", "poll", "default")
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -112,11 +142,25 @@ async fn a_trigger_has_one_active_run_at_a_time() {
     let active = store.active_run("orders").await.unwrap().unwrap();
     assert_eq!((active.id, active.state), (run(1).id, RunState::Published));
     assert_eq!(active.payload.unwrap().get(), r#"{"a":1}"#);
-    store.run_ended(run(1).id, RunState::Done, 9, Some(3), None).await.unwrap();
+    store
+        .run_ended(run(1).id, RunState::Done, 9, Some(3), None)
+        .await
+        .unwrap();
     assert!(store.active_run("orders").await.unwrap().is_none());
     assert!(store.run_started(&run(2)).await.unwrap());
-    assert!(!store.run_started(&RunRecord { flow: "gone".into(), ..run(3) }).await.unwrap());
-    assert_eq!(store.last_run("orders").await.unwrap().unwrap().id, run(2).id);
+    assert!(
+        !store
+            .run_started(&RunRecord {
+                flow: "gone".into(),
+                ..run(3)
+            })
+            .await
+            .unwrap()
+    );
+    assert_eq!(
+        store.last_run("orders").await.unwrap().unwrap().id,
+        run(2).id
+    );
     let runs = store.runs("orders", 10).await.unwrap();
     assert_eq!(runs.iter().map(|run| run.due).collect::<Vec<_>>(), [2, 1]);
 }
@@ -129,12 +173,25 @@ async fn an_end_is_an_end() {
     assert!(store.run_retries(id, "429", 500).await.unwrap());
     let retrying = store.run(id).await.unwrap().unwrap();
     assert_eq!((retrying.attempts, retrying.next_at), (1, Some(500)));
-    assert!(store.run_ended(id, RunState::Done, 900, Some(42), None).await.unwrap());
-    assert!(!store.run_ended(id, RunState::Failed, 901, None, None).await.unwrap());
+    assert!(
+        store
+            .run_ended(id, RunState::Done, 900, Some(42), None)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .run_ended(id, RunState::Failed, 901, None, None)
+            .await
+            .unwrap()
+    );
     assert!(!store.run_retries(id, "late", 950).await.unwrap());
     store.run_published(id).await.unwrap();
     let done = store.run(id).await.unwrap().unwrap();
-    assert_eq!((done.state, done.emitted, done.next_at), (RunState::Done, Some(42), None));
+    assert_eq!(
+        (done.state, done.emitted, done.next_at),
+        (RunState::Done, Some(42), None)
+    );
 }
 
 #[tokio::test]
@@ -142,31 +199,64 @@ async fn a_dead_letter_is_stored_once() {
     let store = store().await;
     let both = vec![letter("crm"), letter("audit"), letter("crm")];
     assert_eq!(store.insert_dead_letters(both).await.unwrap(), 2);
-    assert_eq!(store.insert_dead_letters(vec![letter("crm")]).await.unwrap(), 0);
+    assert_eq!(
+        store
+            .insert_dead_letters(vec![letter("crm")])
+            .await
+            .unwrap(),
+        0
+    );
     let counts = store.open_dead_letters().await.unwrap();
-    assert_eq!(counts.iter().map(|open| open.count).collect::<Vec<_>>(), [1, 1]);
+    assert_eq!(
+        counts.iter().map(|open| open.count).collect::<Vec<_>>(),
+        [1, 1]
+    );
 
     let listed = store
-        .dead_letters(DeadQuery { step: Some("crm".into()), limit: 9, ..DeadQuery::default() })
+        .dead_letters(DeadQuery {
+            step: Some("crm".into()),
+            limit: 9,
+            ..DeadQuery::default()
+        })
         .await
         .unwrap();
     let found = store.dead_letter(listed[0].id).await.unwrap().unwrap();
-    assert_eq!(found.message.get(), letter("crm").message.get(), "byte for byte");
-    assert_eq!((found.chain, found.attempts), (letter("crm").chain, letter("crm").attempts));
-    assert_eq!((found.run, found.message_id), (letter("crm").run, letter("crm").message_id));
+    assert_eq!(
+        found.message.get(),
+        letter("crm").message.get(),
+        "byte for byte"
+    );
+    assert_eq!(
+        (found.chain, found.attempts),
+        (letter("crm").chain, letter("crm").attempts)
+    );
+    assert_eq!(
+        (found.run, found.message_id),
+        (letter("crm").run, letter("crm").message_id)
+    );
 }
 
 #[tokio::test]
 async fn a_dead_letter_is_decided_once() {
     let store = store().await;
-    store.insert_dead_letters(vec![letter("crm"), letter("audit")]).await.unwrap();
-    let query = DeadQuery { state: Some(DeadState::Open), limit: 9, ..DeadQuery::default() };
+    store
+        .insert_dead_letters(vec![letter("crm"), letter("audit")])
+        .await
+        .unwrap();
+    let query = DeadQuery {
+        state: Some(DeadState::Open),
+        limit: 9,
+        ..DeadQuery::default()
+    };
     let open = store.dead_letters(query.clone()).await.unwrap();
     let change = |to| store.change_dead_letter(open[0].id, DeadState::Open, to);
     assert!(change(DeadState::Replayed).await.unwrap());
     assert!(!change(DeadState::Discarded).await.unwrap());
     assert_eq!(store.dead_letters(query.clone()).await.unwrap().len(), 1);
-    let second = DeadQuery { before: Some(open[1].id), ..query };
+    let second = DeadQuery {
+        before: Some(open[1].id),
+        ..query
+    };
     assert!(store.dead_letters(second).await.unwrap().is_empty());
     assert_eq!(store.forget_decided(u64::MAX >> 1).await.unwrap(), 1);
     assert!(store.dead_letter(open[0].id).await.unwrap().is_none());
@@ -176,8 +266,14 @@ async fn a_dead_letter_is_decided_once() {
 #[tokio::test]
 async fn it_outlives_its_flow() {
     let store = store().await;
-    store.insert_dead_letters(vec![letter("crm")]).await.unwrap();
-    store.delete_flow("orders", Vec::new(), false).await.unwrap();
+    store
+        .insert_dead_letters(vec![letter("crm")])
+        .await
+        .unwrap();
+    store
+        .delete_flow("orders", Vec::new(), false)
+        .await
+        .unwrap();
     assert_eq!(store.open_dead_letters().await.unwrap().len(), 1);
 }
 
@@ -185,8 +281,14 @@ async fn it_outlives_its_flow() {
 async fn a_dead_tick_ends_its_run() {
     let store = store().await;
     store.run_started(&run(1)).await.unwrap();
-    let tick = DeadLetterRecord { message_id: run(1).id, ..letter("poll") };
-    store.insert_dead_letters(vec![letter("crm")]).await.unwrap();
+    let tick = DeadLetterRecord {
+        message_id: run(1).id,
+        ..letter("poll")
+    };
+    store
+        .insert_dead_letters(vec![letter("crm")])
+        .await
+        .unwrap();
     assert!(store.active_run("orders").await.unwrap().is_some());
     store.insert_dead_letters(vec![tick]).await.unwrap();
     let ended = store.last_run("orders").await.unwrap().unwrap();

@@ -109,13 +109,17 @@ impl Store {
 
     /// The run of a flow that has not ended, if there is one.
     pub async fn active_run(&self, flow: &str) -> Result<Option<RunRecord>, StoreError> {
-        self.one_run("flow = ?1 AND state IN ('recorded', 'published') ORDER BY due DESC LIMIT 1", flow)
-            .await
+        self.one_run(
+            "flow = ?1 AND state IN ('recorded', 'published') ORDER BY due DESC LIMIT 1",
+            flow,
+        )
+        .await
     }
 
     /// The run of a flow that was due last, whatever its state.
     pub async fn last_run(&self, flow: &str) -> Result<Option<RunRecord>, StoreError> {
-        self.one_run("flow = ?1 ORDER BY due DESC, started_at DESC LIMIT 1", flow).await
+        self.one_run("flow = ?1 ORDER BY due DESC, started_at DESC LIMIT 1", flow)
+            .await
     }
 
     /// A run.
@@ -137,7 +141,11 @@ impl Store {
         .await
     }
 
-    async fn one_run(&self, which: &'static str, key: &str) -> Result<Option<RunRecord>, StoreError> {
+    async fn one_run(
+        &self,
+        which: &'static str,
+        key: &str,
+    ) -> Result<Option<RunRecord>, StoreError> {
         let key = key.to_owned();
         self.with("read a run", move |database| {
             database

@@ -31,7 +31,13 @@ impl Store {
         let nonce: [u8; 24] = rand::random();
         let sealed = self
             .cipher()
-            .encrypt(&XNonce::from(nonce), Payload { msg: value.as_bytes(), aad: name.as_bytes() })
+            .encrypt(
+                &XNonce::from(nonce),
+                Payload {
+                    msg: value.as_bytes(),
+                    aad: name.as_bytes(),
+                },
+            )
             .map_err(|_| StoreError::Undecryptable { name: name.clone() })?;
         self.with("set a secret", move |connection| {
             connection.execute(
@@ -50,7 +56,10 @@ impl Store {
             connection
                 .prepare_cached("SELECT name, changed_at FROM secrets ORDER BY name")?
                 .query_map([], |row| {
-                    Ok(SecretRecord { name: row.get(0)?, changed_at: row.get(1)? })
+                    Ok(SecretRecord {
+                        name: row.get(0)?,
+                        changed_at: row.get(1)?,
+                    })
                 })?
                 .collect()
         })
@@ -81,7 +90,10 @@ impl Store {
             .into_iter()
             .map(|(name, nonce, value)| {
                 let opened = <[u8; 24]>::try_from(nonce).ok().and_then(|nonce| {
-                    let payload = Payload { msg: &value, aad: name.as_bytes() };
+                    let payload = Payload {
+                        msg: &value,
+                        aad: name.as_bytes(),
+                    };
                     let plain = cipher.decrypt(&XNonce::from(nonce), payload).ok()?;
                     String::from_utf8(plain).ok()
                 });
@@ -107,7 +119,9 @@ mod tests {
     fn files_hold(folder: &std::path::Path, needle: &str) -> bool {
         std::fs::read_dir(folder).unwrap().any(|entry| {
             let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-            bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
+            bytes
+                .windows(needle.len())
+                .any(|window| window == needle.as_bytes())
         })
     }
 
@@ -117,7 +131,10 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         store.set_secret("crm_token", VALUE).await.unwrap();
         assert_eq!(store.secret_values().await.unwrap()["crm_token"], VALUE);
-        assert!(files_hold(folder.path(), "crm_token"), "the test looks into the right files");
+        assert!(
+            files_hold(folder.path(), "crm_token"),
+            "the test looks into the right files"
+        );
         assert!(!files_hold(folder.path(), VALUE));
         drop(store);
         assert!(!files_hold(folder.path(), VALUE));
