@@ -25,7 +25,7 @@ use crate::control::error::ControlError;
 use crate::control::{Control, Parts};
 use crate::engine::docker::DockerEngine;
 use crate::engine::{AgentBinaries, AgentError, Engine, chain};
-use crate::ingress::Ingress;
+use crate::ingress::{Ingress, Worker};
 use crate::metrics::Metrics;
 use crate::office::Office;
 use crate::reconcile::run::{Handle, Pace, Reconciler};
@@ -246,6 +246,43 @@ impl Plane {
         })
         .await?;
         let control = Arc::new(control);
+        let loops = Loops {
+            control: Arc::clone(&control),
+            reconciler,
+            scheduler,
+            office,
+            worker,
+            broker,
+            store,
+            handle,
+            metrics,
+        };
+        let parts = loops.spawn(stop);
+        Ok(Self {
+            control,
+            ingress,
+            rabbit,
+            broker_stop,
+            parts,
+        })
+    }
+}
+
+/// What runs until the end, beside the API.
+struct Loops {
+    control: Arc<Control>,
+    reconciler: Reconciler,
+    scheduler: Scheduler,
+    office: Office,
+    worker: Worker,
+    broker: Arc<dyn Broker>,
+    store: Store,
+    handle: Handle,
+    metrics: Metrics,
+}
+
+impl Loops {
+    fn spawn(self, stop: &CancellationToken) -> JoinSet<&'static str> {
         let mut parts = JoinSet::new();
         let mut spawn = |name: &'static str, part: futures_util::future::BoxFuture<'static, ()>| {
             parts.spawn(async move {
@@ -257,14 +294,17 @@ impl Plane {
         spawn(
             "declaring",
             Box::pin(declare(
-                Arc::clone(&control),
+                Arc::clone(&self.control),
                 declared.clone(),
                 stop.clone(),
             )),
         );
-        spawn("the reconciler", Box::pin(reconciler.run(stop.clone())));
-        spawn("the scheduler", Box::pin(scheduler.run(stop.clone())));
-        let (read, until) = (declared, stop.clone());
+        spawn(
+            "the reconciler",
+            Box::pin(self.reconciler.run(stop.clone())),
+        );
+        spawn("the scheduler", Box::pin(self.scheduler.run(stop.clone())));
+        let (office, read, until) = (self.office, declared, stop.clone());
         spawn(
             "the office",
             Box::pin(async move {
@@ -275,23 +315,20 @@ impl Plane {
                 }
             }),
         );
-        spawn("the ingress", Box::pin(worker.run(broker, stop.clone())));
+        spawn(
+            "the ingress",
+            Box::pin(self.worker.run(self.broker, stop.clone())),
+        );
         spawn(
             "removing queues",
-            Box::pin(Arc::clone(&control).run_removals(stop.clone())),
+            Box::pin(Arc::clone(&self.control).run_removals(stop.clone())),
         );
-        spawn("forgetting", Box::pin(forget(store, stop.clone())));
+        spawn("forgetting", Box::pin(forget(self.store, stop.clone())));
         spawn(
             "counting restarts",
-            Box::pin(count_restarts(handle, metrics, stop.clone())),
+            Box::pin(count_restarts(self.handle, self.metrics, stop.clone())),
         );
-        Ok(Self {
-            control,
-            ingress,
-            rabbit,
-            broker_stop,
-            parts,
-        })
+        parts
     }
 }
 
