@@ -31,7 +31,6 @@ struct Counts {
     ticks: IntCounterVec,
     runs_abandoned: IntCounterVec,
     dead_letters: IntCounterVec,
-    actions: IntCounterVec,
     restarts: IntCounterVec,
 }
 
@@ -101,11 +100,6 @@ impl Metrics {
             "Dead letters stored, by what kind of end it was.",
             &["flow", "step", "connection", "cause"],
         );
-        let actions = counter(
-            "towpath_reconcile_actions_total",
-            "Actions taken to make what is into what should be.",
-            &["action"],
-        );
         let restarts = counter(
             "towpath_replica_restarts_total",
             "Containers started again after they ended by themselves.",
@@ -118,7 +112,6 @@ impl Metrics {
                 ticks,
                 runs_abandoned,
                 dead_letters,
-                actions,
                 restarts,
             }),
         }
@@ -158,11 +151,6 @@ impl Metrics {
         let cause = format!("{:?}", letter.cause).to_lowercase();
         let labels = [&letter.flow, &letter.step, &letter.connection, &cause];
         self.counts.dead_letters.with_label_values(&labels).inc();
-    }
-
-    /// Counts an action of the reconciler, by its kind (`start`, `remove`, …).
-    pub fn reconcile_action(&self, action: &str) {
-        self.counts.actions.with_label_values(&[action]).inc();
     }
 
     /// Counts a container that was started again after it ended by itself.
@@ -461,7 +449,6 @@ mod tests {
         let metrics = Metrics::new();
         metrics.webhook("orders", "default", 202);
         metrics.tick("orders", "poll", "default", Why::Schedule);
-        metrics.reconcile_action("start");
         metrics.replica_restart("orders", "crm");
         let open = OpenDeadLetters {
             flow: "orders".into(),
@@ -499,7 +486,6 @@ mod tests {
             r#"towpath_webhook_requests_total{connection="default",flow="orders",status="202"} 1"#,
             r#"towpath_ticks_fired_total{connection="default",flow="orders",step="poll",why="schedule"} 1"#,
             r#"towpath_dead_letters_open{flow="orders",step="crm",connection="default"} 7"#,
-            r#"towpath_reconcile_actions_total{action="start"} 1"#,
             "towpath_broker_up 1",
             "towpath_engine_up 0",
             "# TYPE towpath_handler_duration_seconds histogram",

@@ -20,7 +20,8 @@ const FILES: [&str; 2] = ["towpath.yaml", "/etc/towpath/towpath.yaml"];
 const PREFIX: &str = "TOWPATH_";
 
 /// Variables with that beginning that belong to the command line, not to the control plane.
-const OF_THE_COMMAND_LINE: [&str; 4] = [
+const OF_THE_COMMAND_LINE: [&str; 5] = [
+    "TOWPATH_CONFIG",
     "TOWPATH_SERVER",
     "TOWPATH_TOKEN_FILE",
     "TOWPATH_OUTPUT",
