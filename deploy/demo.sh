@@ -58,7 +58,7 @@ demo_flows() {
   note "orders-to-crm, orders-by-webhook"
 }
 
-# demo_push: new orders, posted to the flow's URL as a shop would: again, until they are accepted.
+# demo_push: new orders of the till, which the shop lists nowhere, posted to the flow's URL as a shop would: again, until they are accepted.
 demo_push() {
   local ids id order count=20 shop
   shop=$(docker container inspect --format '{{.Id}}' "$INSTANCE-demo-shop")
@@ -67,7 +67,7 @@ demo_push() {
     note "pushed before"
     return
   fi
-  ids=$(request POST "http://127.0.0.1:$SHOP_PORT/orders?n=$count" | tr -cd '0-9,' | tr ',' ' ')
+  ids=$(request POST "http://127.0.0.1:$SHOP_PORT/orders?n=$count&listed=false" | tr -cd '0-9,' | tr ',' ' ')
   for id in $ids; do
     order=$(request GET "http://127.0.0.1:$SHOP_PORT/orders/$id")
     eventually 60 request POST "$HOOK" "$order" "Idempotency-Key: order-$id"
@@ -102,7 +102,7 @@ demo_count() {
   cat <<EOF
 
 ${BOLD}The shop has $(number orders "$shop") orders, and the CRM holds $(number deals "$crm") deals.${PLAIN}
-  idempotency keys          $(number idempotency_keys "$crm")   one a message: an order that came both ways, or changed, has several
+  idempotency keys          $(number idempotency_keys "$crm")   one a message: an order that changed has several
   deals written again       $(number updates "$crm")   by those further messages
   deliveries recognised     $(number repeated "$crm")   the same message again, after an answer that was lost: nothing was done twice
   keys used for two things  $(number conflicting "$crm")

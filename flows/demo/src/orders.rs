@@ -148,12 +148,18 @@ impl Orders {
         self.by_id.len() as u64
     }
 
-    /// Adds new orders, as many as there is room for, and returns their ids.
-    pub fn add(&mut self, count: u64, now: Timestamp) -> Vec<u64> {
+    /// Adds new orders, as many as there is room for, and returns their ids. Those of the till
+    /// (`is_listed` is false) are in no list until they change: the shop calls about them.
+    pub fn add(&mut self, count: u64, is_listed: bool, now: Timestamp) -> Vec<u64> {
         let first = self.count() + 1;
         let last = (self.count() + count).min(ORDERS_MAX);
         for id in first..=last {
-            self.put(make(id, now));
+            let order = make(id, now);
+            if is_listed {
+                self.put(order);
+            } else {
+                self.by_id.insert(id, order);
+            }
         }
         (first..=last).collect()
     }
@@ -269,7 +275,7 @@ mod tests {
         let mut orders = Orders::new(5);
         let now: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
         assert_eq!(orders.change(2, now), 2);
-        assert_eq!(orders.add(1, now), [6]);
+        assert_eq!(orders.add(1, true, now), [6]);
         let query = Query {
             size: 100,
             ..Query::default()

@@ -6,7 +6,7 @@
 //! | `GET /orders?page=2&size=` | the same by number: an empty list is the end |
 //! | `GET /v2/orders?updated_since=&cursor=&limit=` | `{"data":{"items":[…]},"next_cursor":…,"has_more":…}` |
 //! | `GET /orders/{id}` | one order |
-//! | `POST /orders?n=10` | new orders, now: `{"ids":[…]}` |
+//! | `POST /orders?n=10&listed=` | new orders, now: `{"ids":[…]}`; with `listed=false` they are in no list |
 //! | `POST /change?n=10` | the first orders change, now |
 //! | `POST /push?n=10&url=…` | new orders, each posted to a webhook until it is accepted |
 //! | `GET /stats` | how many orders and requests there are, and what went wrong |
@@ -185,8 +185,20 @@ fn ten() -> u64 {
     10
 }
 
-async fn add(State(shop): State<Arc<Shop>>, Parameters(count): Parameters<Count>) -> Json<Value> {
-    let ids = shop.orders().add(count.n, Timestamp::now());
+#[derive(Debug, Deserialize)]
+struct Add {
+    #[serde(default = "ten")]
+    n: u64,
+    #[serde(default = "yes")]
+    listed: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+async fn add(State(shop): State<Arc<Shop>>, Parameters(add): Parameters<Add>) -> Json<Value> {
+    let ids = shop.orders().add(add.n, add.listed, Timestamp::now());
     Json(json!({ "ids": ids }))
 }
 
@@ -220,7 +232,7 @@ async fn push(State(shop): State<Arc<Shop>>, Parameters(push): Parameters<Push>)
     };
     let orders: Vec<Order> = {
         let mut orders = shop.orders();
-        let ids = orders.add(push.n, Timestamp::now());
+        let ids = orders.add(push.n, true, Timestamp::now());
         ids.iter()
             .filter_map(|id| orders.get(*id).cloned())
             .collect()
