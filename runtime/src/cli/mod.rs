@@ -1,4 +1,4 @@
-//! The command line: one file a command; only [`printer`] prints.
+//! The command line: one file a command; only `printer` prints.
 //!
 //! # Invariants
 //!

@@ -3,7 +3,7 @@
 //! # Flow
 //! Every few seconds, when something changed, and when someone asks for it: what should be is
 //! asked of the [`DesiredSource`], what is of the [`Engine`], how the agents are of the [`Agents`];
-//! [`plan`](super::plan::plan) says what to do, and that is done, several at a time.
+//! [`plan`] says what to do, and that is done, several at a time.
 //!
 //! # Guarantees
 //! - If what is or what should be cannot be found out, nothing is done.
@@ -14,7 +14,7 @@
 //! One loop an instance.
 //!
 //! # Caveats
-//! A round waits for its slowest action, at most [`ACTION`].
+//! A round waits for its slowest action, at most `ACTION`.
 //!
 //! # Errors
 //! None leaves the loop: each is in the [`Status`] until it is over, and logged once.
