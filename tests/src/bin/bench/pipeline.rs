@@ -27,64 +27,93 @@ use towpath_protocol::start::{
     DELAY_LEVELS, Identity, Mode, Output, Retry, Routes, Settings, Start,
 };
 
-use crate::figures::Figures;
 use crate::{Plan, broker};
 
 /// The steps of the flow, in order: the trigger and three actions.
 const STEPS: [&str; 4] = ["source", "first", "second", "third"];
 const PREFIX: &str = "towpath-bench";
 
-/// What was measured.
-pub(crate) struct Measured {
-    pub(crate) rate: f64,
-    pub(crate) idle: Percentiles,
-    pub(crate) agent_idle_mib: f64,
-    pub(crate) step_idle_mib: f64,
-    pub(crate) agent_loaded_mib: f64,
-    pub(crate) step_loaded_mib: f64,
-}
-
-/// Two percentiles, in milliseconds.
-pub(crate) struct Percentiles {
+/// What was measured while nothing else happened.
+pub(crate) struct Idle {
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
+    pub(crate) agent_mib: f64,
+    pub(crate) step_mib: f64,
 }
 
-/// Runs the flow.
-pub(crate) async fn measure(plan: &Plan, figures: &Figures) -> Result<Measured> {
-    let connection = broker::connect(&plan.broker_url).await?;
-    let channel = broker::publisher(&connection).await?;
-    declare(&channel).await?;
-    let mut office = JoinSet::new();
-    office.spawn(answer(connection.create_channel().await?));
-    let consuming = connection.create_channel().await?;
-    let mut sink = broker::consume(&consuming, &queue("sink"), 0, true).await?;
+/// What was measured under load.
+pub(crate) struct Loaded {
+    /// Messages a second.
+    pub(crate) rate: f64,
+    pub(crate) agent_mib: f64,
+    pub(crate) step_mib: f64,
+}
 
-    figures.progress("idle: one message at a time through a trigger and three actions");
+/// A broker with the flow's queues on it.
+struct Bench {
+    connection: lapin::Connection,
+    channel: Channel,
+    office: JoinSet<Result<()>>,
+    sink: Consumer,
+}
+
+impl Bench {
+    async fn begin(plan: &Plan) -> Result<Self> {
+        let connection = broker::connect(&plan.broker_url).await?;
+        let channel = broker::publisher(&connection).await?;
+        declare(&channel).await?;
+        let mut office = JoinSet::new();
+        office.spawn(answer(connection.create_channel().await?));
+        let consuming = connection.create_channel().await?;
+        let sink = broker::consume(&consuming, &queue("sink"), 0, true).await?;
+        Ok(Self {
+            connection,
+            channel,
+            office,
+            sink,
+        })
+    }
+
+    async fn end(mut self) -> Result<()> {
+        self.office.shutdown().await;
+        remove(&self.channel).await?;
+        Ok(self.connection.close(200, "done".into()).await?)
+    }
+}
+
+/// Sends one message after the other through the flow.
+pub(crate) async fn idle(plan: &Plan) -> Result<Idle> {
+    let mut bench = Bench::begin(plan).await?;
     let mut agents = spawn(plan, Kind::Webhook, &plan.broker_url).await?;
-    let idle = idle(plan, &channel, &mut sink).await?;
-    let (agent_idle_mib, step_idle_mib) = memory(&agents)?;
+    let (p50_ms, p99_ms) = one_by_one(plan, &bench.channel, &mut bench.sink).await?;
+    let (agent_mib, step_mib) = memory(&agents)?;
     stop(&mut agents).await?;
+    bench.end().await?;
+    Ok(Idle {
+        p50_ms,
+        p99_ms,
+        agent_mib,
+        step_mib,
+    })
+}
 
-    figures.progress("loaded: as fast as they come through a trigger and three actions");
+/// Sends messages through the flow as fast as they come.
+pub(crate) async fn loaded(plan: &Plan) -> Result<Loaded> {
+    let mut bench = Bench::begin(plan).await?;
     let mut agents = spawn(plan, Kind::Poll, &plan.broker_url).await?;
-    let rate = loaded(plan, &channel, &mut sink).await?;
-    let (agent_loaded_mib, step_loaded_mib) = memory(&agents)?;
+    let rate = all_at_once(plan, &bench.channel, &mut bench.sink).await?;
+    let (agent_mib, step_mib) = memory(&agents)?;
     stop(&mut agents).await?;
-    office.shutdown().await;
-    remove(&channel).await?;
-    Ok(Measured {
+    bench.end().await?;
+    Ok(Loaded {
         rate,
-        idle,
-        agent_idle_mib,
-        step_idle_mib,
-        agent_loaded_mib,
-        step_loaded_mib,
+        agent_mib,
+        step_mib,
     })
 }
 
 /// Fires the trigger and waits for all messages at the end; messages a second.
-async fn loaded(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Result<f64> {
+async fn all_at_once(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Result<f64> {
     let body = serde_json::to_string(&TickBody {
         why: Why::Manual,
         due: now_ms(),
@@ -106,7 +135,7 @@ async fn loaded(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Result<f
 }
 
 /// Sends one message after the other and times each.
-async fn idle(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Result<Percentiles> {
+async fn one_by_one(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Result<(f64, f64)> {
     let mut times = Vec::new();
     for number in 0..plan.idle_messages + 50 {
         let began = Instant::now();
@@ -116,14 +145,11 @@ async fn idle(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Result<Per
         if number >= 50 {
             times.push(began.elapsed().as_secs_f64() * 1000.0);
         }
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     times.sort_by(f64::total_cmp);
     let at = |part: usize| times[(times.len() - 1) * part / 100];
-    Ok(Percentiles {
-        p50_ms: at(50),
-        p99_ms: at(99),
-    })
+    Ok((at(50), at(99)))
 }
 
 /// Takes the next delivery at the end of the flow: how many messages, and their lines.
