@@ -32,6 +32,9 @@ use crate::{Plan, broker};
 /// The steps of the flow, in order: the trigger and three actions.
 const STEPS: [&str; 4] = ["source", "first", "second", "third"];
 const PREFIX: &str = "towpath-bench";
+/// Messages that are sent before the ones that are timed: connections, caches and a broker that
+/// has only just started settle down.
+const WARM_UP: u64 = 300;
 
 /// What was measured while nothing else happened.
 pub(crate) struct Idle {
@@ -137,12 +140,11 @@ async fn all_at_once(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Res
 /// Sends one message after the other and times each.
 async fn one_by_one(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Result<(f64, f64)> {
     let mut times = Vec::new();
-    for number in 0..plan.idle_messages + 50 {
+    for number in 0..plan.idle_messages + WARM_UP {
         let began = Instant::now();
         publish(channel, "source", &order(number).to_string()).await?;
         next(sink).await?;
-        // The first ones warm connections and caches up.
-        if number >= 50 {
+        if number >= WARM_UP {
             times.push(began.elapsed().as_secs_f64() * 1000.0);
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
