@@ -42,7 +42,9 @@ broker_create() {
   docker volume create --label "$LABEL=$INSTANCE" "$name"
   # Erlang sizes tables by the limit on open files, which some engines leave without bound;
   # others do not let it be raised. So the container takes what it is given, up to 65536.
+  # The node is named after localhost: it finds itself whatever networks come and go.
   docker create --name "$name" --hostname "$name" --network "$network" --label "$LABEL=$INSTANCE" \
+    --env RABBITMQ_NODENAME=rabbit@localhost --env ERL_EPMD_ADDRESS=127.0.0.1 \
     --volume "$name:/var/lib/rabbitmq" "${ports[@]}" \
     --restart unless-stopped --stop-timeout 60 --log-opt max-size=10m --log-driver json-file \
     --entrypoint sh "$image" -c "ulimit -n 65536 2>/dev/null || ulimit -Sn \$(ulimit -Hn); exec $server"
