@@ -31,7 +31,7 @@ pub const CONCURRENCY_DEFAULT: u32 = 16;
 
 /// The most messages in a batch, however many its reader takes: beyond this nothing is gained, and
 /// what is given back when a replica goes is delivered again as a whole.
-pub const BATCH_MAX: u32 = 256;
+pub const BATCH_MAX: u32 = 1024;
 
 /// How often a step may say "later" of one message. With the usual waits this is days.
 pub const REBOUNDS_MAX: u32 = 1_000;

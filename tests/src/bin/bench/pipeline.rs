@@ -281,7 +281,7 @@ pub(crate) fn start(index: usize, kind: Kind, messages: u64, broker_url: &str) -
                 "out".to_owned(),
                 Output {
                     key,
-                    batch_max: 256,
+                    batch_max: 1024,
                 },
             )]),
             own_key: format!("{PREFIX}.{step}"),
