@@ -82,7 +82,6 @@ impl Core {
                 delivery,
                 line,
                 envelope,
-                since: now.instant,
             });
             return;
         }
@@ -115,16 +114,9 @@ impl Core {
             delivery,
             line,
             envelope,
-            since,
         } in std::mem::take(&mut self.deferred)
         {
-            let before = self.deferred.len();
             self.admit(delivery, line, envelope, now);
-            if self.deferred.len() > before
-                && let Some(last) = self.deferred.last_mut()
-            {
-                last.since = since;
-            }
         }
     }
 

@@ -85,7 +85,6 @@ struct Deferred {
     delivery: Sequence,
     line: Bytes,
     envelope: Envelope,
-    since: Instant,
 }
 
 /// The agent's mind.
