@@ -280,6 +280,7 @@ fn start(identity: Identity) -> Start {
                 jitter: 0.0,
             },
             rebounds_max: 1,
+            once: false,
             body_bytes_max: 1 << 20,
             drain_ms: 5_000,
             memory_bytes: 64 << 20,

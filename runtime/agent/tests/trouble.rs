@@ -295,7 +295,7 @@ async fn a_trigger_asks_where_it_was_and_saves_how_far_it_came() {
     // Nobody answered: it asks again.
     let ask = news.next("the question again").await;
     let (correlation, reply_to) = (&ask["correlation"], &ask["reply_to"]);
-    let answer = json!({"run": run, "checkpoint": 100});
+    let answer = json!({"checkpoint": {"run": run, "checkpoint": 100}});
     bench
         .answer(
             correlation.as_str().expect("one"),

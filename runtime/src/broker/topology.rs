@@ -14,7 +14,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use towpath_protocol::office::{NEWS_KEY, REPORT_KEY};
+use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY, REPORT_KEY, WAITING_KEY};
 use towpath_protocol::start::{DELAY_LEVELS, DELAY_UNIT_MS};
 
 /// How often a batch may come back unsettled (an agent died with it) before the broker gives it up.
@@ -47,6 +47,13 @@ const REPORTS_MAX: u64 = 10_000;
 /// The most bytes of reports: 64 MiB.
 const REPORTS_BYTES_MAX: u64 = 64 << 20;
 
+/// The most notes about waiting messages that wait while the control plane is away; the oldest are
+/// forgotten. A note is about a batch of retries, so these are about a million of them.
+const WAITING_MAX: u64 = 20_000;
+
+/// The most bytes of such notes: 256 MiB.
+const WAITING_BYTES_MAX: u64 = 256 << 20;
+
 /// The names of one instance on its broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
@@ -76,6 +83,14 @@ impl Names {
     /// The queue of news.
     pub fn news(&self) -> String {
         format!("{}.news", self.instance)
+    }
+    /// The queue of the ledger.
+    pub fn ledger(&self) -> String {
+        format!("{}.ledger", self.instance)
+    }
+    /// The queue of notes about messages that wait in the delay ladder.
+    pub fn waiting(&self) -> String {
+        format!("{}.waiting", self.instance)
     }
     /// The queue of reports.
     pub fn reports(&self) -> String {
@@ -358,6 +373,15 @@ fn instance_declarations(names: &Names) -> Vec<Declaration> {
             ..Queue::durable(names.reports())
         }),
         bind(names.office(), REPORT_KEY, names.reports()),
+        Declaration::Queue(Queue::durable(names.ledger())),
+        bind(names.office(), LEDGER_KEY, names.ledger()),
+        Declaration::Queue(Queue {
+            kind: QueueKind::Forgetful,
+            deliveries_max: WAITING_MAX,
+            bytes_max: WAITING_BYTES_MAX,
+            ..Queue::durable(names.waiting())
+        }),
+        bind(names.office(), WAITING_KEY, names.waiting()),
         exchange(names.steps(), ExchangeKind::Topic),
     ]
 }

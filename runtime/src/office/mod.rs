@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use towpath_protocol::office::{CheckpointAnswer, News, Report};
+use towpath_protocol::office::{CheckpointAnswer, News, Report, ToAgent};
 
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Delivery};
@@ -168,10 +168,11 @@ impl Office {
             tracing::error!(run = %answer.run, "a question about a checkpoint does not say where to answer");
             return;
         };
-        let body = serde_json::to_vec(&answer).expect("an answer is JSON");
+        let run = answer.run;
+        let body = serde_json::to_vec(&ToAgent::Checkpoint(answer)).expect("an answer is JSON");
         // Who asked and got no answer asks again.
         if let Err(error) = self.broker.reply(reply_to, correlation, body.into()).await {
-            tracing::warn!(run = %answer.run, error = %chain(&error), "cannot answer a question about a checkpoint");
+            tracing::warn!(%run, error = %chain(&error), "cannot answer a question about a checkpoint");
         }
     }
 

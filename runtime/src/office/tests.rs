@@ -6,7 +6,7 @@ use bytes::Bytes;
 use towpath_protocol::MessageId;
 use towpath_protocol::frame::Why;
 use towpath_protocol::message::BATCH_TYPE;
-use towpath_protocol::office::{DEAD_TYPE, NEWS_KEY};
+use towpath_protocol::office::{DEAD_TYPE, NEWS_KEY, ToAgent};
 
 use super::*;
 use crate::broker::Publication;
@@ -186,7 +186,9 @@ async fn an_answer_includes_every_save_before_it() {
         (answer.reply_to.as_str(), answer.correlation.as_str()),
         ("back", "c1")
     );
-    let answer: CheckpointAnswer = serde_json::from_slice(&answer.body).unwrap();
+    let ToAgent::Checkpoint(answer) = serde_json::from_slice(&answer.body).unwrap() else {
+        panic!("not a checkpoint");
+    };
     assert_eq!(answer.checkpoint.unwrap().get(), "49");
     world.stop().await;
 }

@@ -74,6 +74,7 @@ fn letter(step: &str) -> DeadLetterRecord {
             at: 5,
             replica: 2,
             reason: "404".into(),
+            log: Vec::new(),
         }],
         replica: 2,
         at: 7,

@@ -31,6 +31,12 @@ pub const BATCH_COUNT_HEADER: &str = "towpath-count";
 /// The number of past attempts a message carries; older ones are dropped.
 pub const HISTORY_MAX: usize = 10;
 
+/// The number of log lines that are kept of one attempt.
+pub const ATTEMPT_LINES_MAX: usize = 10;
+
+/// The number of bytes that each of them is cut to.
+pub const ATTEMPT_LINE_BYTES_MAX: usize = 300;
+
 /// The number of bytes a reason in [`PastAttempt`] is cut to.
 pub const REASON_BYTES_MAX: usize = 1024;
 
@@ -57,6 +63,11 @@ pub struct Message<'a> {
     /// How often an operator replayed it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub replays: u32,
+    /// Somebody may have handled it before, in part or in whole, without anybody knowing: it was
+    /// tried before, or it was taken by a replica that did not settle it. Said to a step by its
+    /// agent only; no message on the broker has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uncertain: bool,
     /// The failed attempts of the current step at it, oldest first, at most [`HISTORY_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<PastAttempt>,
@@ -79,6 +90,7 @@ impl<'a> Message<'a> {
             attempt: 1,
             rebounds: 0,
             replays: 0,
+            uncertain: false,
             history: Vec::new(),
             headers: None,
             body,
@@ -118,6 +130,10 @@ pub struct PastAttempt {
     pub replica: u32,
     /// Why it failed.
     pub reason: String,
+    /// The last lines that were logged during it, oldest first, at most [`ATTEMPT_LINES_MAX`]; only
+    /// the newest attempts of a history keep theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
 }
 
 fn one() -> u32 {

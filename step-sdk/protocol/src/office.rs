@@ -1,9 +1,17 @@
-//! What agents tell the control plane, through the broker.
+//! What agents tell the control plane, through the broker, and what it answers.
 //!
-//! Two ways: [`NEWS_KEY`] leads to a durable queue, handled in order and exactly as often as needed
-//! (checkpoints, ends of runs); [`REPORT_KEY`] leads to a short queue that forgets the oldest
-//! (reports: each one is the whole truth, so losing some costs nothing). Dead letters go to an
-//! exchange of their own. While the control plane is away all of them wait; nothing else does.
+//! | Key | Queue | Carries |
+//! |---|---|---|
+//! | [`NEWS_KEY`] | durable, in order | [`News`]: checkpoints, ends of runs |
+//! | [`LEDGER_KEY`] | durable, in order | [`LedgerEntry`]: who has which message, and what is settled |
+//! | [`REPORT_KEY`] | short, forgets the oldest | [`Report`]: each is the whole truth; [`Found`]: answers |
+//! | [`WAITING_KEY`] | bounded, forgets the oldest | [`Waiting`]: what went into the delay ladder |
+//!
+//! Dead letters go to an exchange of their own. While the control plane is away all of them wait;
+//! nothing else does, but for steps with `once: true`, which cannot claim messages without it.
+//!
+//! The other way there is one: a publish that has `reply_to` (direct reply-to) can be answered with
+//! a [`ToAgent`]. Every report has it, so that a question can be asked of any agent.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +26,27 @@ pub const NEWS_KEY: &str = "news";
 
 /// The routing key of [`Report`]s.
 pub const REPORT_KEY: &str = "report";
+
+/// The routing key of [`LedgerEntry`].
+pub const LEDGER_KEY: &str = "ledger";
+
+/// The routing key of [`Waiting`].
+pub const WAITING_KEY: &str = "waiting";
+
+/// The AMQP `type` property of a delivery that is one [`News`].
+pub const NEWS_TYPE: &str = "towpath.news.1";
+
+/// The AMQP `type` property of a delivery that is one [`Report`].
+pub const REPORT_TYPE: &str = "towpath.report.1";
+
+/// The AMQP `type` property of a delivery that is one [`Found`].
+pub const FOUND_TYPE: &str = "towpath.found.1";
+
+/// The AMQP `type` property of a delivery that is one [`LedgerEntry`].
+pub const LEDGER_TYPE: &str = "towpath.ledger.1";
+
+/// The AMQP `type` property of a delivery whose lines are [`Waiting`].
+pub const WAITING_TYPE: &str = "towpath.waiting.1";
 
 /// The AMQP `type` property of a delivery whose lines are [`DeadLetter`]s.
 pub const DEAD_TYPE: &str = "towpath.dead.1";
@@ -73,6 +102,229 @@ pub enum News {
         /// When, in milliseconds since 1970.
         next: u64,
     },
+}
+
+/// What the control plane says to an agent, at the direct reply-to of something the agent published.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToAgent {
+    /// Where a trigger was.
+    Checkpoint(CheckpointAnswer),
+    /// Which messages may be handled.
+    Claimed(Claimed),
+    /// A question about one message; answered by [`Found`], to [`REPORT_KEY`].
+    Find(Find),
+}
+
+/// An entry of the **ledger**: the record of which messages of a step are in somebody's hands and
+/// which are settled. A message is named by its id and by how often it was replayed.
+///
+/// Steps with `once: true` claim every message and record every settlement. Other steps claim only
+/// messages that came back again and again because whoever had them died; see [`Claim::alone`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LedgerEntry {
+    /// An agent asks for messages. Published with `reply_to` and the correlation id of the question;
+    /// the answer is [`Claimed`]. Everything settled before is in the answer, because both wait in
+    /// the same queue.
+    Claim(Claim),
+    /// Messages are settled as done, or dead: published and confirmed before the message's delivery
+    /// is acknowledged, after its outputs are confirmed.
+    Settled(Handled),
+    /// Messages are in nobody's hands any more and not settled: they go to the delay ladder, or
+    /// back to the queue. Published like [`Self::Settled`].
+    Released(Handled),
+}
+
+/// A question: may I handle these?
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Claim {
+    /// Who asks.
+    pub identity: Identity,
+    /// The agent's [`Report::incarnation`].
+    pub incarnation: String,
+    /// Names the question; the answer has it as well.
+    pub question: u64,
+    /// How long the claims hold, in milliseconds: the step's time limit and what it takes to kill a
+    /// step that does not keep it. After that, or as soon as it is known that whoever holds a claim
+    /// is gone, somebody else may take it over.
+    pub lease_ms: u64,
+    /// The message is handed over alone, so that if the container dies, it was this message: only
+    /// takeovers of such claims count as [`Grant::Yours`]`.deaths`.
+    #[serde(default)]
+    pub alone: bool,
+    /// The messages: id and number of replays.
+    pub messages: Vec<(MessageId, u32)>,
+}
+
+/// Messages of one agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Handled {
+    /// Whose.
+    pub identity: Identity,
+    /// The agent's [`Report::incarnation`].
+    pub incarnation: String,
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// The messages: id and number of replays.
+    pub messages: Vec<(MessageId, u32)>,
+}
+
+/// The answer to [`Claim`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Claimed {
+    /// The question.
+    pub question: u64,
+    /// One a message, in the order of the question.
+    pub grants: Vec<Grant>,
+}
+
+/// Whether a message may be handled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grant {
+    /// It may, by whoever asked.
+    Yours {
+        /// Somebody had claimed it before and is gone: it may have been handled.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        uncertain: bool,
+        /// How many containers died while they had this message alone in their hands.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        deaths: u32,
+        /// How the last of them died, if that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        death: Option<String>,
+    },
+    /// It was settled: acknowledge it and forget it.
+    Settled,
+    /// Somebody else has it: ask again after so many milliseconds.
+    Busy {
+        /// How long to wait.
+        again_ms: u64,
+    },
+}
+
+/// A question about one message.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Find {
+    /// Names the question.
+    pub question: u64,
+    /// The message.
+    pub id: MessageId,
+}
+
+/// What an agent knows about one message: the answer to [`Find`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Found {
+    /// Who answers.
+    pub identity: Identity,
+    /// The question.
+    pub question: u64,
+    /// What it has of the message now, if anything.
+    pub now: Option<Holding>,
+    /// What it remembers that happened to the message and to its children, oldest first. An agent
+    /// remembers the newest events only.
+    pub events: Vec<Happened>,
+}
+
+/// How an agent has a message.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Holding {
+    /// Taken from the queue, and waiting for a place in the step's hands.
+    Waiting,
+    /// In the step's hands.
+    InHand {
+        /// Since when, in milliseconds since 1970.
+        since: u64,
+        /// Which attempt, from 1.
+        attempt: u32,
+    },
+    /// Decided, and waiting for the broker's confirms.
+    Settling,
+}
+
+/// Something that happened to a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Happened {
+    /// The message.
+    #[schemars(with = "String")]
+    pub id: MessageId,
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// What.
+    pub what: What,
+}
+
+/// What can happen to a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// The step emitted it, and the broker has it.
+    Emitted {
+        /// The message it was made from.
+        #[schemars(with = "String")]
+        parent: MessageId,
+        /// The port it left by.
+        port: String,
+    },
+    /// Settled as done.
+    Done {
+        /// The attempt that did it, from 1.
+        attempt: u32,
+    },
+    /// Sent to the delay ladder.
+    Delayed {
+        /// The attempt that ended, from 1.
+        attempt: u32,
+        /// When it comes back, in milliseconds since 1970.
+        due: u64,
+    },
+    /// Given up.
+    Dead {
+        /// The attempt that ended, from 1.
+        attempt: u32,
+    },
+    /// Recognised as settled before, and not handled again.
+    Repeated,
+}
+
+/// A message that went into the delay ladder, for people: a note that may be lost, unlike the
+/// message.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Whose step it waits for.
+    pub identity: Identity,
+    /// The message.
+    pub id: MessageId,
+    /// Its run.
+    pub run: MessageId,
+    /// The external account.
+    pub connection: String,
+    /// The attempt that comes next, from 1.
+    pub attempt: u32,
+    /// How many attempts there are in all.
+    pub attempts: u32,
+    /// The rebounds so far.
+    pub rebounds: u32,
+    /// How often it was replayed.
+    pub replays: u32,
+    /// It is not yet time, rather than that it failed.
+    pub is_rebound: bool,
+    /// Why.
+    pub reason: String,
+    /// When its first attempt at this step failed or was put off, in milliseconds since 1970.
+    pub since: u64,
+    /// When it comes back, in milliseconds since 1970.
+    pub due: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// The answer to [`News::AskCheckpoint`].
@@ -168,6 +420,9 @@ pub struct Counters {
     pub timed_out: u64,
     /// Of the failed ones: the process died.
     pub crashed: u64,
+    /// Recognised as settled before, and not handled again (`once: true`).
+    #[serde(default)]
+    pub repeated: u64,
 }
 
 /// A histogram of handler times.

@@ -114,6 +114,10 @@ pub struct Settings {
     pub retry: Retry,
     /// How often a step may say "later" of one message before it is a dead letter.
     pub rebounds_max: u32,
+    /// A message that any replica of the step has settled is not handled again: agents claim each
+    /// message in the ledger before they hand it over; see [`crate::office::Claim`].
+    #[serde(default)]
+    pub once: bool,
     /// The largest body, in bytes.
     pub body_bytes_max: usize,
     /// How long a drain may take before the step is killed, in milliseconds.

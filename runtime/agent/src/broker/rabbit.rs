@@ -26,7 +26,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use towpath_protocol::message::{BATCH_CONTENT_TYPE, BATCH_COUNT_HEADER, BATCH_TYPE};
-use towpath_protocol::office::DEAD_TYPE;
+use towpath_protocol::office::{DEAD_TYPE, NEWS_TYPE, REPORT_TYPE};
 
 use super::{Addressed, Command, Content, Event, Publish};
 
@@ -405,8 +405,8 @@ fn properties(publish: &Publish) -> BasicProperties {
     let (kind, content_type) = match publish.content {
         Content::Batch => (BATCH_TYPE, BATCH_CONTENT_TYPE),
         Content::Dead => (DEAD_TYPE, BATCH_CONTENT_TYPE),
-        Content::News => ("towpath.news.1", "application/json"),
-        Content::Report => ("towpath.report.1", "application/json"),
+        Content::News => (NEWS_TYPE, "application/json"),
+        Content::Report => (REPORT_TYPE, "application/json"),
     };
     let delivery_mode = if publish.content == Content::Report {
         1

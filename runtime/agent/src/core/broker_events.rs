@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use towpath_protocol::office::CheckpointAnswer;
+use towpath_protocol::office::ToAgent;
 
 use super::{Consuming, Core};
 use crate::broker::{Command, Event};
@@ -154,10 +154,11 @@ impl Core {
     }
 
     fn on_answer(&mut self, answer: &[u8]) {
-        match serde_json::from_slice::<CheckpointAnswer>(answer) {
-            Ok(answer) => self.checkpoint_is_known(answer),
+        match serde_json::from_slice::<ToAgent>(answer) {
+            Ok(ToAgent::Checkpoint(answer)) => self.checkpoint_is_known(answer),
+            Ok(ToAgent::Claimed(_) | ToAgent::Find(_)) => {}
             Err(error) => {
-                let text = format!("the answer about the checkpoint is not understood: {error}");
+                let text = format!("what the control plane says is not understood: {error}");
                 self.logger.agent("error", None, &text);
             }
         }

@@ -157,6 +157,7 @@ impl Core {
                     at,
                     replica: self.setup.identity.replica,
                     reason: reason.clone(),
+                    log: Vec::new(),
                 };
                 let line = line_again(record, past, is_rebound);
                 self.publish_settlement(number, LaneId::Delay(units), &line, now);
@@ -181,6 +182,7 @@ impl Core {
                     at,
                     replica,
                     reason: reason.clone(),
+                    log: Vec::new(),
                 };
                 remember(&mut attempts, past);
                 let identity = self.setup.identity.clone();

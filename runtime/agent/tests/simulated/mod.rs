@@ -330,7 +330,7 @@ impl Broker {
                         .iter()
                         .rev()
                         .find_map(|news| news["checkpoint"]["value"].as_u64());
-                    let answer = json!({"run": run, "checkpoint": saved}).to_string();
+                    let answer = json!({"checkpoint": {"run": run, "checkpoint": saved}}).to_string();
                     self.answers.push_back(Event::Answer(answer.into()));
                 }
                 self.news.extend(news);
@@ -512,6 +512,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
                 jitter: 0.5,
             },
             rebounds_max: 3,
+            once: false,
             body_bytes_max: 1000,
             drain_ms: 1000,
             memory_bytes: 0,

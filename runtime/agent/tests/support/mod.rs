@@ -527,6 +527,7 @@ fn start(prefix: &str, url: &str) -> Start {
                 jitter: 0.0,
             },
             rebounds_max: 3,
+            once: false,
             body_bytes_max: 100_000,
             drain_ms: 20_000,
             memory_bytes: 0,

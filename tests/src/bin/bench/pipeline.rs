@@ -22,7 +22,7 @@ use towpath_protocol::MessageId;
 use towpath_protocol::frame::{TickBody, Why};
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::message::{BATCH_COUNT_HEADER, BATCH_TYPE, Lineage, Message};
-use towpath_protocol::office::{CheckpointAnswer, NEWS_KEY, News, REPORT_KEY};
+use towpath_protocol::office::{CheckpointAnswer, NEWS_KEY, News, REPORT_KEY, ToAgent};
 use towpath_protocol::start::{
     DELAY_LEVELS, Identity, Mode, Output, Retry, Routes, Settings, Start,
 };
@@ -307,6 +307,7 @@ pub(crate) fn start(index: usize, kind: Kind, messages: u64, broker_url: &str) -
                 jitter: 0.2,
             },
             rebounds_max: 100,
+            once: false,
             body_bytes_max: towpath_protocol::BODY_BYTES_MAX,
             drain_ms: 10_000,
             memory_bytes: 0,
@@ -374,10 +375,10 @@ async fn answer(channel: Channel) -> Result<()> {
             let Some(reply_to) = delivery.properties.reply_to() else {
                 continue;
             };
-            let body = serde_json::to_vec(&CheckpointAnswer {
+            let body = serde_json::to_vec(&ToAgent::Checkpoint(CheckpointAnswer {
                 run,
                 checkpoint: None,
-            })?;
+            }))?;
             let mut properties = BasicProperties::default();
             if let Some(correlation) = delivery.properties.correlation_id() {
                 properties = properties.with_correlation_id(correlation.clone());
