@@ -227,6 +227,11 @@ const COUNTS: [Count; 12] = [
         |it| it.counters.crashed,
     ),
     (
+        "messages_repeated_total",
+        "Messages that were settled before, and not handled again.",
+        |it| it.counters.repeated,
+    ),
+    (
         "step_process_restarts_total",
         "Step processes started again by their agents.",
         |it| it.restarts,

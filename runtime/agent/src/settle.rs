@@ -147,7 +147,6 @@ mod tests {
                 max_ms: 3000,
                 jitter: 0.0,
             },
-            once: false,
             rebounds_max: 2,
             once: false,
             body_bytes_max: 100,

@@ -330,7 +330,8 @@ impl Broker {
                         .iter()
                         .rev()
                         .find_map(|news| news["checkpoint"]["value"].as_u64());
-                    let answer = json!({"checkpoint": {"run": run, "checkpoint": saved}}).to_string();
+                    let answer =
+                        json!({"checkpoint": {"run": run, "checkpoint": saved}}).to_string();
                     self.answers.push_back(Event::Answer(answer.into()));
                 }
                 self.news.extend(news);
