@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::machine::{self, BrokerAt, BrokerVersion, Hold, docker, try_docker};
+use crate::proxy::Proxy;
 use crate::{eventually, holds, http};
 
 /// A control plane with its own virtual host, network, containers and folder.
@@ -19,9 +21,22 @@ pub struct Instance {
     pub url: String,
     /// Where its broker is.
     pub broker: BrokerAt,
+    /// The networks to its broker that can be broken, if it was started through some.
+    pub links: Option<Links>,
+    settings: Vec<(String, String)>,
     folder: TempDir,
-    process: Option<Child>,
+    process: Mutex<Option<Child>>,
     _hold: Hold,
+}
+
+/// The networks between an instance and its broker.
+pub struct Links {
+    /// Between the control plane and the broker.
+    pub control: Proxy,
+    /// Between all agents and the broker.
+    pub agents: Proxy,
+    /// What is added to the broker's URL.
+    query: String,
 }
 
 /// What a command said.
@@ -62,15 +77,31 @@ impl Said {
 impl Instance {
     /// Starts one.
     pub fn start(version: BrokerVersion) -> Self {
-        Self::start_with(version, version.share())
+        Self::start_with(version, version.share(), &[], None)
     }
 
     /// Starts one that has its broker alone, to restart it.
     pub fn start_alone(version: BrokerVersion) -> Self {
-        Self::start_with(version, version.alone())
+        Self::start_with(version, version.alone(), &[], None)
     }
 
-    fn start_with(version: BrokerVersion, hold: Hold) -> Self {
+    /// Starts one whose control plane has these settings, as variables of its environment.
+    pub fn start_set(version: BrokerVersion, settings: &[(&str, &str)]) -> Self {
+        Self::start_with(version, version.share(), settings, None)
+    }
+
+    /// Starts one that reaches its broker through [`Links`]; `query` is added to the broker's URL,
+    /// such as `?heartbeat=5`.
+    pub fn start_linked(version: BrokerVersion, hold: Hold, query: &str) -> Self {
+        Self::start_with(version, hold, &[], Some(query))
+    }
+
+    fn start_with(
+        version: BrokerVersion,
+        hold: Hold,
+        settings: &[(&str, &str)],
+        query: Option<&str>,
+    ) -> Self {
         let broker = version.at();
         let name = format!(
             "tp-test-{}",
@@ -81,9 +112,18 @@ impl Instance {
         let mut instance = Self {
             url: format!("http://127.0.0.1:{port}"),
             name,
+            links: query.map(|query| Links {
+                control: Proxy::start(&broker.host),
+                agents: Proxy::start(&broker.host),
+                query: query.to_owned(),
+            }),
             broker,
+            settings: settings
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
             folder: tempfile::tempdir().expect("a folder can be made"),
-            process: None,
+            process: Mutex::new(None),
             _hold: hold,
         };
         docker(&["network", "create", &instance.name]);
@@ -97,21 +137,20 @@ impl Instance {
         instance
     }
 
+    /// The address of this machine as the containers of the instance reach it.
+    pub fn gateway(&self) -> String {
+        docker(&[
+            "network",
+            "inspect",
+            "--format",
+            "{{(index .IPAM.Config 0).Gateway}}",
+            &self.name,
+        ])
+    }
+
     /// Starts the control plane and waits until it is ready.
     pub fn serve(&mut self) {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.folder.path().join("serve.log"))
-            .expect("a log can be made");
-        let process = self
-            .command(&["serve"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log can be shared"))
-            .stderr(log)
-            .spawn()
-            .expect("the control plane can be started");
-        self.process = Some(process);
+        self.launch();
         eventually(
             "the control plane is ready",
             Duration::from_secs(60),
@@ -125,9 +164,41 @@ impl Instance {
         );
     }
 
+    /// Starts the control plane, unless it runs.
+    pub fn launch(&self) {
+        let mut process = self.process();
+        if let Some(running) = process.as_mut()
+            && matches!(running.try_wait(), Ok(None))
+        {
+            return;
+        }
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("serve.log"))
+            .expect("a log can be made");
+        let started = self
+            .command(&["serve"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log can be shared"))
+            .stderr(log)
+            .spawn()
+            .expect("the control plane can be started");
+        *process = Some(started);
+    }
+
+    fn process(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Kills the control plane with signal 9.
     pub fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
+        self.kill_control_plane();
+    }
+
+    /// The same, where the instance is shared.
+    pub fn kill_control_plane(&self) {
+        if let Some(mut process) = self.process().take() {
             process.kill().expect("the control plane can be killed");
             process.wait().expect("the control plane can be waited for");
         }
@@ -153,7 +224,20 @@ impl Instance {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(machine::binary("towpath"));
-        let at = |host: &str| format!("amqp://{}@{host}/{}", self.broker.login, self.name);
+        let (query, control, agents) = match &self.links {
+            None => (
+                "",
+                self.broker.host.clone(),
+                format!("{}:5672", self.broker.container),
+            ),
+            // The engine gives this name to every container, for the machine it runs on.
+            Some(links) => (
+                links.query.as_str(),
+                format!("127.0.0.1:{}", links.control.port),
+                format!("host.docker.internal:{}", links.agents.port),
+            ),
+        };
+        let at = |host: &str| format!("amqp://{}@{host}/{}{query}", self.broker.login, self.name);
         command
             .args(arguments)
             .current_dir(self.folder.path())
@@ -161,11 +245,9 @@ impl Instance {
             .env("TOWPATH_LISTEN", self.url.trim_start_matches("http://"))
             .env("TOWPATH_DATA", self.data())
             .env("TOWPATH_INSTANCE", &self.name)
-            .env("TOWPATH_BROKER__URL", at(&self.broker.host))
-            .env(
-                "TOWPATH_BROKER__AGENT_URL",
-                at(&format!("{}:5672", self.broker.container)),
-            );
+            .env("TOWPATH_BROKER__URL", at(&control))
+            .env("TOWPATH_BROKER__AGENT_URL", at(&agents))
+            .envs(self.settings.iter().map(|(name, value)| (name, value)));
         // The control plane refuses variables that are no settings, and these are only for tests.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("TOWPATH_TEST_") {
@@ -178,6 +260,11 @@ impl Instance {
     /// Runs a command of the CLI.
     pub fn run(&self, arguments: &[&str]) -> Said {
         self.run_with(arguments, "")
+    }
+
+    /// A command of the CLI, to be run elsewhere.
+    pub fn cli(&self, arguments: &[&str]) -> Command {
+        self.command(arguments)
     }
 
     /// Runs a command of the CLI with something on its standard input.
@@ -266,7 +353,7 @@ impl Drop for Instance {
         if std::thread::panicking() {
             eprintln_log(&self.name, &self.log());
         }
-        if let Some(mut process) = self.process.take() {
+        if let Some(mut process) = self.process().take() {
             drop(process.kill());
             drop(process.wait());
         }

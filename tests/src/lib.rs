@@ -9,12 +9,14 @@ pub mod demo;
 pub mod http;
 pub mod instance;
 pub mod machine;
+pub mod proxy;
 
 use std::time::{Duration, Instant};
 
 pub use demo::Demo;
 pub use instance::Instance;
 pub use machine::BrokerVersion;
+pub use proxy::{Condition, Proxy};
 
 /// Waits until `look` returns something, and returns that; `look` says what it saw instead.
 ///

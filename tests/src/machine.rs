@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Which broker a test runs on. Both must pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +33,8 @@ pub enum Hold {
     Alone(RwLockWriteGuard<'static, ()>),
 }
 
-static LOCK_310: RwLock<()> = RwLock::new(());
-static LOCK_40: RwLock<()> = RwLock::new(());
+static LOCK_310: RwLock<()> = RwLock::const_new(());
+static LOCK_40: RwLock<()> = RwLock::const_new(());
 
 impl BrokerVersion {
     fn lock(self) -> &'static RwLock<()> {
@@ -45,12 +46,12 @@ impl BrokerVersion {
 
     /// Keeps it, together with other tests.
     pub fn share(self) -> Hold {
-        Hold::Shared(self.lock().read().unwrap_or_else(PoisonError::into_inner))
+        Hold::Shared(self.lock().blocking_read())
     }
 
     /// Keeps it, alone.
     pub fn alone(self) -> Hold {
-        Hold::Alone(self.lock().write().unwrap_or_else(PoisonError::into_inner))
+        Hold::Alone(self.lock().blocking_write())
     }
 
     /// Finds it.
