@@ -189,6 +189,16 @@ impl Deliveries {
         self.waiting_lines = 0;
     }
 
+    /// Goes through what was not read: the rest of each delivery.
+    pub fn unread(&self) -> impl Iterator<Item = &[u8]> {
+        let first = self.first;
+        self.waiting.iter().filter_map(move |sequence| {
+            let index = usize::try_from(sequence.checked_sub(first)?).ok()?;
+            let delivery = self.held.get(index)?;
+            Some(&delivery.payload[delivery.cursor..])
+        })
+    }
+
     /// Returns the number of lines that were not read.
     pub fn waiting_lines(&self) -> u64 {
         self.waiting_lines

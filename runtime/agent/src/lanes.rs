@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use towpath_protocol::MessageId;
 use towpath_protocol::office::NEWS_KEY;
 use towpath_protocol::start::Routes;
 
@@ -65,13 +66,16 @@ struct Batch {
     payload: Vec<u8>,
     count: u32,
     members: Vec<Member>,
+    /// The ids of the lines, if they are outputs.
+    ids: Vec<MessageId>,
     answer: Option<Arc<str>>,
 }
 
 impl Batch {
-    fn push(&mut self, line: &[u8], member: Member) {
+    fn push(&mut self, line: &[u8], member: Member, output: Option<MessageId>) {
         self.payload.extend_from_slice(line);
         self.count += 1;
+        self.ids.extend(output);
         match self.members.last_mut() {
             Some(last) if last.record == member.record && last.epoch == member.epoch => {
                 last.count += 1;
@@ -86,7 +90,19 @@ struct Sealed {
     payload: Bytes,
     count: u32,
     members: Vec<Member>,
+    ids: Vec<MessageId>,
     answer: Option<Arc<str>>,
+}
+
+/// A batch that is durable.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Its lane.
+    pub lane: LaneId,
+    /// What it belonged to, in the order of its lines.
+    pub members: Vec<Member>,
+    /// The ids of its lines, if they are outputs.
+    pub outputs: Vec<MessageId>,
 }
 
 struct Lane {
@@ -124,6 +140,7 @@ impl Lane {
             payload: batch.payload.into(),
             count: batch.count,
             members: batch.members,
+            ids: batch.ids,
             answer: batch.answer,
         });
     }
@@ -213,8 +230,38 @@ impl Lanes {
         u16::try_from(index).ok()
     }
 
+    /// Returns the name of a port.
+    pub fn port_name(&self, port: u16) -> &str {
+        self.ports
+            .get(usize::from(port))
+            .map_or("", |(name, _)| name)
+    }
+
     /// Adds a line (with its line end) to a lane.
     pub fn push(&mut self, id: LaneId, line: &[u8], member: Member, now: Instant) {
+        self.add(id, line, member, None, now);
+    }
+
+    /// Adds an output.
+    pub fn push_output(
+        &mut self,
+        port: u16,
+        line: &[u8],
+        member: Member,
+        output: MessageId,
+        now: Instant,
+    ) {
+        self.add(LaneId::Port(port), line, member, Some(output), now);
+    }
+
+    fn add(
+        &mut self,
+        id: LaneId,
+        line: &[u8],
+        member: Member,
+        output: Option<MessageId>,
+        now: Instant,
+    ) {
         self.outstanding_bytes += line.len();
         let batch_bytes = self.limits.batch_bytes;
         let mut numbers = self.numbers;
@@ -224,7 +271,7 @@ impl Lanes {
         {
             lane.seal(&mut numbers);
         }
-        lane.growing.push(line, member);
+        lane.growing.push(line, member, output);
         lane.since.get_or_insert(now);
         if lane.growing.count >= lane.batch_max {
             lane.seal(&mut numbers);
@@ -281,7 +328,7 @@ impl Lanes {
     }
 
     /// Notes that a batch is durable: returns what it belonged to.
-    pub fn accepted(&mut self, number: u64) -> Option<(LaneId, Vec<Member>)> {
+    pub fn accepted(&mut self, number: u64) -> Option<Accepted> {
         let (id, batch) = self.open.remove(&number)?;
         self.outstanding_bytes = self.outstanding_bytes.saturating_sub(batch.payload.len());
         let lane = self.lane(id);
@@ -293,7 +340,11 @@ impl Lanes {
         {
             self.delays.remove(&units);
         }
-        Some((id, batch.members))
+        Some(Accepted {
+            lane: id,
+            members: batch.members,
+            outputs: batch.ids,
+        })
     }
 
     /// Notes that the broker refused a batch: it is sent again after a back-off.
@@ -363,6 +414,11 @@ impl Lanes {
             .chain(self.delays.values())
             .chain([&self.dead, &self.news])
             .any(|lane| lane.refusals > 0)
+    }
+
+    /// Returns whether something awaits its confirm.
+    pub fn is_open(&self) -> bool {
+        !self.open.is_empty()
     }
 
     /// Returns whether the step is to be held back.
@@ -493,7 +549,7 @@ mod tests {
                 .collect::<Vec<_>>(),
             [b"b\nc\nd\n"]
         );
-        assert_eq!(lanes.accepted(first).unwrap().1, [MEMBER]);
+        assert_eq!(lanes.accepted(first).unwrap().members, [MEMBER]);
         assert!(sent(&mut lanes, now).is_empty(), "one is open still");
         let later = now + Duration::from_secs(1);
         assert_eq!(sent(&mut lanes, later).len(), 1, "it is old");

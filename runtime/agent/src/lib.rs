@@ -9,6 +9,7 @@
 //! | [`envelope`], [`step_frame`] | reading messages and frames without parsing bodies |
 //! | [`lanes`] | natural batching: what is published, when, and what waits for its confirm |
 //! | [`deliveries`] | what was taken from the queue, and when it may be acknowledged |
+//! | [`attempt_log`], [`journal`] | what is remembered: the lines of an attempt, what happened to messages |
 //! | [`broker`] | commands and events; [`broker::rabbit`] alone names `lapin` |
 //! | [`child`], [`reaper`], [`exit`], [`shim`] | the step process |
 //!
@@ -21,6 +22,7 @@
 //! - It never interprets a body: it checks that a step's output is JSON, and copies bytes.
 
 pub mod args;
+pub mod attempt_log;
 pub mod broker;
 pub mod child;
 pub mod clock;
@@ -29,6 +31,7 @@ pub mod deliveries;
 pub mod envelope;
 pub mod exit;
 pub mod finished;
+pub mod journal;
 pub mod ladder;
 pub mod lanes;
 pub mod limits;

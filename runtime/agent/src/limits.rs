@@ -12,6 +12,9 @@ pub struct Limits {
     /// Bytes of outputs of all messages that are held: a step with many in hand must not take
     /// [`Self::held_bytes`] for each.
     pub held_bytes_all: usize,
+    /// Bytes of log lines of all attempts that are kept, in case they fail: a step with hundreds of
+    /// messages in hand must not take [`towpath_protocol::message::ATTEMPT_LINES_MAX`] lines for each.
+    pub attempt_log_bytes_all: usize,
     /// Bytes that are published or about to be and not confirmed, above which the step's frames
     /// are not read: back-pressure.
     pub outstanding_bytes: usize,
@@ -39,6 +42,16 @@ pub struct Limits {
     pub ask_again: Duration,
     /// How long after a reconnect an outcome waits for its message to be delivered again.
     pub reattach: Duration,
+    /// How long notes about messages that wait are gathered before they are sent.
+    pub note_age: Duration,
+    /// Bytes of notes that are sent at once, however young they are.
+    pub note_bytes: usize,
+    /// How long deliveries may be held without anything moving before the connection is taken to be
+    /// broken: several times what the slowest confirm takes, and a small part of the 30 min after
+    /// which the broker itself would act.
+    pub stall: Duration,
+    /// How long a report says that the connection was made again, and why: long enough to be read.
+    pub mishap_told: Duration,
     /// How long a step has to exit after `drain` once nothing is in its hands.
     pub leave: Duration,
 }
@@ -49,6 +62,7 @@ impl Default for Limits {
             held_outputs: 256,
             held_bytes: 1 << 20,
             held_bytes_all: 16 << 20,
+            attempt_log_bytes_all: 1 << 20,
             outstanding_bytes: 4 << 20,
             batch_bytes: 512 << 10,
             batch_age: Duration::from_millis(10),
@@ -62,6 +76,10 @@ impl Default for Limits {
             refused_longest: Duration::from_secs(5),
             ask_again: Duration::from_secs(3),
             reattach: Duration::from_secs(60),
+            note_age: Duration::from_millis(200),
+            note_bytes: 64 << 10,
+            stall: Duration::from_secs(60),
+            mishap_told: Duration::from_secs(300),
             leave: Duration::from_secs(10),
         }
     }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use towpath_protocol::MessageId;
 use towpath_protocol::office::DeadCause;
 
+use crate::attempt_log::AttemptLog;
 use crate::deliveries::Sequence;
 
 /// Where a message is.
@@ -41,6 +42,8 @@ pub enum Resolution {
         is_rebound: bool,
         /// When it failed, in milliseconds since 1970.
         at: u64,
+        /// When it comes back, in milliseconds since 1970; known when it is issued.
+        due: u64,
         /// Why.
         reason: String,
     },
@@ -87,6 +90,17 @@ pub struct TickState {
     pub ended: bool,
 }
 
+/// An output that is held.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldLine {
+    /// The number of its port.
+    pub port: u16,
+    /// The length of its line.
+    pub len: u32,
+    /// Its id.
+    pub id: MessageId,
+}
+
 /// One message.
 #[derive(Debug)]
 pub struct Record {
@@ -114,8 +128,8 @@ pub struct Record {
     pub deadline: Option<Duration>,
     /// Its encoded outputs, one line after the other.
     pub held: Vec<u8>,
-    /// The port and the length of each.
-    pub held_lines: Vec<(u16, u32)>,
+    /// What each of them is.
+    pub held_lines: Vec<HeldLine>,
     /// The number of outputs so far, by port.
     pub outputs: Vec<(u16, u64)>,
     /// Outputs are published as they come.
@@ -128,6 +142,8 @@ pub struct Record {
     pub resolution: Option<Resolution>,
     /// If it is a tick.
     pub tick: Option<Box<TickState>>,
+    /// What was logged during this attempt; written by [`Records::log`].
+    log: AttemptLog,
 }
 
 impl Record {
@@ -139,6 +155,11 @@ impl Record {
         }
         self.outputs.push((port, 1));
         0
+    }
+
+    /// Returns the newest lines that were logged during this attempt.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lines()
     }
 
     /// Forgets what the step emitted, as it will emit it again.
@@ -178,7 +199,7 @@ pub type IdMap<V> = HashMap<MessageId, V, BuildHasherDefault<IdHasher>>;
 #[derive(Default)]
 struct Buffers {
     held: Vec<u8>,
-    held_lines: Vec<(u16, u32)>,
+    held_lines: Vec<HeldLine>,
     outputs: Vec<(u16, u64)>,
     deliveries: Vec<Sequence>,
 }
@@ -191,6 +212,8 @@ pub struct Records {
     by_id: IdMap<u32>,
     count: usize,
     spare: Vec<Buffers>,
+    /// The bytes of all attempts' lines.
+    log_bytes: usize,
 }
 
 /// How many emptied buffers are kept for the next messages.
@@ -252,6 +275,7 @@ impl Records {
             bad_output: None,
             resolution: None,
             tick: None,
+            log: AttemptLog::default(),
         };
         self.count += 1;
         if let Some(number) = self.free.pop() {
@@ -280,6 +304,36 @@ impl Records {
         self.slots.get(number as usize).is_some_and(Option::is_some)
     }
 
+    /// Adds a line to what was logged during the attempt at a message. All messages together keep at
+    /// most so many bytes: beyond, a message's oldest lines are forgotten for its newest.
+    pub fn log(&mut self, number: u32, line: &str, bytes_max: usize) {
+        self.change_log(number, bytes_max, |log| log.push(line));
+    }
+
+    /// Adds lines that were written before those that are there.
+    pub fn log_before<'a>(
+        &mut self,
+        number: u32,
+        lines: impl DoubleEndedIterator<Item = &'a String>,
+        bytes_max: usize,
+    ) {
+        self.change_log(number, bytes_max, |log| log.precede(lines));
+    }
+
+    /// Forgets what was logged: the attempt does not count.
+    pub fn forget_log(&mut self, number: u32) {
+        self.change_log(number, 0, |log| *log = AttemptLog::default());
+    }
+
+    fn change_log(&mut self, number: u32, bytes_max: usize, change: impl FnOnce(&mut AttemptLog)) {
+        let mut log = std::mem::take(&mut self.get(number).log);
+        self.log_bytes -= log.bytes();
+        change(&mut log);
+        log.shrink_to(bytes_max.saturating_sub(self.log_bytes));
+        self.log_bytes += log.bytes();
+        self.get(number).log = log;
+    }
+
     /// Removes a message.
     pub fn remove(&mut self, number: u32) -> Record {
         self.forget_id(number);
@@ -288,6 +342,7 @@ impl Records {
             .expect("a record stays while something refers to it");
         self.free.push(number);
         self.count -= 1;
+        self.log_bytes -= record.log.bytes();
         if self.spare.len() < SPARE_MAX && record.held.capacity() <= SPARE_BYTES_MAX {
             let mut buffers = Buffers {
                 held: std::mem::take(&mut record.held),

@@ -225,6 +225,8 @@ pub struct Found {
     /// What it remembers that happened to the message and to its children, oldest first. An agent
     /// remembers the newest events only.
     pub events: Vec<Happened>,
+    /// Since when it remembers everything, in milliseconds since 1970.
+    pub reach: u64,
 }
 
 /// How an agent has a message.

@@ -2,6 +2,7 @@
 //! [`rabbit`] is the real one; tests use a simulated one.
 
 pub mod rabbit;
+pub mod trouble;
 
 use bytes::Bytes;
 use std::sync::Arc;
@@ -17,6 +18,10 @@ pub enum Content {
     News,
     /// One report: transient.
     Report,
+    /// The answer to a question: transient.
+    Found,
+    /// Notes about messages that wait: transient.
+    Waiting,
 }
 
 /// Something to publish.
@@ -59,6 +64,11 @@ pub enum Command {
     Consume,
     /// Stops consuming; answered by [`Event::Stopped`] after the last delivery.
     Stop,
+    /// Drops the connections and makes them anew; answered by [`Event::Down`] with the reason.
+    Recycle {
+        /// Why.
+        reason: String,
+    },
     /// Closes the connections, once all before is sent; answered by [`Event::Down`].
     Close,
 }

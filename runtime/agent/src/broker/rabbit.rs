@@ -12,7 +12,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
@@ -26,8 +26,9 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use towpath_protocol::message::{BATCH_CONTENT_TYPE, BATCH_COUNT_HEADER, BATCH_TYPE};
-use towpath_protocol::office::{DEAD_TYPE, NEWS_TYPE, REPORT_TYPE};
+use towpath_protocol::office::{DEAD_TYPE, FOUND_TYPE, NEWS_TYPE, REPORT_TYPE, WAITING_TYPE};
 
+use super::trouble::explain;
 use super::{Addressed, Command, Content, Event, Publish};
 
 /// The queue of direct answers: known to every RabbitMQ, and never declared.
@@ -45,6 +46,18 @@ const WAIT_FIRST: Duration = Duration::from_millis(200);
 /// The longest.
 const WAIT_LONGEST: Duration = Duration::from_secs(10);
 
+/// How long a session must have lasted for the next try to come soon: a broker that accepts
+/// connections and then drops them is not asked again and again at once.
+const SESSION_LONG: Duration = Duration::from_secs(10);
+
+/// How long to wait for the broker's own words when something ended without them: an
+/// acknowledgement on a channel that was closed fails before the reason for the closing is read.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// What a consumer that the broker cancelled means.
+const CONSUMER_CANCELLED: &str = "the broker cancelled the consumer: the queue was deleted, moves to \
+    another broker, or a delivery was not acknowledged in time";
+
 /// What the agent needs of a broker.
 #[derive(Clone)]
 pub struct Rabbit {
@@ -56,12 +69,35 @@ pub struct Rabbit {
     pub queue: String,
     /// How many deliveries may be unacknowledged.
     pub prefetch: u16,
-    /// Whether answers are expected.
-    pub answers: bool,
 }
 
 type Sent<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Outcome = lapin::Result<Option<(u64, bool)>>;
+
+/// What went wrong in a session.
+struct Trouble {
+    text: String,
+    /// It is what the broker said, not only what came of it.
+    is_said: bool,
+}
+
+impl From<lapin::Error> for Trouble {
+    fn from(error: lapin::Error) -> Self {
+        Self {
+            text: explain(&say(&error)),
+            is_said: error.is_amqp_error(),
+        }
+    }
+}
+
+impl From<&str> for Trouble {
+    fn from(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            is_said: false,
+        }
+    }
+}
 
 /// Why a session ended.
 enum End {
@@ -83,15 +119,18 @@ pub async fn serve(
     loop {
         let reason = match timeout(CONNECT_MAX, Session::open(&rabbit, &url)).await {
             Ok(Ok(session)) => {
-                failures = 0;
+                let began = Instant::now();
                 generation += 1;
                 if events.send(Event::Up { generation }).await.is_err() {
                     return;
                 }
-                match session
+                let end = session
                     .run(generation, &rabbit, &mut commands, &events)
-                    .await
-                {
+                    .await;
+                if began.elapsed() >= SESSION_LONG {
+                    failures = 0;
+                }
+                match end {
                     End::Broken(reason) => reason,
                     End::Closed => {
                         // The agent may be gone already.
@@ -106,7 +145,7 @@ pub async fn serve(
                     }
                 }
             }
-            Ok(Err(error)) => say(&error),
+            Ok(Err(error)) => explain(&say(&error)),
             Err(_) => format!("no answer within {} s", CONNECT_MAX.as_secs()),
         };
         if events.send(Event::Down { reason }).await.is_err() {
@@ -154,7 +193,7 @@ struct Session {
     publish_channel: Channel,
     consume_channel: Channel,
     consumer: Option<Consumer>,
-    answers: Option<Consumer>,
+    answers: Consumer,
     alarms: Pin<Box<dyn Stream<Item = lapin::Event> + Send>>,
     consume_alarms: Pin<Box<dyn Stream<Item = lapin::Event> + Send>>,
     open: FuturesUnordered<Sent<Outcome>>,
@@ -169,21 +208,18 @@ impl Session {
         publish_channel
             .confirm_select(ConfirmSelectOptions::default())
             .await?;
-        let answers = if rabbit.answers {
-            let options = BasicConsumeOptions {
-                no_ack: true,
-                ..BasicConsumeOptions::default()
-            };
-            let consumer = publish_channel.basic_consume(
+        let options = BasicConsumeOptions {
+            no_ack: true,
+            ..BasicConsumeOptions::default()
+        };
+        let answers = publish_channel
+            .basic_consume(
                 REPLY_TO.into(),
                 "answers".into(),
                 options,
                 FieldTable::default(),
-            );
-            Some(consumer.await?)
-        } else {
-            None
-        };
+            )
+            .await?;
         let consume_channel = consuming.create_channel().await?;
         consume_channel
             .basic_qos(rabbit.prefetch, BasicQosOptions::default())
@@ -221,29 +257,53 @@ impl Session {
                 Some(outcome) = self.open.next(), if !self.open.is_empty() => match outcome {
                     Ok(Some((number, accepted))) => send(events, Event::Confirmed { number, accepted }).await,
                     Ok(None) => Ok(()),
-                    Err(error) => Err(say(&error)),
+                    Err(error) => Err(error.into()),
                 },
                 delivery = next(self.consumer.as_mut()) => match delivery {
                     Some(Ok(delivery)) => send(events, delivered(delivery)).await,
-                    Some(Err(error)) => Err(say(&error)),
-                    None => Err("the broker stopped delivering: was the queue deleted?".to_owned()),
+                    Some(Err(error)) => Err(error.into()),
+                    None => Err(CONSUMER_CANCELLED.into()),
                 },
-                answer = next(self.answers.as_mut()) => match answer {
+                answer = self.answers.next() => match answer {
                     Some(Ok(answer)) => send(events, Event::Answer(Bytes::from(answer.data))).await,
-                    Some(Err(error)) => Err(say(&error)),
-                    None => Err("the broker stopped delivering answers".to_owned()),
+                    Some(Err(error)) => Err(error.into()),
+                    None => Err("the broker stopped delivering answers".into()),
                 },
                 alarm = self.alarms.next() => heed(alarm, events).await,
                 alarm = self.consume_alarms.next() => match alarm {
-                    Some(lapin::Event::Error(error)) => Err(say(&error)),
+                    Some(lapin::Event::Error(error)) => Err(error.into()),
                     Some(_) => Ok(()),
-                    None => Err("the connection ended".to_owned()),
+                    None => Err("the connection ended".into()),
                 },
             };
-            if let Err(reason) = result {
-                return End::Broken(reason);
+            if let Err(trouble) = result {
+                return End::Broken(self.last_words(trouble).await);
             }
         }
+    }
+
+    /// Returns why the session ended: what the broker said of it, if it says it soon.
+    async fn last_words(mut self, trouble: Trouble) -> String {
+        if trouble.is_said {
+            return trouble.text;
+        }
+        let said = async {
+            loop {
+                let error = tokio::select! {
+                    Some(delivery) = next(self.consumer.as_mut()) => delivery.err(),
+                    Some(answer) = self.answers.next() => answer.err(),
+                    Some(event) = self.alarms.next() => error_of(event),
+                    Some(event) = self.consume_alarms.next() => error_of(event),
+                    else => return None,
+                };
+                if let Some(error) = error.filter(lapin::Error::is_amqp_error) {
+                    return Some(Trouble::from(error).text);
+                }
+            }
+        };
+        // Without an answer in time, what came of it has to do.
+        let said = timeout(LAST_WORDS, said).await.ok().flatten();
+        said.unwrap_or(trouble.text)
     }
 
     async fn obey(
@@ -251,7 +311,7 @@ impl Session {
         command: Command,
         rabbit: &Rabbit,
         events: &mpsc::Sender<Event>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Trouble> {
         match command {
             Command::Publish(publish) => {
                 self.start(publish_one(self.publish_channel.clone(), publish))
@@ -279,8 +339,12 @@ impl Session {
                     .await;
                 Ok(())
             }
-            Command::Consume => self.consume(rabbit).await.map_err(|error| say(&error)),
-            Command::Stop => self.stop(events).await,
+            Command::Consume => in_time(self.consume(rabbit)).await,
+            Command::Stop => in_time(self.stop(events)).await,
+            Command::Recycle { reason } => Err(Trouble {
+                text: reason,
+                is_said: true,
+            }),
             Command::Close => Ok(()),
         }
     }
@@ -296,7 +360,7 @@ impl Session {
         }
     }
 
-    async fn consume(&mut self, rabbit: &Rabbit) -> lapin::Result<()> {
+    async fn consume(&mut self, rabbit: &Rabbit) -> Result<(), Trouble> {
         self.consumers += 1;
         let tag: ShortString = format!("{} {}", rabbit.name, self.consumers).into();
         let queue = rabbit.queue.as_str().into();
@@ -310,15 +374,14 @@ impl Session {
     }
 
     /// Cancels the consumer and hands over what it had already received.
-    async fn stop(&mut self, events: &mpsc::Sender<Event>) -> Result<(), String> {
+    async fn stop(&mut self, events: &mpsc::Sender<Event>) -> Result<(), Trouble> {
         if let Some(mut consumer) = self.consumer.take() {
             let cancel = self
                 .consume_channel
                 .basic_cancel(consumer.tag(), BasicCancelOptions::default());
-            cancel.await.map_err(|error| say(&error))?;
+            cancel.await?;
             while let Some(delivery) = consumer.next().await {
-                let delivery = delivery.map_err(|error| say(&error))?;
-                send(events, delivered(delivery)).await?;
+                send(events, delivered(delivery?)).await?;
             }
         }
         send(events, Event::Stopped).await
@@ -354,21 +417,35 @@ async fn next(consumer: Option<&mut Consumer>) -> Option<lapin::Result<lapin::me
     }
 }
 
-async fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<(), String> {
+async fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<(), Trouble> {
     events
         .send(event)
         .await
-        .map_err(|_| "the agent is gone".to_owned())
+        .map_err(|_| "the agent is gone".into())
 }
 
-async fn heed(alarm: Option<lapin::Event>, events: &mpsc::Sender<Event>) -> Result<(), String> {
+async fn heed(alarm: Option<lapin::Event>, events: &mpsc::Sender<Event>) -> Result<(), Trouble> {
     match alarm {
         Some(lapin::Event::ConnectionBlocked(_)) => send(events, Event::Blocked(true)).await,
         Some(lapin::Event::ConnectionUnblocked) => send(events, Event::Blocked(false)).await,
-        Some(lapin::Event::Error(error)) => Err(say(&error)),
+        Some(lapin::Event::Error(error)) => Err(error.into()),
         Some(_) => Ok(()),
-        None => Err("the connection ended".to_owned()),
+        None => Err("the connection ended".into()),
     }
+}
+
+fn error_of(event: lapin::Event) -> Option<lapin::Error> {
+    match event {
+        lapin::Event::Error(error) => Some(error),
+        _ => None,
+    }
+}
+
+/// Waits for an answer of the broker, but not for ever: on a connection that is cut it never comes.
+async fn in_time(request: impl Future<Output = Result<(), Trouble>>) -> Result<(), Trouble> {
+    timeout(CONNECT_MAX, request)
+        .await
+        .unwrap_or_else(|_| Err("the broker does not answer".into()))
 }
 
 fn delivered(delivery: lapin::message::Delivery) -> Event {
@@ -407,12 +484,14 @@ fn properties(publish: &Publish) -> BasicProperties {
         Content::Dead => (DEAD_TYPE, BATCH_CONTENT_TYPE),
         Content::News => (NEWS_TYPE, "application/json"),
         Content::Report => (REPORT_TYPE, "application/json"),
+        Content::Found => (FOUND_TYPE, "application/json"),
+        Content::Waiting => (WAITING_TYPE, BATCH_CONTENT_TYPE),
     };
-    let delivery_mode = if publish.content == Content::Report {
-        1
-    } else {
-        2
-    };
+    let is_transient = matches!(
+        publish.content,
+        Content::Report | Content::Found | Content::Waiting
+    );
+    let delivery_mode = if is_transient { 1 } else { 2 };
     let mut properties = BasicProperties::default()
         .with_delivery_mode(delivery_mode)
         .with_type(kind.into())

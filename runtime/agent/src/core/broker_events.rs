@@ -8,6 +8,7 @@ use towpath_protocol::office::ToAgent;
 use super::{Consuming, Core};
 use crate::broker::{Command, Event};
 use crate::clock::Now;
+use crate::journal;
 use crate::lanes::{CHECKPOINT, LaneId, Member, SETTLEMENT};
 use crate::record::{Resolution, State};
 use crate::settle::Outcome;
@@ -17,7 +18,7 @@ impl Core {
     pub fn on_broker(&mut self, event: Event, now: Now) {
         match event {
             Event::Up { generation } => self.on_up(generation, now),
-            Event::Down { reason } => self.on_down(&reason),
+            Event::Down { reason } => self.on_down(&reason, now),
             Event::Delivery {
                 tag,
                 is_batch,
@@ -42,8 +43,11 @@ impl Core {
                     );
                 }
             }
-            Event::Answer(answer) => self.on_answer(&answer),
-            Event::Stopped => self.consuming = Consuming::No,
+            Event::Answer(answer) => self.on_answer(&answer, now),
+            Event::Stopped => {
+                self.moved_at = now.instant;
+                self.consuming = Consuming::No;
+            }
             Event::Blocked(is_blocked) => {
                 if is_blocked && !self.is_blocked {
                     self.logger.agent(
@@ -52,12 +56,14 @@ impl Core {
                         "held back: the broker has an alarm and takes no messages",
                     );
                 }
+                self.moved_at = now.instant;
                 self.is_blocked = is_blocked;
             }
         }
     }
 
     fn on_up(&mut self, generation: u64, now: Now) {
+        self.moved_at = now.instant;
         self.generation = generation;
         self.is_up = true;
         self.reconnected_at = (generation > 1).then_some(now.instant);
@@ -69,9 +75,11 @@ impl Core {
 
     /// Everything that was open on the connection is void: the broker will deliver again. What the
     /// step has in hand stays there, and is recognised when it comes again.
-    fn on_down(&mut self, reason: &str) {
+    fn on_down(&mut self, reason: &str, now: Now) {
         let reason = self.setup.redact.apply(reason);
-        if self.is_up || self.broker_reason.as_ref() != Some(&reason) {
+        if self.is_up {
+            self.note_mishap(&reason, now);
+        } else if self.broker_reason.as_ref() != Some(&reason) {
             let text = format!("the broker cannot be reached, tried again for ever: {reason}");
             self.logger.agent("warn", None, &text);
         }
@@ -82,6 +90,7 @@ impl Core {
         self.is_up = false;
         self.consuming = Consuming::No;
         self.commands.clear();
+        self.forget_notes();
         self.deliveries.forget();
         self.deferred.clear();
         self.again.clear();
@@ -107,6 +116,7 @@ impl Core {
     }
 
     fn on_delivery(&mut self, tag: u64, is_batch: bool, payload: Bytes, now: Now) {
+        self.moved_at = now.instant;
         self.counters.deliveries += 1;
         if is_batch {
             self.deliveries.add(tag, payload);
@@ -125,15 +135,23 @@ impl Core {
 
     fn on_accepted(&mut self, number: u64, now: Now) {
         let was_refused = self.lanes.is_refused();
-        let Some((lane, members)) = self.lanes.accepted(number) else {
+        let Some(accepted) = self.lanes.accepted(number) else {
             return;
         };
+        self.moved_at = now.instant;
         if was_refused && !self.lanes.is_refused() {
             self.logger.agent("info", None, "no longer held back");
         }
-        for member in members {
-            if matches!(lane, LaneId::Port(_)) {
+        let mut outputs = accepted.outputs.into_iter();
+        for member in accepted.members {
+            if let LaneId::Port(port) = accepted.lane {
                 self.counters.emitted += u64::from(member.count);
+                let parent = self.records.get(member.record).id;
+                for id in outputs.by_ref().take(member.count as usize) {
+                    let parent = parent.unwrap_or(id);
+                    let event = journal::Event::Emitted { parent, port };
+                    self.journal.push(id, now.wall_ms, event);
+                }
             }
             self.on_confirmed(member, now);
         }
@@ -153,10 +171,12 @@ impl Core {
         self.try_complete(member.record, now);
     }
 
-    fn on_answer(&mut self, answer: &[u8]) {
+    fn on_answer(&mut self, answer: &[u8], now: Now) {
+        self.moved_at = now.instant;
         match serde_json::from_slice::<ToAgent>(answer) {
             Ok(ToAgent::Checkpoint(answer)) => self.checkpoint_is_known(answer),
-            Ok(ToAgent::Claimed(_) | ToAgent::Find(_)) => {}
+            Ok(ToAgent::Find(find)) => self.on_find(&find, now),
+            Ok(ToAgent::Claimed(_)) => {}
             Err(error) => {
                 let text = format!("what the control plane says is not understood: {error}");
                 self.logger.agent("error", None, &text);

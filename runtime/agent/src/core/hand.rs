@@ -7,6 +7,7 @@ use super::{Core, Deferred, Step};
 use crate::clock::Now;
 use crate::deliveries::Sequence;
 use crate::envelope::{self, Envelope};
+use crate::journal;
 use crate::record::State;
 use crate::settle::Outcome;
 
@@ -66,6 +67,8 @@ impl Core {
             envelope.replays,
         );
         if !self.finished.is_empty() && self.finished.contains(&handling) {
+            self.journal
+                .push(envelope.id, now.wall_ms, journal::Event::Repeated);
             self.deliveries.settle(delivery);
             return;
         }
@@ -136,6 +139,7 @@ impl Core {
             );
         }
         self.in_hand += 1;
+        self.moved_at = now.instant;
         if record.tick.is_some() {
             self.write_tick(number);
             return;

@@ -13,7 +13,9 @@
 //! | `outcome` | settling: done, again, dead |
 //! | `tick` | triggers: checkpoints and ends of runs |
 //! | `step_life` | the step process starts, dies, hangs, leaves |
+//! | `stall` | a connection over which nothing moves is made again |
 //! | `status` | reports |
+//! | `notes`, `inquiry` | what people may know of single messages |
 //!
 //! # Invariants
 //!
@@ -22,7 +24,10 @@
 
 mod broker_events;
 mod hand;
+mod inquiry;
+mod notes;
 mod outcome;
+mod stall;
 mod status;
 mod step_frames;
 mod step_life;
@@ -45,6 +50,7 @@ use crate::clock::{Now, Stopwatch};
 use crate::deliveries::{Deliveries, Sequence};
 use crate::envelope::Envelope;
 use crate::finished::Finished;
+use crate::journal::Journal;
 use crate::lanes::Lanes;
 use crate::limits::Limits;
 use crate::log::Logger;
@@ -100,11 +106,16 @@ pub struct Core {
     reconnected_at: Option<Instant>,
     is_blocked: bool,
     broker_reason: Option<String>,
+    /// When something moved between broker, agent and step for the last time.
+    moved_at: Instant,
+    mishap: Option<stall::Mishap>,
     consuming: Consuming,
     commands: VecDeque<Addressed>,
     deliveries: Deliveries,
     lanes: Lanes,
     finished: Finished,
+    journal: Journal,
+    notes: notes::Notes,
 
     records: Records,
     again: VecDeque<u32>,
@@ -155,11 +166,15 @@ impl Core {
             reconnected_at: None,
             is_blocked: false,
             broker_reason: None,
+            moved_at: now.instant,
+            mishap: None,
             consuming: Consuming::No,
             commands: VecDeque::new(),
             deliveries: Deliveries::default(),
             lanes,
             finished: Finished::default(),
+            journal: Journal::new(now.wall_ms),
+            notes: notes::Notes::default(),
             records: Records::default(),
             again: VecDeque::new(),
             suspects: VecDeque::new(),
@@ -191,10 +206,14 @@ impl Core {
         self.want_deliveries();
         self.hand(now);
         self.finish_drain(now);
+        self.check_stall(now);
         if self.is_up {
+            self.send_notes(now);
             let (lanes, commands, generation) =
                 (&mut self.lanes, &mut self.commands, self.generation);
+            let moved_at = &mut self.moved_at;
             lanes.send(now.instant, |publish| {
+                *moved_at = now.instant;
                 commands.push_back(Addressed {
                     generation,
                     command: Command::Publish(publish),
@@ -257,6 +276,7 @@ impl Core {
             self.next_step_deadline(),
             self.next_tick_deadline(),
             self.next_reattach_deadline(),
+            self.next_note_deadline(),
         ]
         .into_iter()
         .flatten()

@@ -1,12 +1,14 @@
 //! Settling: a message is done, comes again, or is dead.
 
 use serde_json::value::{RawValue, to_raw_value};
-use towpath_protocol::message::{HISTORY_MAX, PastAttempt, REASON_BYTES_MAX};
-use towpath_protocol::office::{DeadLetter, LATENCY_BOUNDS_US};
+use towpath_protocol::message::{HISTORY_MAX, Lineage, Message, PastAttempt, REASON_BYTES_MAX};
+use towpath_protocol::office::{DeadLetter, LATENCY_BOUNDS_US, Waiting};
+use towpath_protocol::start::DELAY_UNIT_MS;
 
-use super::Core;
+use super::{Core, Setup};
 use crate::clock::Now;
 use crate::envelope;
+use crate::journal;
 use crate::lanes::{LaneId, Member, SETTLEMENT};
 use crate::record::{Record, Resolution, State};
 use crate::redact::cut;
@@ -16,10 +18,15 @@ use crate::{ladder, record::Epoch};
 /// How many causes are kept.
 const CHAIN_MAX: usize = 16;
 
+/// How many attempts of a history keep what was logged during them: the newest, so that a message
+/// that fails again and again stays small.
+const HISTORY_LOGS_MAX: usize = 3;
+
 impl Core {
     /// Notes that a message is no longer in the step's hands.
     pub(super) fn leave_hands(&mut self, number: u32, now: Now) {
         self.in_hand -= 1;
+        self.moved_at = now.instant;
         if self.suspect == Some(number) {
             self.suspect = None;
         }
@@ -75,6 +82,7 @@ impl Core {
             units: ladder::units(delay_ms),
             is_rebound,
             at,
+            due: 0,
             reason,
         };
         let is_failure = !matches!(decision, Decision::Rebound { .. });
@@ -151,22 +159,29 @@ impl Core {
                 is_rebound,
                 at,
                 reason,
+                ..
             } => {
+                let next = now.wall_ms + u64::from(units) * DELAY_UNIT_MS;
+                if let Some(Resolution::Again { due, .. }) = &mut record.resolution {
+                    *due = next;
+                }
                 let past = PastAttempt {
                     attempt: record.attempt,
                     at,
                     replica: self.setup.identity.replica,
                     reason: reason.clone(),
-                    log: Vec::new(),
+                    log: record.log(),
                 };
-                let line = line_again(record, past, is_rebound);
+                let (line, note) = put_off(record, past, is_rebound, next, &self.setup);
                 self.publish_settlement(number, LaneId::Delay(units), &line, now);
                 if is_rebound {
                     self.counters.rebounded += 1;
                 } else {
                     self.counters.retried += 1;
                 }
-                let next = now.wall_ms + u64::from(units) * towpath_protocol::start::DELAY_UNIT_MS;
+                if let Some(note) = note {
+                    self.note_waiting(&note, now);
+                }
                 self.tell_run_retries(number, reason, next, now);
             }
             Resolution::Dead {
@@ -182,7 +197,7 @@ impl Core {
                     at,
                     replica,
                     reason: reason.clone(),
-                    log: Vec::new(),
+                    log: record.log(),
                 };
                 remember(&mut attempts, past);
                 let identity = self.setup.identity.clone();
@@ -232,6 +247,7 @@ impl Core {
                 }
                 let record = self.records.remove(number);
                 self.counters.done += u64::from(is_done);
+                self.note_end(&record, now);
                 for delivery in &record.deliveries {
                     self.deliveries.settle(*delivery);
                 }
@@ -245,6 +261,20 @@ impl Core {
             }
             State::Asking | State::Ready | State::InHand | State::Parked => {}
         }
+    }
+
+    /// Remembers how a message ended here.
+    fn note_end(&mut self, record: &Record, now: Now) {
+        let (Some(id), Some(resolution)) = (record.id, &record.resolution) else {
+            return;
+        };
+        let attempt = record.attempt;
+        let event = match *resolution {
+            Resolution::Done => journal::Event::Done { attempt },
+            Resolution::Again { due, .. } => journal::Event::Delayed { attempt, due },
+            Resolution::Dead { .. } => journal::Event::Dead { attempt },
+        };
+        self.journal.push(id, now.wall_ms, event);
     }
 
     /// Leaves a message to whoever gets it next.
@@ -277,9 +307,16 @@ impl Core {
     }
 }
 
-/// Writes a message for its next attempt.
-fn line_again(record: &Record, past: PastAttempt, is_rebound: bool) -> Vec<u8> {
+/// Writes a message for its next attempt, and a note about it.
+fn put_off(
+    record: &Record,
+    past: PastAttempt,
+    is_rebound: bool,
+    due: u64,
+    setup: &Setup,
+) -> (Vec<u8>, Option<Waiting>) {
     let mut message = envelope::parse(&record.line).expect("what was handed over was read before");
+    let (at, reason) = (past.at, past.reason.clone());
     if is_rebound {
         message.rebounds += 1;
     } else {
@@ -288,13 +325,36 @@ fn line_again(record: &Record, past: PastAttempt, is_rebound: bool) -> Vec<u8> {
     }
     let mut line = serde_json::to_vec(&message).expect("a message is JSON");
     line.push(b'\n');
-    line
+    let note = serde_json::from_str::<Lineage>(message.lineage.get()).ok();
+    let note = note.map(|lineage| Waiting {
+        identity: setup.identity.clone(),
+        id: message.id,
+        run: lineage.run,
+        connection: lineage.connection,
+        attempt: message.attempt,
+        attempts: setup.settings.retry.attempts,
+        rebounds: message.rebounds,
+        replays: message.replays,
+        is_rebound,
+        reason,
+        since: since(&message, at),
+        due,
+    });
+    (line, note)
+}
+
+/// Returns when the first attempt failed that is remembered, or now.
+fn since(message: &Message<'_>, now_ms: u64) -> u64 {
+    message.history.first().map_or(now_ms, |first| first.at)
 }
 
 fn remember(history: &mut Vec<PastAttempt>, past: PastAttempt) {
     history.push(past);
     if history.len() > HISTORY_MAX {
         history.drain(..history.len() - HISTORY_MAX);
+    }
+    for old in history.iter_mut().rev().skip(HISTORY_LOGS_MAX) {
+        old.log = Vec::new();
     }
 }
 

@@ -44,7 +44,7 @@ impl Core {
             AgentState::StepFails | AgentState::Starting => self.life.last_death.clone(),
             AgentState::HeldBack if self.is_blocked => Some("the broker has an alarm".to_owned()),
             AgentState::HeldBack => Some("a queue that this step publishes to is full".to_owned()),
-            _ => None,
+            _ => self.recent_mishap(state, now),
         };
         let is_dying = state == AgentState::StepFails || state == AgentState::Starting;
         Report {
@@ -84,7 +84,8 @@ impl Core {
             content: Content::Report,
             count: 1,
             payload: Bytes::from(payload),
-            answer: None,
+            // So that the control plane can ask.
+            answer: Some("report".into()),
         };
         self.tell(Command::Publish(publish));
     }

@@ -10,8 +10,8 @@ use towpath_protocol::{CONTRACT, DEFAULT_PORT, MessageId};
 
 use super::{Core, Kill, Step};
 use crate::clock::Now;
-use crate::lanes::{LaneId, Member};
-use crate::record::{Record, State};
+use crate::lanes::Member;
+use crate::record::{HeldLine, Record, State};
 use crate::redact::cut;
 use crate::settle::Outcome;
 use crate::step_frame::{self, Frame, Output};
@@ -43,6 +43,7 @@ impl Core {
     pub fn on_step_overlong(&mut self, begin: &[u8]) {
         let id = step_frame::emit_begins(begin).or_else(|| {
             self.only_in_hand()
+                .and_then(|number| self.records.get(number).id)
                 .filter(|_| begin.starts_with(b"{\"emit\":"))
         });
         let record = id.and_then(|id| self.records.find(id));
@@ -84,6 +85,9 @@ impl Core {
             FromStep::Checkpoint(checkpoint) => self.on_checkpoint(&checkpoint, now),
             FromStep::Log(Log { id, level, text }) => {
                 self.logger.line(&level, LogSource::Step, id, &text);
+                if let Some(number) = id.and_then(|id| self.held_by_step(id).ok()) {
+                    self.note_line(number, &text);
+                }
                 Ok(())
             }
             FromStep::Emit(_) | FromStep::Done(_) => Err("the step wrote an odd frame".to_owned()),
@@ -174,10 +178,11 @@ impl Core {
         let before = record.held.len();
         encode(record, id, output);
         let added = record.held.len() - before;
-        record.held_lines.push((
-            port_number,
-            u32::try_from(added).expect("a frame is below 4 GiB"),
-        ));
+        record.held_lines.push(HeldLine {
+            port: port_number,
+            len: u32::try_from(added).expect("a frame is below 4 GiB"),
+            id,
+        });
         self.held_bytes += added;
         if record.held_lines.len() > limits.held_outputs
             || record.held.len() > limits.held_bytes
@@ -204,19 +209,16 @@ impl Core {
         };
         record.unconfirmed += count as u64;
         let mut start = 0;
-        for (port, len) in &record.held_lines {
-            let end = start + *len as usize;
+        for held in &record.held_lines {
+            let end = start + held.len as usize;
             let member = Member {
                 record: number,
                 epoch,
                 count: 1,
             };
-            self.lanes.push(
-                LaneId::Port(*port),
-                &record.held[start..end],
-                member,
-                now.instant,
-            );
+            let line = &record.held[start..end];
+            self.lanes
+                .push_output(held.port, line, member, held.id, now.instant);
             start = end;
         }
         self.held_bytes = self.held_bytes.saturating_sub(record.held.len());

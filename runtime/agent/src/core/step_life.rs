@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use towpath_protocol::CONTRACT;
 use towpath_protocol::frame::{Cancel, Drain, Hello, ToStep};
 use towpath_protocol::log::LogSource;
-use towpath_protocol::{CONTRACT, MessageId};
 
 use super::Core;
 use crate::clock::Now;
@@ -173,13 +173,17 @@ impl Core {
 
     /// Notes a line that the step process wrote on its standard output or standard error.
     pub fn on_log_line(&mut self, source: LogSource, text: &str) {
-        let message_id = self.only_in_hand();
+        let in_hand = self.only_in_hand();
+        let message_id = in_hand.and_then(|number| self.records.get(number).id);
         let level = if source == LogSource::Stderr {
             "warn"
         } else {
             "info"
         };
         self.logger.line(level, source, message_id, text);
+        if let Some(number) = in_hand {
+            self.note_line(number, text);
+        }
         if !std::mem::replace(&mut self.life.has_written, true) {
             self.life.last_lines.clear();
         }
@@ -191,8 +195,15 @@ impl Core {
             .push_back(cut(&self.setup.redact.apply(text), LAST_LINE_BYTES_MAX));
     }
 
+    /// Keeps a line in case the attempt at a message fails.
+    pub(super) fn note_line(&mut self, number: u32, text: &str) {
+        let text = self.setup.redact.apply(text);
+        let bytes_max = self.setup.limits.attempt_log_bytes_all;
+        self.records.log(number, &text, bytes_max);
+    }
+
     /// Returns the message in the step's hands, if there is but one.
-    pub(super) fn only_in_hand(&self) -> Option<MessageId> {
+    pub(super) fn only_in_hand(&self) -> Option<u32> {
         if self.in_hand != 1 {
             return None;
         }
@@ -200,7 +211,7 @@ impl Core {
             .records
             .iter()
             .filter(|(_, record)| record.state == State::InHand);
-        in_hand.next().and_then(|(_, record)| record.id)
+        in_hand.next().map(|(number, _)| number)
     }
 
     /// The step process is gone; `how` says how it ended.
@@ -282,6 +293,7 @@ impl Core {
             self.logger.agent("warn", None, &text);
         }
         for number in live.into_iter().rev() {
+            self.records.forget_log(number);
             let record = self.records.get(number);
             if record.deliveries.is_empty() && record.tick.is_none() {
                 self.abandon(number);
@@ -300,6 +312,8 @@ impl Core {
             .iter()
             .filter(|_| self.life.has_written);
         let chain: Vec<String> = lines.cloned().collect();
+        let bytes_max = self.setup.limits.attempt_log_bytes_all;
+        self.records.log_before(number, chain.iter(), bytes_max);
         self.fail(number, outcome, reason, &chain, now);
     }
 

@@ -120,7 +120,6 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
         ),
         queue: start.routes.queue.clone(),
         prefetch: prefetch(start.kind, &start.settings),
-        answers: start.kind == Kind::Poll,
     };
     let (command_sender, command_receiver) = mpsc::channel(CHANNEL);
     let (event_sender, event_receiver) = mpsc::channel(CHANNEL);
@@ -149,7 +148,8 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
         reporter: Reporter::default(),
         memory_bytes,
     };
-    Ok(agent.run().await)
+    // On the heap: the agent is large, and lives as long as the process.
+    Ok(Box::pin(agent.run()).await)
 }
 
 struct Agent {

@@ -22,6 +22,9 @@ const CLOSED_MAX: Duration = Duration::from_secs(2);
 /// How much is read from the pipes of a process that ended: grandchildren may go on writing.
 const LAST_BYTES_MAX: usize = 1 << 20;
 
+/// How a frame begins that says that a message failed.
+const FAILED: &[u8] = b"{\"failed\":";
+
 /// A pipe that is read line by line.
 pub(super) struct Source {
     pipe: pipe::Receiver,
@@ -102,12 +105,24 @@ impl Process {
 
     /// Hands the frames that were read to the core.
     pub(super) fn note_frames(&mut self, core: &mut Core, now: Now) {
-        let Some(Source { lines, .. }) = &mut self.frames else {
+        let Self {
+            frames,
+            stdout,
+            stderr,
+            ..
+        } = self;
+        let Some(Source { lines, .. }) = frames else {
             return;
         };
         loop {
             match lines.take_next() {
-                Next::Line(line) => core.on_step_line(lines.bytes(line), now),
+                Next::Line(line) => {
+                    let line = lines.bytes(line);
+                    if line.starts_with(FAILED) {
+                        read_logs(stdout.as_mut(), stderr.as_mut(), core);
+                    }
+                    core.on_step_line(line, now);
+                }
                 Next::TooLong(begin) => core.on_step_overlong(lines.bytes(begin)),
                 Next::More => break,
             }
@@ -145,6 +160,18 @@ impl Process {
             &exit::describe(ended.status, memory_kills, memory_bytes),
             now,
         );
+    }
+}
+
+/// Reads what a step wrote on its other pipes before it said that a message failed: the lines go with
+/// the message.
+fn read_logs(stdout: Option<&mut Source>, stderr: Option<&mut Source>, core: &mut Core) {
+    for (source, from) in [(stdout, LogSource::Stdout), (stderr, LogSource::Stderr)] {
+        if let Some(source) = source
+            && source.read_now()
+        {
+            log_lines(source, from, false, core);
+        }
     }
 }
 

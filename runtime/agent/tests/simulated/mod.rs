@@ -10,12 +10,13 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use towpath_agent::broker::{Addressed, Command, Content, Event, Publish};
 use towpath_agent::clock::Now;
-use towpath_agent::core::Core;
+use towpath_agent::core::{Core, Memory};
 use towpath_agent::limits::Limits;
 use towpath_agent::log::Logger;
 use towpath_agent::redact::Redact;
 use towpath_protocol::MessageId;
 use towpath_protocol::manifest::Kind;
+use towpath_protocol::office::Report;
 use towpath_protocol::start::{
     DELAY_LEVELS, Identity, Mode, Output, Retry, Routes, Settings, Start,
 };
@@ -64,6 +65,14 @@ pub(crate) struct Broker {
     pub(crate) dead: Vec<Value>,
     /// News.
     pub(crate) news: Vec<Value>,
+    /// Answers to questions.
+    pub(crate) found: Vec<Value>,
+    /// Notes about what went into the ladder.
+    pub(crate) waiting: Vec<Value>,
+    /// How often the agent wanted the connection made again, and why.
+    pub(crate) recycled: Vec<String>,
+    /// Nothing comes back any more: no confirms and no deliveries.
+    pub(crate) is_mute: bool,
     /// What is published is refused.
     pub(crate) refuses: bool,
 }
@@ -75,6 +84,8 @@ struct Step {
     in_hand: Vec<Value>,
     says: VecDeque<Value>,
     most_in_hand: usize,
+    /// It does nothing.
+    is_idle: bool,
 }
 
 impl World {
@@ -205,6 +216,33 @@ impl World {
         }
     }
 
+    /// Lets everything run for so many rounds of 20 ms.
+    pub(crate) fn run_for(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            self.turn();
+        }
+    }
+
+    /// What the agent reports now.
+    pub(crate) fn report(&self) -> Report {
+        self.core.report(Memory::default(), self.now)
+    }
+
+    /// Asks the agent what it knows of a message.
+    pub(crate) fn find(&mut self, id: MessageId) -> Value {
+        let find = json!({"find": {"question": 7, "id": id}}).to_string();
+        self.core.on_broker(Event::Answer(find.into()), self.now);
+        while let Some(command) = self.core.take_command() {
+            self.broker.obey(command);
+        }
+        self.broker.found.pop().expect("it answers")
+    }
+
+    /// The step takes no notice of what it has in hand.
+    pub(crate) fn set_step_idle(&mut self, is_idle: bool) {
+        self.step.is_idle = is_idle;
+    }
+
     /// One round of everybody. Returns whether something happened.
     fn turn(&mut self) -> bool {
         self.now.instant += Duration::from_millis(20);
@@ -227,7 +265,12 @@ impl World {
         while let Some(command) = self.core.take_command() {
             // What was on its way on a connection that is cut is void; see `obey`.
             self.call();
+            let recycled = self.broker.recycled.len();
             self.broker.obey(command);
+            if self.broker.recycled.len() > recycled {
+                self.broker.is_mute = false;
+                self.lose_connection();
+            }
         }
         if self.broker.has_event() {
             self.call();
@@ -302,6 +345,7 @@ impl Broker {
                 self.is_consuming = false;
                 self.answers.push_back(Event::Stopped);
             }
+            Command::Recycle { reason } => self.recycled.push(reason),
             Command::Close => {}
         }
     }
@@ -337,6 +381,8 @@ impl Broker {
                 self.news.extend(news);
             }
             Content::Report => {}
+            Content::Found => self.found.extend(values),
+            Content::Waiting => self.waiting.extend(values),
             Content::Batch if &*publish.exchange == "outputs" => self.outputs.extend(values),
             // A delay: it is over at once.
             Content::Batch => self.queue.push_back(publish.payload.clone()),
@@ -349,15 +395,15 @@ impl Broker {
 
     fn has_event(&self) -> bool {
         let delivers = self.is_consuming && self.unacknowledged.len() < 4 && !self.queue.is_empty();
-        !self.answers.is_empty() || delivers
+        !self.is_mute && (!self.answers.is_empty() || delivers)
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        if let Some(event) = self.answers.pop_front() {
-            return Some(event);
-        }
         if !self.has_event() {
             return None;
+        }
+        if let Some(event) = self.answers.pop_front() {
+            return Some(event);
         }
         let payload = self.queue.pop_front()?;
         self.tag += 1;
@@ -404,7 +450,7 @@ impl Step {
     }
 
     fn has_something_to_say(&self) -> bool {
-        !self.says.is_empty() || !self.in_hand.is_empty()
+        !self.says.is_empty() || (!self.is_idle && !self.in_hand.is_empty())
     }
 
     fn next(&mut self) -> Option<Said> {
@@ -438,9 +484,11 @@ impl Step {
         match message["body"]["do"].as_str() {
             Some("fail_once") if attempt == 1 => {
                 say(json!({"emit": {"id": id, "body": "void"}}));
+                say(json!({"log": {"id": id, "level": "info", "text": "not yet"}}));
                 say(json!({"failed": {"id": id, "fate": "retry", "reason": "once"}}));
             }
             Some("permanent") => {
+                say(json!({"log": {"id": id, "level": "info", "text": "I shall not"}}));
                 say(json!({"failed": {"id": id, "fate": "permanent", "reason": "never"}}));
             }
             Some("flood") => {
