@@ -82,6 +82,10 @@ codes! {
     NeedsImage = "F022", Error;
     /// The flow has no actions.
     NoActions = "F023", Error;
+    /// The replicas of a trigger are a number, not counted by the work.
+    TriggerScaled = "F026", Error;
+    /// `replicas` has two ways to count the work, or none.
+    ScaleWays = "F027", Error;
     /// Two steps have one id.
     DuplicateStep = "F030", Error;
     /// A step takes messages from a step that is not there.

@@ -9,11 +9,12 @@ use towpath_protocol::DEFAULT_PORT;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
 use crate::limits;
-use crate::model::{Fires, Step};
+use crate::model::{Fires, Replicas, Step};
 use crate::read::{Reader, head, is_misspelt};
 use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
 
+mod replicas;
 mod step;
 
 /// A flow whose parts were read, one by one.
@@ -209,17 +210,19 @@ impl Steps<'_, '_> {
                 self.without_image(node);
             }
         }
-        if let (true, Some(entry)) = (is_poll && draft.step.replicas > 1, node.entry("replicas")) {
+        if let (true, Replicas::Fixed(count @ 2..), Some(entry)) =
+            (is_poll, draft.step.replicas, node.entry("replicas"))
+        {
             self.reader.report(
                 Diagnostic::new(
                     Code::OutOfRange,
-                    format!("`replicas` cannot be {} with `every`", draft.step.replicas),
+                    format!("`replicas` cannot be {count} with `every`"),
                 )
                 .at(entry.value.span.clone())
                 .label("it can only be 1")
                 .help("a trigger that fires on a schedule has one checkpoint, and so one replica"),
             );
-            draft.step.replicas = 1;
+            draft.step.replicas = Replicas::Fixed(1);
         }
         (Some(draft), fires)
     }

@@ -46,7 +46,10 @@ pub(crate) const STEP: &[Key] = &[
         "mode",
         "How the program is spoken to: `frames` (the step protocol) or `lines` (a JSON body a line on standard input, JSON lines on standard output).",
     ),
-    key("replicas", "How many containers the step has."),
+    key(
+        "replicas",
+        "How many containers the step has: a number, or `{ min, max, backlog_per_replica }` or `{ min, max, latency }` to let the work say.",
+    ),
     key(
         "concurrency",
         "The most messages in the hands of one replica at a time.",
@@ -105,6 +108,23 @@ pub(crate) const RETRY: &[Key] = &[
     ),
 ];
 
+/// Of `replicas`, where it is not a number.
+pub(crate) const AUTOSCALE: &[Key] = &[
+    key(
+        "min",
+        "The fewest replicas; 0 lets the step sleep while there is nothing to do.",
+    ),
+    key("max", "The most replicas."),
+    key(
+        "backlog_per_replica",
+        "One replica for so many messages that wait or are in hand.",
+    ),
+    key(
+        "latency",
+        "So many replicas that what waits is worked off within this time.",
+    ),
+];
+
 /// Words of later versions, each with what to do until then.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
     ("cron", "write `every: 30s` (or `5m`, `2h`, `1d`) instead"),
@@ -139,7 +159,10 @@ mod tests {
 
     #[test]
     fn the_manual_has_every_key() {
-        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY].into_iter().flatten() {
+        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY, AUTOSCALE]
+            .into_iter()
+            .flatten()
+        {
             let row = MANUAL.lines().any(|line| {
                 line.starts_with(&format!("| `{}`", key.name))
                     || line.starts_with(&format!("| `{}: true`", key.name))
@@ -166,7 +189,10 @@ mod tests {
 
     #[test]
     fn reserved_words_are_no_keys() {
-        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY].into_iter().flatten() {
+        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY, AUTOSCALE]
+            .into_iter()
+            .flatten()
+        {
             assert!(
                 RESERVED.iter().all(|(word, _)| *word != key.name),
                 "{}",

@@ -43,7 +43,7 @@ mod units;
 pub use diagnostic::{Code, Diagnostics, Severity};
 pub use facts::{Facts, ImageFact};
 pub use finding::{Finding, Place, Related};
-pub use model::{Fires, Flow, Limits, Step};
+pub use model::{Autoscale, Fires, Flow, Limits, Replicas, ScaleBy, Step};
 pub use placeholder::{is_env_name, is_secret_name};
 pub use references::{References, references, references_in};
 pub use render::Paint;

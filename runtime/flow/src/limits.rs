@@ -29,6 +29,17 @@ pub const DESCRIPTION_CHARS_MAX: usize = 500;
 /// How many replicas a step may have: one host runs them.
 pub const REPLICAS: RangeInclusive<u64> = 1..=64;
 
+/// How few replicas an autoscaled step may have: none is asleep.
+pub const REPLICAS_MIN: RangeInclusive<u64> = 0..=64;
+
+/// How many messages one replica of an autoscaled step may be for.
+pub const BACKLOG_PER_REPLICA: RangeInclusive<u64> = 1..=1_000_000;
+
+/// Within which time the replicas of an autoscaled step may have to work off what waits: a container
+/// takes about a second to start.
+pub const SCALE_LATENCY: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+
 /// How many messages may be in the hands of one replica.
 pub const CONCURRENCY: RangeInclusive<u64> = 1..=4096;
 

@@ -4,6 +4,7 @@
 //! [`crate::substitute`] when a replica is made, never before.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -57,7 +58,7 @@ pub struct Step {
     /// Environment variables of the step process, as written.
     pub env: BTreeMap<String, String>,
     /// How many replicas there are, unless an operator scaled it.
-    pub replicas: u32,
+    pub replicas: Replicas,
     /// The most messages in the hands of one replica; the manifest's, or 16, when none.
     pub concurrency: Option<u32>,
     /// How long the step has for one message; zero is without limit.
@@ -66,6 +67,53 @@ pub struct Step {
     pub retry: Retry,
     /// What a replica may use.
     pub limits: Limits,
+}
+
+/// How many replicas a step has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replicas {
+    /// Always so many.
+    Fixed(u32),
+    /// As many as the work needs.
+    Auto(Autoscale),
+}
+
+/// When a step gets more replicas, and when fewer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Autoscale {
+    /// The fewest; 0 lets it sleep while there is nothing to do.
+    pub min: u32,
+    /// The most; at least 1, and not below the fewest.
+    pub max: u32,
+    /// What they are counted by.
+    pub by: ScaleBy,
+}
+
+/// What replicas are counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleBy {
+    /// One replica for so many messages that wait or are in hand.
+    Backlog {
+        /// How many; at least 1.
+        per_replica: u32,
+    },
+    /// So many that what waits is worked off within this time.
+    Latency(Duration),
+}
+
+impl fmt::Display for Replicas {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(count) => count.fmt(formatter),
+            Self::Auto(auto) => auto.fmt(formatter),
+        }
+    }
+}
+
+impl fmt::Display for Autoscale {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}–{}", self.min, self.max)
+    }
 }
 
 /// What one replica may use, and what it may do.

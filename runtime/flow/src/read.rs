@@ -358,6 +358,7 @@ fn elsewhere(key: &str) -> Option<&'static str> {
         (keys::TRIGGER, "`trigger`"),
         (keys::ACTION, "an action"),
         (keys::RETRY, "`retry`"),
+        (keys::AUTOSCALE, "`replicas`"),
         (keys::FLOW, "the flow itself"),
         (keys::STEP, "a step"),
     ];

@@ -25,6 +25,7 @@ pub fn schema() -> Value {
         "image": { "type": "string", "minLength": 1, "pattern": "^[^\\s$]+$", "examples": ["towpath/jq:1"] },
         "after": { "type": "string", "minLength": 1, "examples": ["orders", "orders.rejected"] },
         "retry": object(&[keys::RETRY], &[]),
+        "autoscale": autoscale(),
         "trigger": trigger,
         "action": action,
     });
@@ -36,6 +37,36 @@ pub fn schema() -> Value {
 }
 
 fn object(tables: &[&[Key]], required: &[&str]) -> Value {
+    object_of(tables, required, value)
+}
+
+/// `replicas` as a mapping: its `max` is another one than that of `retry`.
+fn autoscale() -> Value {
+    let mut schema = object_of(&[keys::AUTOSCALE], &["max"], autoscale_value);
+    schema["oneOf"] = json!([
+        { "required": ["backlog_per_replica"] },
+        { "required": ["latency"] },
+    ]);
+    schema
+}
+
+fn autoscale_value(key: &str) -> Value {
+    let whole = |range: &std::ops::RangeInclusive<u64>| json!({ "type": "integer", "minimum": range.start(), "maximum": range.end() });
+    match key {
+        "min" => {
+            let mut schema = whole(&limits::REPLICAS_MIN);
+            schema["default"] = json!(1);
+            schema
+        }
+        "max" => whole(&limits::REPLICAS),
+        "backlog_per_replica" => whole(&limits::BACKLOG_PER_REPLICA),
+        "latency" => json!({ "$ref": "#/$defs/duration" }),
+        // A test holds that every key has a case above.
+        _ => json!({ "not": {} }),
+    }
+}
+
+fn object_of(tables: &[&[Key]], required: &[&str], value: fn(&str) -> Value) -> Value {
     let properties: Map<String, Value> = tables
         .iter()
         .flat_map(|table| table.iter())
@@ -82,7 +113,10 @@ fn value(key: &str) -> Value {
         }),
         "command" => json!({ "type": "array", "items": { "type": "string" } }),
         "mode" => json!({ "enum": ["frames", "lines"], "default": "frames" }),
-        "replicas" => with_default(whole(&limits::REPLICAS), json!(1)),
+        "replicas" => with_default(
+            json!({ "anyOf": [whole(&limits::REPLICAS), { "$ref": "#/$defs/autoscale" }] }),
+            json!(1),
+        ),
         "concurrency" => whole(&limits::CONCURRENCY),
         "timeout" => json!({
             "anyOf": [{ "$ref": "#/$defs/duration" }, { "const": 0 }],
@@ -135,6 +169,10 @@ mod tests {
         ];
         for key in tables.iter().flat_map(|table| table.iter()) {
             assert_ne!(value(key.name), json!({ "not": {} }), "{}", key.name);
+        }
+        for key in keys::AUTOSCALE {
+            let schema = autoscale_value(key.name);
+            assert_ne!(schema, json!({ "not": {} }), "{}", key.name);
         }
     }
 }

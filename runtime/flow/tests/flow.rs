@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use towpath_flow::{
-    Facts, Fires, Flow, ImageFact, Source, Values, check, references, substitute_step,
+    Autoscale, Facts, Fires, Flow, ImageFact, Replicas, ScaleBy, Source, Values, check, references,
+    substitute_step,
 };
 use towpath_protocol::start::Mode;
 
@@ -36,7 +37,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(two.after, [("one".to_owned(), "out".to_owned())]);
     assert_eq!(
         (one.replicas, one.concurrency, one.mode),
-        (1, None, Mode::Frames)
+        (Replicas::Fixed(1), None, Mode::Frames)
     );
     assert_eq!(one.with, serde_json::json!({}));
     assert_eq!(
@@ -45,6 +46,36 @@ fn what_is_left_out_has_its_default() {
     );
     assert_eq!((one.limits.memory_bytes, one.limits.pids), (256 << 20, 256));
     assert!(!one.limits.writable && !one.limits.image_privileges);
+}
+
+#[test]
+fn replicas_are_a_number_or_how_the_work_counts_them() {
+    let replicas = |text: &str| {
+        let flow = flow(&format!(
+            "flow: a\ntrigger: {{id: t, webhook: true}}\nactions: [{{id: one, image: i, replicas: {text}}}]"
+        ));
+        flow.steps[0].replicas
+    };
+    assert_eq!(replicas("3"), Replicas::Fixed(3));
+    let backlog = Autoscale {
+        min: 0,
+        max: 8,
+        by: ScaleBy::Backlog { per_replica: 500 },
+    };
+    assert_eq!(
+        replicas("{ min: 0, max: 8, backlog_per_replica: 500 }"),
+        Replicas::Auto(backlog)
+    );
+    let latency = Autoscale {
+        min: 1,
+        max: 1,
+        by: ScaleBy::Latency(Duration::from_secs(30)),
+    };
+    assert_eq!(
+        replicas("{ max: 1, latency: 30s }"),
+        Replicas::Auto(latency)
+    );
+    assert_eq!(Replicas::Auto(backlog).to_string(), "0–8");
 }
 
 #[test]
@@ -62,7 +93,10 @@ fn every_key_arrives() {
     };
     assert_eq!(step("orders").timeout, Duration::from_secs(7200));
     let split = step("split");
-    assert_eq!((split.replicas, split.concurrency), (2, Some(32)));
+    assert_eq!(
+        (split.replicas, split.concurrency),
+        (Replicas::Fixed(2), Some(32))
+    );
     assert_eq!(split.timeout, Duration::from_millis(250));
     let retry = &split.retry;
     assert_eq!(

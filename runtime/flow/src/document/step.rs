@@ -10,7 +10,7 @@ use super::{Draft, Steps, within};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
 use crate::limits;
-use crate::model::{Limits, Step};
+use crate::model::{Limits, Replicas, Step};
 use crate::placeholder::{self, Piece};
 use crate::read::head;
 use crate::text::{self, shown};
@@ -142,13 +142,13 @@ impl Steps<'_, '_> {
     }
 
     fn numbers(&mut self, node: &Node, step: &mut Step) {
+        if let Some(entry) = node.entry("replicas")
+            && let Some(replicas) = self.replicas(entry, step.is_trigger)
+        {
+            step.replicas = replicas;
+        }
         let reader = &mut self.reader;
         let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-        if let Some(entry) = node.entry("replicas")
-            && let Some(number) = reader.whole(&entry.value, "`replicas`", &limits::REPLICAS)
-        {
-            step.replicas = small(number);
-        }
         if let Some(entry) = node.entry("concurrency") {
             step.concurrency = reader
                 .whole(&entry.value, "`concurrency`", &limits::CONCURRENCY)
@@ -288,7 +288,7 @@ fn plain_step(is_trigger: bool, timeout: Duration) -> Step {
         mode: Mode::Frames,
         with: Value::Object(serde_json::Map::new()),
         env: BTreeMap::new(),
-        replicas: 1,
+        replicas: Replicas::Fixed(1),
         concurrency: None,
         timeout,
         retry: limits::RETRY_DEFAULT,
