@@ -16,7 +16,7 @@ use super::error::{ApiError, ErrorBody};
 use super::extract::{JsonBody, Params};
 use crate::control::view::{
     DeadList, DeadView, Done, Draft, FlowList, FlowStatus, PlanView, ReplayRequest, RunList,
-    RunRequest, RunView, ScaleRequest, SecretList, SecretValue,
+    RunRequest, RunView, ScaleRequest, ScaleTo, ScaleWord, SecretList, SecretValue,
 };
 use crate::control::{DeadFilter, LogFilter};
 
@@ -135,12 +135,11 @@ pub(super) async fn scale(
     Path((flow, step)): Path<(String, String)>,
     request: JsonBody<ScaleRequest>,
 ) -> Answer<Done> {
-    Ok(Json(
-        state
-            .control
-            .scale(&flow, &step, request.0.replicas)
-            .await?,
-    ))
+    let control = &state.control;
+    Ok(Json(match request.0.replicas {
+        ScaleTo::Number(replicas) => control.scale(&flow, &step, replicas).await?,
+        ScaleTo::File(ScaleWord::Auto) => control.unscale(&flow, &step).await?,
+    }))
 }
 
 /// Fires the trigger now.

@@ -5,7 +5,7 @@ use reqwest::Method;
 
 use super::problem::Problem;
 use super::{Context, ExitStatus, verbs};
-use crate::control::view::{Done, ScaleRequest};
+use crate::control::view::{Done, ScaleRequest, ScaleTo};
 
 /// Says how many replicas a step should have. It stays so until the file says something new.
 #[derive(Debug, Args)]
@@ -14,8 +14,8 @@ pub(super) struct Scale {
     flow: String,
     /// The step
     step: String,
-    /// How many replicas, from 1 to 64
-    replicas: u32,
+    /// How many replicas, from 1 to 64; or `auto`: as many as the flow file says
+    replicas: ScaleTo,
 }
 
 pub(super) async fn run(command: &Scale, context: &Context) -> Result<ExitStatus, Problem> {

@@ -124,6 +124,15 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
         lines.push(String::new());
         lines.extend(reasons);
     }
+    let scaled: Vec<String> = status
+        .steps
+        .iter()
+        .filter_map(|step| Some(format!("  {}: {}", step.step, step.scaling.as_ref()?)))
+        .collect();
+    if !scaled.is_empty() {
+        lines.push(String::new());
+        lines.extend(scaled);
+    }
     if status.dead_letters > 0 {
         lines.push(String::new());
         lines.push(format!(
@@ -234,7 +243,7 @@ fn row(step: &StepStatus, printer: Printer) -> Vec<String> {
 
 fn tone_of(state: &str) -> Tone {
     match state {
-        "running" => Tone::Good,
+        "running" | "asleep" => Tone::Good,
         "step_fails" | "backing_off" | "blocked" | "exited" | "waiting_for_broker" => Tone::Bad,
         _ => Tone::Fair,
     }

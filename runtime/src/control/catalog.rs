@@ -198,6 +198,13 @@ impl Catalog {
 
 #[async_trait]
 impl DesiredSource for Catalog {
+    fn image_is_gone(&self, image: &str) {
+        self.images
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(image);
+    }
+
     async fn desired(&self) -> anyhow::Result<Desired> {
         let mut flows = Vec::new();
         for record in self.store.flows().await? {

@@ -6,7 +6,7 @@
 //! - `what_is_not_named_is_not_touched`: a step is replaced exactly if the hash of what it is made
 //!   from differs.
 
-use towpath_flow::{Fires, Step};
+use towpath_flow::{Fires, ScaleBy, Step};
 
 use super::view::{Change, ChangeAction};
 use crate::reconcile::{DesiredFlow, DesiredStep};
@@ -26,10 +26,7 @@ pub(super) fn changes(
     };
     let Some(old) = old else {
         for step in &new.steps {
-            let reason = match step.replicas {
-                1 => "the flow is new: 1 replica".to_owned(),
-                count => format!("the flow is new: {count} replicas"),
-            };
+            let reason = format!("the flow is new: {}", replicas(step));
             changes.push(change(ChangeAction::Create, Some(&step.id), reason));
         }
         return changes;
@@ -56,8 +53,8 @@ pub(super) fn changes(
             let reason = differences(model_was, model, was, step);
             changes.push(change(ChangeAction::Replace, Some(&step.id), reason));
         }
-        if was.replicas != step.replicas {
-            let reason = format!("{} replicas in place of {}", step.replicas, was.replicas);
+        if (was.replicas, was.autoscale) != (step.replicas, step.autoscale) {
+            let reason = format!("{} in place of {}", replicas(step), replicas(was));
             changes.push(change(ChangeAction::Scale, Some(&step.id), reason));
         }
     }
@@ -78,6 +75,22 @@ pub(super) fn changes(
         changes.push(change(ChangeAction::Update, None, reason.to_owned()));
     }
     changes
+}
+
+/// How many replicas a step has, and what counts them.
+fn replicas(step: &DesiredStep) -> String {
+    match (step.autoscale, step.replicas) {
+        (Some(auto), _) => match auto.by {
+            ScaleBy::Backlog { per_replica } => {
+                format!("{auto} replicas, one for {per_replica} messages")
+            }
+            ScaleBy::Latency(target) => {
+                format!("{auto} replicas, to finish within {}", span(target))
+            }
+        },
+        (None, 1) => "1 replica".to_owned(),
+        (None, count) => format!("{count} replicas"),
+    }
 }
 
 /// What sets a flow off, in a word or two.

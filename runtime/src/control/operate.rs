@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 
-use towpath_flow::Flow;
 use towpath_flow::limits::REPLICAS;
+use towpath_flow::{Flow, Replicas};
 
 use super::Control;
 use super::error::{ControlError, ErrorKind};
@@ -39,19 +39,44 @@ impl Control {
             return Err(ControlError::new(ErrorKind::Bad, "bad_replicas", message)
                 .hint("`towpath stop` removes all containers and keeps the messages"));
         }
-        let now = record.scales.get(step).copied().unwrap_or(model.replicas);
-        if now != replicas {
+        let now = match record.scales.get(step) {
+            Some(count) => Replicas::Fixed(*count),
+            None => model.replicas,
+        };
+        let is_new = now != Replicas::Fixed(replicas);
+        if is_new {
             self.catalog.store.set_scale(flow, step, replicas).await?;
-            tracing::info!(flow, step, replicas, before = now, "scaled");
+            tracing::info!(flow, step, replicas, before = %now, "scaled");
             self.changed().await?;
         }
         Ok(Done {
-            changed: now != replicas,
-            message: if now == replicas {
-                format!("`{step}` of `{flow}` has {replicas} already")
-            } else {
+            changed: is_new,
+            message: if is_new {
                 format!("`{step}` of `{flow}` goes from {now} to {replicas}")
+            } else {
+                format!("`{step}` of `{flow}` has {replicas} already")
             },
+        })
+    }
+
+    /// Lets the flow file say again how many replicas a step has.
+    pub async fn unscale(&self, flow: &str, step: &str) -> Result<Done, ControlError> {
+        let _alone = self.applying.lock().await;
+        let (record, checked) = self.record(flow).await?;
+        let model = find_step(&checked, step)?;
+        let is_held = record.scales.contains_key(step);
+        if is_held {
+            self.catalog.store.clear_scale(flow, step).await?;
+            tracing::info!(flow, step, replicas = %model.replicas, "scaled as the file says");
+            self.changed().await?;
+        }
+        let when = if is_held { "again" } else { "already" };
+        Ok(Done {
+            changed: is_held,
+            message: format!(
+                "`{step}` of `{flow}` has as many replicas as the flow file says {when}: {}",
+                model.replicas
+            ),
         })
     }
 

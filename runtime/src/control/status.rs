@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use towpath_flow::{Fires, Flow, Step};
+use towpath_flow::{Fires, Flow, Replicas, Step};
 
 use super::Control;
 use super::changes::fires;
@@ -234,6 +234,7 @@ impl Control {
             state: state.to_owned(),
             reason,
             desired: seen.desired,
+            scaling: scaling(record, step, &seen),
             running: seen.running,
             queued: deliveries.map(|deliveries| self.messages_in(flow, &step.id, deliveries)),
             queued_deliveries: deliveries,
@@ -279,7 +280,12 @@ impl Control {
         }
         steps
             .iter()
-            .find(|step| !matches!(step.state.as_str(), "running" | "starting" | "unknown"))
+            .find(|step| {
+                !matches!(
+                    step.state.as_str(),
+                    "running" | "starting" | "asleep" | "unknown"
+                )
+            })
             .map(|step| match &step.reason {
                 Some(reason) => format!("`{}` is {}: {reason}", step.step, words(&step.state)),
                 None => format!("`{}` is {}", step.step, words(&step.state)),
@@ -314,6 +320,21 @@ impl Control {
             .steps
             .iter()
             .all(|step| seen.steps.contains_key(&step.id))
+    }
+}
+
+/// Why a step has as many replicas as it has, if that is not simply what the file says.
+fn scaling(
+    record: &FlowRecord,
+    step: &Step,
+    seen: &crate::reconcile::status::StepStatus,
+) -> Option<String> {
+    match (record.scales.get(&step.id), step.replicas) {
+        (Some(count), Replicas::Auto(auto)) => Some(format!(
+            "{count} by an operator, in place of {auto}; `towpath scale {} {} auto` lets it go",
+            record.name, step.id
+        )),
+        _ => seen.scaling.clone(),
     }
 }
 
@@ -354,6 +375,9 @@ fn step_state(
     }
     if state == FlowState::Stopped && step.replicas.is_empty() {
         return ("stopped", None);
+    }
+    if step.desired == 0 && step.replicas.is_empty() {
+        return ("asleep", None);
     }
     let rank = |replica: &&ReplicaStatus| ORDER.iter().position(|it| *it == replica.state);
     match step.replicas.iter().min_by_key(rank) {

@@ -16,6 +16,7 @@ use crate::broker::{Broker, Publication};
 use crate::engine::Image;
 use crate::engine::simulated::SimulatedEngine;
 use crate::metrics::Metrics;
+use crate::reconcile::gauge::BrokerGauge;
 use crate::reconcile::run::{Pace, Reconciler, Round};
 use crate::reconcile::spec::Ground;
 use crate::reports::Reports;
@@ -69,15 +70,20 @@ impl Bench {
             Arc::new(engine.clone()),
             ground,
         ));
+        let (metrics, reports) = (Metrics::new(), Reports::default());
         let agents = engine.clone();
         let (reconciler, handle) = Reconciler::new(
             "t",
             Arc::new(engine.clone()),
             catalog.clone(),
             Arc::new(move |identity: &Identity| agents.report(identity)),
+            Arc::new(BrokerGauge {
+                broker: broker.clone(),
+                reports: reports.clone(),
+                names: names.clone(),
+            }),
             Pace::default(),
         );
-        let (metrics, reports) = (Metrics::new(), Reports::default());
         let live = watch::Sender::new(Arc::default());
         let subscribed = live.subscribe();
         let scheduler = Scheduler {

@@ -1,6 +1,7 @@
 //! What the API says: the shapes that the control plane answers with and the command line reads.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -161,6 +162,9 @@ pub struct StepStatus {
     pub reason: Option<String>,
     /// How many replicas there should be.
     pub desired: u32,
+    /// Why it has that number, if the work counts it or an operator holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<String>,
     /// How many run.
     pub running: u32,
     /// How many messages wait, about; none if the broker does not say.
@@ -260,8 +264,39 @@ pub struct RunRequest {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScaleRequest {
-    /// From 1 to 64.
-    pub replicas: u32,
+    /// From 1 to 64, or `auto`: as many as the flow file says.
+    pub replicas: ScaleTo,
+}
+
+/// How many replicas, or who says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum ScaleTo {
+    /// So many, whatever the flow file says.
+    Number(u32),
+    /// As the flow file says.
+    File(ScaleWord),
+}
+
+/// The word for: as the flow file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaleWord {
+    /// As the flow file says.
+    Auto,
+}
+
+impl FromStr for ScaleTo {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::File(ScaleWord::Auto));
+        }
+        text.parse()
+            .map(Self::Number)
+            .map_err(|_| "it is a number from 1 to 64, or `auto`".to_owned())
+    }
 }
 
 /// What a verb did.

@@ -131,6 +131,10 @@ impl DockerEngine {
         .await
         {
             Ok(created) => Ok(Named::Created(created.id)),
+            // There is nothing else that it could lack.
+            Err(EngineError::NotFound { .. }) => Err(EngineError::ImageGone {
+                image: replica.image.id.clone(),
+            }),
             Err(error) if is_conflict(&error) => self.named(replica).await,
             Err(error) => Err(error),
         }
@@ -175,6 +179,8 @@ enum Named {
     Created(String),
     /// The replica itself, running.
     Running(String),
+    /// The replica itself, and it has ended.
+    Ended(String),
     /// Something else.
     Taken(String),
     /// Nothing any more.
@@ -215,21 +221,46 @@ impl Engine for DockerEngine {
         observe::observe(self.docker().await?, instance).await
     }
 
+    async fn is_there(&self, container: &str) -> Result<bool, EngineError> {
+        let docker = self.docker().await?;
+        let what = format!("inspect the container `{container}`");
+        match call(what, ANSWER, docker.inspect_container(container, None)).await {
+            Err(EngineError::NotFound { .. }) => Ok(false),
+            found => found.map(|_| true),
+        }
+    }
+
     async fn image(&self, reference: &str) -> Result<Option<Image>, EngineError> {
         self.find_image(reference).await
     }
 
     async fn start(&self, replica: &ReplicaSpec) -> Result<String, EngineError> {
-        self.fill_volume(&replica.start.identity.instance, &replica.image.id)
-            .await?;
-        let container = match self.create(replica).await? {
+        let image = &replica.image.id;
+        match self
+            .fill_volume(&replica.start.identity.instance, image)
+            .await
+        {
+            Err(EngineError::NotFound { what }) if what.contains("image") => {
+                return Err(EngineError::ImageGone {
+                    image: image.clone(),
+                });
+            }
+            filled => filled?,
+        }
+        let mut found = self.create(replica).await?;
+        if let Named::Ended(container) = &found {
+            // It is ours, and a list may have lacked it: nobody else would remove it.
+            self.remove(container).await?;
+            found = self.create(replica).await?;
+        }
+        let container = match found {
             Named::Running(container) => return Ok(container),
             Named::Created(container) => container,
             Named::Taken(why) => {
                 let what = format!("create the container `{}`", replica.name);
                 return Err(refused(what, Message(why)));
             }
-            Named::Gone => {
+            Named::Gone | Named::Ended(_) => {
                 let what = format!("keep the container `{}`", replica.name);
                 return Err(refused(
                     what,

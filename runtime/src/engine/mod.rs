@@ -41,6 +41,8 @@ pub trait Engine: Send + Sync + 'static {
     async fn prepare(&self, instance: &str) -> Result<(), EngineError>;
     /// Lists the instance's replicas, those that have exited included.
     async fn observe(&self, instance: &str) -> Result<Vec<Observed>, EngineError>;
+    /// Whether a container is still there: a list that lacks it may be wrong.
+    async fn is_there(&self, container: &str) -> Result<bool, EngineError>;
     /// Describes an image that is here, or can be pulled; `None` if there is no such image.
     async fn image(&self, reference: &str) -> Result<Option<Image>, EngineError>;
     /// Creates and starts a replica, and hands its agent the start document.
@@ -87,6 +89,8 @@ pub enum ContainerState {
         code: i64,
         /// Whether the kernel killed something in it for want of memory.
         out_of_memory: bool,
+        /// Its memory limit in bytes; 0 if that is not known.
+        memory_bytes: u64,
         /// When, in milliseconds since 1970.
         at: u64,
     },
@@ -179,6 +183,12 @@ pub enum EngineError {
     TimedOut {
         /// What it was asked to do.
         what: String,
+    },
+    /// The image that a replica is made from was removed.
+    #[error("the image `{image}` was removed from the container engine")]
+    ImageGone {
+        /// Its id.
+        image: String,
     },
     /// There is no such container or image.
     #[error("there is no {what}")]

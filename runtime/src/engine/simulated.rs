@@ -15,6 +15,9 @@ use rand::{Rng, SeedableRng};
 use towpath_protocol::office::{AgentState, Counters, Latency, Report};
 use towpath_protocol::start::Identity;
 
+use crate::reconcile::gauge::{Gauge, Loads};
+use crate::reports::StepKey;
+
 use super::{ContainerState, Engine, EngineError, Image, LogQuery, Observed, ReplicaSpec, Signal};
 
 /// How long a step process takes to start, in simulated milliseconds.
@@ -39,6 +42,22 @@ pub struct Faults {
     pub crash: f64,
     /// An agent's report is not delivered; for each of them, each time it is asked for.
     pub silent: f64,
+    /// A container is not in a list; for each of them, each time.
+    pub overlooked: f64,
+    /// A removal is answered with success, and nothing happens.
+    pub undead: f64,
+    /// A container is created, and cannot be started.
+    pub unstarted: f64,
+    /// The image is gone when a replica is made from it.
+    pub no_image: f64,
+    /// The disk is full when a replica is made.
+    pub disk_full: f64,
+    /// A stranger has the name that a replica wants, for some seconds.
+    pub squatted: f64,
+    /// Somebody removes a container by hand; for each of them, each time the clock is moved.
+    pub by_hand: f64,
+    /// The engine restarts, each time the clock is moved: all containers have exited, or are gone.
+    pub restart: f64,
 }
 
 /// The engine.
@@ -53,8 +72,12 @@ struct World {
     now: u64,
     containers: BTreeMap<String, Simulated>,
     late: Vec<(u64, String, Identity, bool)>,
+    /// The names that strangers have, and until when.
+    squats: BTreeMap<String, u64>,
     reports: BTreeMap<Identity, Report>,
     images: BTreeMap<String, Image>,
+    /// What waits for steps; none while the broker is away.
+    loads: Option<Loads>,
     made: u64,
     changes: u64,
 }
@@ -66,6 +89,8 @@ struct Simulated {
     is_paused: bool,
     ready_at: u64,
     ends_at: Option<u64>,
+    /// Whether somebody else put it there: then nobody removes it by hand.
+    is_foreign: bool,
 }
 
 impl SimulatedEngine {
@@ -77,8 +102,10 @@ impl SimulatedEngine {
             now: 1_000_000,
             containers: BTreeMap::new(),
             late: Vec::new(),
+            squats: BTreeMap::new(),
             reports: BTreeMap::new(),
             images: BTreeMap::new(),
+            loads: Some(Loads::new()),
             made: 0,
             changes: 0,
         };
@@ -102,6 +129,11 @@ impl SimulatedEngine {
         self.world().advance(ms);
     }
 
+    /// Says what waits for steps from now on; none is a broker that is away.
+    pub fn set_loads(&self, loads: Option<Loads>) {
+        self.world().loads = loads;
+    }
+
     /// Puts an image there.
     pub fn add_image(&self, reference: &str, image: Image) {
         self.world().images.insert(reference.to_owned(), image);
@@ -122,8 +154,14 @@ impl SimulatedEngine {
                 is_paused,
                 ready_at,
                 ends_at,
+                is_foreign: true,
             },
         );
+    }
+
+    /// Removes a container as `docker rm -f` does.
+    pub fn remove_by_hand(&self, container: &str) {
+        self.world().containers.remove(container);
     }
 
     /// Ends a container as `docker kill` does.
@@ -180,8 +218,16 @@ impl World {
             // What came too late may find its name taken.
             drop(self.create(&name, &identity, is_paused));
         }
+        self.squats.retain(|_, until| *until > now);
+        if self.chance(self.faults.restart) {
+            self.restart();
+        }
         let ids: Vec<_> = self.containers.keys().cloned().collect();
         for id in ids {
+            let is_foreign = self.containers.get(&id).is_some_and(|one| one.is_foreign);
+            if !is_foreign && self.chance(self.faults.by_hand) {
+                self.containers.remove(&id);
+            }
             let crashes = self.chance(self.faults.crash);
             let Some(one) = self.containers.get_mut(&id) else {
                 continue;
@@ -204,12 +250,30 @@ impl World {
         }
     }
 
+    /// All containers have exited, or those that are ours are gone.
+    fn restart(&mut self) {
+        if self.random.random_bool(0.3) {
+            self.containers.retain(|_, one| one.is_foreign);
+        }
+        let running = |one: &&Simulated| one.observed.state == ContainerState::Running;
+        let ids: Vec<String> = self
+            .containers
+            .values()
+            .filter(running)
+            .map(|one| one.observed.container.clone())
+            .collect();
+        for id in ids {
+            self.exit(&id, 137);
+        }
+    }
+
     fn exit(&mut self, container: &str, code: i64) {
         let at = self.now;
         if let Some(one) = self.containers.get_mut(container) {
             one.observed.state = ContainerState::Exited {
                 code,
                 out_of_memory: false,
+                memory_bytes: 0,
                 at,
             };
         }
@@ -221,6 +285,9 @@ impl World {
         identity: &Identity,
         is_paused: bool,
     ) -> Result<String, String> {
+        if self.squats.contains_key(name) {
+            return Err("the name is taken by a stranger".to_owned());
+        }
         if let Some(one) = self
             .containers
             .values_mut()
@@ -228,7 +295,11 @@ impl World {
         {
             return match one.observed.state {
                 _ if one.observed.identity != *identity => Err("the name is taken".to_owned()),
-                ContainerState::Exited { .. } => Err("it is there and has ended".to_owned()),
+                ContainerState::Exited { .. } => {
+                    let ended = one.observed.container.clone();
+                    self.containers.remove(&ended);
+                    self.create(name, identity, is_paused)
+                }
                 ContainerState::Created | ContainerState::Running => {
                     one.observed.state = ContainerState::Running;
                     Ok(one.observed.container.clone())
@@ -255,6 +326,7 @@ impl World {
                 is_paused,
                 ready_at,
                 ends_at: None,
+                is_foreign: false,
             },
         );
         Ok(id)
@@ -316,6 +388,29 @@ impl World {
         self.reports.get(identity).cloned()
     }
 
+    /// What may stand against making a replica, whatever the engine is told.
+    fn obstacle(&mut self, name: &str, image: &str) -> Result<(), EngineError> {
+        if self.chance(self.faults.no_image) {
+            return Err(EngineError::ImageGone {
+                image: image.to_owned(),
+            });
+        }
+        if self.chance(self.faults.disk_full) {
+            return Err(refused("create the container", "no space left on device"));
+        }
+        if self.chance(self.faults.squatted) {
+            let until = self.now + self.random.random_range(1_000..20_000);
+            let is_free = self
+                .containers
+                .values()
+                .all(|one| one.observed.name != name);
+            if is_free {
+                self.squats.insert(name.to_owned(), until);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a call as the faults want it.
     fn call<T>(
         &mut self,
@@ -345,6 +440,16 @@ fn refused(what: &str, why: &str) -> EngineError {
     }
 }
 
+/// What waits is what a test said.
+#[async_trait]
+impl Gauge for SimulatedEngine {
+    async fn read(&self, steps: &[StepKey]) -> Option<Loads> {
+        let loads = self.world().loads.clone()?;
+        let load = |key: &StepKey| loads.get(key).copied().unwrap_or_default();
+        Some(steps.iter().map(|key| (key.clone(), load(key))).collect())
+    }
+}
+
 #[async_trait]
 impl Engine for SimulatedEngine {
     async fn version(&self) -> Result<String, EngineError> {
@@ -363,10 +468,27 @@ impl Engine for SimulatedEngine {
                 what: "list containers".to_owned(),
             });
         }
-        let all = world.containers.values().map(|one| one.observed.clone());
+        let all: Vec<Observed> = world
+            .containers
+            .values()
+            .map(|one| one.observed.clone())
+            .collect();
+        let overlooked = world.faults.overlooked;
         Ok(all
-            .filter(|one| one.identity.instance == instance)
+            .into_iter()
+            .filter(|one| one.identity.instance == instance && !world.chance(overlooked))
             .collect())
+    }
+
+    async fn is_there(&self, container: &str) -> Result<bool, EngineError> {
+        let mut world = self.world();
+        let blind = world.faults.blind;
+        if world.chance(blind) {
+            return Err(EngineError::TimedOut {
+                what: "inspect the container".to_owned(),
+            });
+        }
+        Ok(world.containers.contains_key(container))
     }
 
     async fn image(&self, reference: &str) -> Result<Option<Image>, EngineError> {
@@ -389,6 +511,17 @@ impl Engine for SimulatedEngine {
                 what: "create the container".to_owned(),
             });
         }
+        world.obstacle(&replica.name, &replica.image.id)?;
+        let unstarted = world.faults.unstarted;
+        if world.chance(unstarted) {
+            if let Ok(id) = world.create(&replica.name, identity, replica.start.paused)
+                && let Some(one) = world.containers.get_mut(&id)
+                && one.agent == AgentState::Starting
+            {
+                one.observed.state = ContainerState::Created;
+            }
+            return Err(refused("start the container", "it was told to"));
+        }
         world.call("create the container", |world| {
             world
                 .create(&replica.name, identity, replica.start.paused)
@@ -408,7 +541,12 @@ impl Engine for SimulatedEngine {
     }
 
     async fn remove(&self, container: &str) -> Result<(), EngineError> {
-        self.world().call("remove the container", |world| {
+        let mut world = self.world();
+        let undead = world.faults.undead;
+        if world.chance(undead) {
+            return Ok(());
+        }
+        world.call("remove the container", |world| {
             world.changes += 1;
             world.containers.remove(container);
             Ok(())

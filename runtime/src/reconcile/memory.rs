@@ -33,6 +33,17 @@ pub struct Memory {
     pub reports: BTreeMap<String, Report>,
     /// How often the replicas of a step (flow, step) were started again after a failure.
     pub restarts: BTreeMap<(String, String), u64>,
+    /// The containers that were removed, as the engine said, and those that it would not remove,
+    /// while they are still there.
+    pub removals: BTreeMap<String, Removal>,
+    /// The containers that are to be replaced although they run, and why.
+    pub recycles: BTreeMap<String, String>,
+    /// How often replicas of a step (flow, step) were replaced although they ran.
+    pub recycled: BTreeMap<(String, String), u64>,
+    /// The replicas whose containers went, and not by us.
+    pub vanished: BTreeSet<Identity>,
+    /// What there was in the last round, by container.
+    seen: BTreeMap<String, Observed>,
     /// The exits that were counted as failures already.
     counted: BTreeSet<String>,
 }
@@ -50,6 +61,19 @@ pub struct Failure {
     pub reason: String,
     /// The last lines of its log.
     pub last_lines: Vec<String>,
+}
+
+/// That a container was to be removed, and is still there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// How often that was tried.
+    pub count: u32,
+    /// When to try again.
+    pub next: u64,
+    /// Why it is still there.
+    pub reason: String,
+    /// Whether that is known: right after the first removal nobody has looked again.
+    pub is_known: bool,
 }
 
 /// That a container was told to drain.
@@ -79,6 +103,10 @@ impl Memory {
             .retain(|container, _| there.contains(container.as_str()));
         self.counted
             .retain(|container| there.contains(container.as_str()));
+        self.removals
+            .retain(|container, _| there.contains(container.as_str()));
+        self.recycles
+            .retain(|container, _| there.contains(container.as_str()));
         self.reports.clear();
         let mut failed = Vec::new();
         for one in observed {
@@ -86,11 +114,12 @@ impl Memory {
                 ContainerState::Exited {
                     code,
                     out_of_memory,
+                    memory_bytes,
                     at,
                 } => {
                     if self.is_failure(one, *code) && self.counted.insert(one.container.clone()) {
                         let lived = at.saturating_sub(one.created);
-                        let reason = exit_reason(*code, *out_of_memory);
+                        let reason = exit_reason(*code, *out_of_memory, *memory_bytes);
                         self.fail(&one.identity, reason, lived, (*at).min(now));
                         failed.push(one.container.clone());
                     }
@@ -115,6 +144,7 @@ impl Memory {
         let container = action.container.clone().unwrap_or_default();
         match (action.kind, result) {
             (ActionKind::Create, Ok(())) => {
+                self.vanished.remove(&action.identity);
                 if self.failures.contains_key(&action.identity) {
                     let step = (action.identity.flow.clone(), action.identity.step.clone());
                     *self.restarts.entry(step).or_default() += 1;
@@ -137,9 +167,75 @@ impl Memory {
             (ActionKind::Signal(signal), Ok(())) => {
                 self.signals.insert(container, (signal, now));
             }
-            // Whoever failed to be told, or to go, is told again in the next round.
-            (ActionKind::Signal(_), Err(_)) | (ActionKind::Remove, _) => {}
+            // Whoever failed to be told is told again in the next round.
+            (ActionKind::Signal(_), Err(_)) => {}
+            (ActionKind::Remove, result) => self.removed(container, result, now),
         }
+    }
+
+    /// Takes in that a container was removed, or why not. If it is there again in the next round,
+    /// the engine did not do what it said.
+    fn removed(&mut self, container: String, result: Result<(), String>, now: u64) {
+        let before = self.removals.get(&container).map_or(0, |it| it.count);
+        let count = before.saturating_add(1);
+        let is_known = result.is_err() || before > 0;
+        let reason = match result {
+            Ok(()) => "the engine says that it was removed, and it is still there".to_owned(),
+            Err(reason) => format!("it cannot be removed: {reason}"),
+        };
+        let removal = Removal {
+            count,
+            next: now.saturating_add(backoff_ms(count)),
+            reason,
+            is_known,
+        };
+        self.removals.insert(container, removal);
+    }
+
+    /// The containers of the last round that are not in this list: it may be wrong.
+    pub fn missing_from(&self, observed: &[Observed]) -> Vec<Observed> {
+        let there: BTreeSet<&str> = observed.iter().map(|it| it.container.as_str()).collect();
+        self.seen
+            .values()
+            .filter(|one| !there.contains(one.container.as_str()))
+            .cloned()
+            .collect()
+    }
+
+    /// Takes in what there is, and what was there and is gone.
+    pub fn saw(&mut self, observed: &[Observed], gone: &[Observed]) {
+        for one in gone {
+            if !self.removals.contains_key(&one.container) {
+                self.vanished.insert(one.identity.clone());
+            }
+        }
+        self.seen = observed
+            .iter()
+            .map(|one| (one.container.clone(), one.clone()))
+            .collect();
+    }
+
+    /// Takes in that a container is to be replaced although it runs.
+    pub fn recycle(&mut self, container: &str, reason: &str, identity: &Identity) {
+        let before = self
+            .recycles
+            .insert(container.to_owned(), reason.to_owned());
+        if before.is_none() {
+            let step = (identity.flow.clone(), identity.step.clone());
+            *self.recycled.entry(step).or_default() += 1;
+        }
+    }
+
+    /// Whether a container is to be replaced although it runs.
+    pub fn is_recycled(&self, container: &str) -> bool {
+        self.recycles.contains_key(container)
+    }
+
+    /// Whether a container was removed a moment ago: nobody has to do it again yet.
+    pub fn is_removed(&self, container: &str, now: u64) -> bool {
+        self.removals
+            .get(container)
+            .is_some_and(|removal| removal.next > now)
     }
 
     /// Keeps the last lines of a replica that failed.
@@ -183,6 +279,7 @@ impl Memory {
     /// Forgets the failures of replicas that are no longer wanted.
     pub fn keep_failures(&mut self, is_wanted: impl Fn(&Identity) -> bool) {
         self.failures.retain(|identity, _| is_wanted(identity));
+        self.vanished.retain(|identity| is_wanted(identity));
     }
 }
 
@@ -199,7 +296,14 @@ pub fn backoff_ms(count: u32) -> u64 {
 }
 
 /// Says why a container is no longer running.
-pub fn exit_reason(code: i64, out_of_memory: bool) -> String {
+pub fn exit_reason(code: i64, out_of_memory: bool, memory_bytes: u64) -> String {
+    let limit = match memory_bytes >> 20 {
+        0 => "the memory limit".to_owned(),
+        mib => format!("the memory limit, {mib} MiB"),
+    };
+    if code == 137 && out_of_memory {
+        return format!("it was killed by {limit} (exit code 137)");
+    }
     let known = match code {
         0 => "it ended although nobody asked it to",
         2 => "its agent cannot use what it was started with",
@@ -209,9 +313,9 @@ pub fn exit_reason(code: i64, out_of_memory: bool) -> String {
         _ => "its agent ended",
     };
     let memory = if out_of_memory {
-        "; the memory limit was reached"
+        format!("; something in it was killed by {limit}")
     } else {
-        ""
+        String::new()
     };
     format!("{known} (exit code {code}{memory})")
 }
@@ -238,6 +342,7 @@ mod tests {
             state: ContainerState::Exited {
                 code: 137,
                 out_of_memory: true,
+                memory_bytes: 256 << 20,
                 at,
             },
             created,
@@ -267,7 +372,7 @@ mod tests {
         assert_eq!((failure.count, failure.next), (1, 3_000));
         assert_eq!(
             failure.reason,
-            "it was killed (exit code 137; the memory limit was reached)"
+            "it was killed by the memory limit, 256 MiB (exit code 137)"
         );
         memory.learn(&[exited("b", 3_000, 4_000)], |_| None, 4_500);
         assert_eq!(memory.failures[&identity()].count, 2);
@@ -300,6 +405,7 @@ mod tests {
         one.state = ContainerState::Exited {
             code: 0,
             out_of_memory: false,
+            memory_bytes: 0,
             at: 5,
         };
         assert_eq!(memory.learn(&[one], |_| None, 6), Vec::<String>::new());

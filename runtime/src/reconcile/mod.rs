@@ -6,24 +6,33 @@
 //! | [`plan`] | pure: the actions between what should be and what is, each with its reason |
 //! | [`memory`] | what one round must remember for the next: failures, drains, signals |
 //! | [`status`] | what a person, and a metric, can know of all that |
+//! | [`autoscale`] | pure: how many replicas the work of a step needs, and why |
+//! | [`gauge`] | what waits for the steps, as broker and agents say |
+//! | [`scaling`] | the autoscaled steps from one round to the next |
+//! | [`watchdog`] | pure: who runs and does nothing, although there is something to do |
 //! | [`run`] | the loop: observe, plan, act, publish |
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use towpath_flow::Autoscale;
 
 use crate::engine::Image;
 
+pub mod autoscale;
+pub mod gauge;
 pub mod memory;
 pub mod plan;
 pub mod run;
+pub mod scaling;
 #[cfg(test)]
 mod simulation;
 pub mod spec;
 pub mod status;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod watchdog;
 
 /// Everything that should be, at one moment.
 #[derive(Clone, Default)]
@@ -54,6 +63,10 @@ pub struct DesiredStep {
     pub id: String,
     /// How many replicas, after scaling.
     pub replicas: u32,
+    /// What counts its replicas, if that is the work: then the loop fills in [`Self::replicas`].
+    pub autoscale: Option<Autoscale>,
+    /// Why it has the number it has, if the work counts it; the loop fills it in.
+    pub scaling: Option<String>,
     /// Whether there is never more than one at work: a trigger that is fired by ticks, whose
     /// checkpoints are in one order. It is replaced by ending the old one before the new one.
     pub exclusive: bool,

@@ -253,6 +253,10 @@ impl<'a> StepPlanner<'a> {
             ContainerState::Created => {
                 self.create(one.identity.replica, "created, but not started", actions);
             }
+            ContainerState::Running if self.memory.is_recycled(&one.container) => {
+                let reason = self.memory.recycles.get(&one.container);
+                self.end(one, reason.map_or("it is stuck", String::as_str), actions);
+            }
             ContainerState::Running if self.memory.is_draining(&one.container) => {
                 // It was told to go, and is wanted again: it goes, and then a new one comes.
                 self.end(one, "it was told to go", actions);
@@ -260,7 +264,8 @@ impl<'a> StepPlanner<'a> {
             ContainerState::Running => self.pause_or_resume(one, actions),
             ContainerState::Exited { .. } => {
                 let failure = self.memory.failures.get(&one.identity);
-                if failure.is_none_or(|failure| failure.next <= self.now) {
+                let is_due = failure.is_none_or(|failure| failure.next <= self.now);
+                if is_due && !self.memory.is_removed(&one.container, self.now) {
                     let reason = failure.map_or("it has ended", |failure| failure.reason.as_str());
                     actions.push(action(ActionKind::Remove, one, reason));
                 }
@@ -287,6 +292,12 @@ impl<'a> StepPlanner<'a> {
             return;
         }
         let mut reason = format!("replica {replica} of {} is {why}", self.step.replicas);
+        if self.memory.vanished.contains(&identity) {
+            reason = format!(
+                "replica {replica} of {} was removed, and not by us",
+                self.step.replicas
+            );
+        }
         if self
             .replicas
             .iter()
@@ -365,11 +376,16 @@ impl<'a> StepPlanner<'a> {
     }
 
     fn is_ready(&self, one: &Observed) -> bool {
-        match self.memory.agent(&one.container) {
-            Some(AgentState::Running | AgentState::Paused | AgentState::HeldBack) => true,
-            Some(_) => false,
-            None => self.now.saturating_sub(one.created) >= SILENT_READY_MS,
-        }
+        is_ready(one, self.memory, self.now)
+    }
+}
+
+/// Whether a container that runs can do its work.
+pub(super) fn is_ready(one: &Observed, memory: &Memory, now: u64) -> bool {
+    match memory.agent(&one.container) {
+        Some(AgentState::Running | AgentState::Paused | AgentState::HeldBack) => true,
+        Some(_) => false,
+        None => now.saturating_sub(one.created) >= SILENT_READY_MS,
     }
 }
 
@@ -382,6 +398,9 @@ fn end(
     now: u64,
     actions: &mut Vec<Action>,
 ) {
+    if memory.is_removed(&one.container, now) {
+        return;
+    }
     if one.state != ContainerState::Running {
         actions.push(action(ActionKind::Remove, one, reason));
         return;

@@ -33,18 +33,27 @@ use towpath_protocol::log::LogLine;
 use towpath_protocol::office::Report;
 use towpath_protocol::start::Identity;
 
+use super::gauge::{Gauge, Loads, wake};
 use super::memory::Memory;
 use super::plan::{Action, ActionKind, plan};
+use super::scaling::Scaling;
 use super::status::{Status, flows};
+use super::watchdog::Watchdog;
 use super::{Desired, FlowState};
-use crate::engine::{ContainerState, Engine, EngineError, LogQuery, Observed, chain};
-use crate::ledger::Sighting;
+use crate::engine::{Engine, EngineError, LogQuery, Observed, chain};
+use crate::reports::StepKey;
 
 /// The longest that one action may take. The engine has limits of its own, below this one.
 const ACTION: Duration = Duration::from_secs(180);
 
 /// The shortest time between two rounds: an engine that lies must not make the loop spin.
 const PACE: Duration = Duration::from_millis(200);
+
+/// How often to look, at least, while there are autoscaled steps: what waits is not announced.
+const SCALING: Duration = Duration::from_secs(2);
+
+/// How often the queues of all steps are counted, to find who does not take from them.
+const COUNT_ALL_MS: u64 = 30_000;
 
 /// How many of the last lines of a replica that failed are kept, and how long each may be.
 const LAST_LINES: u32 = 20;
@@ -55,6 +64,8 @@ const LAST_LINE_CHARS: usize = 500;
 pub trait DesiredSource: Send + Sync + 'static {
     /// Says what should be now.
     async fn desired(&self) -> anyhow::Result<Desired>;
+    /// An image that something should be made from is not there: whoever remembers it is wrong.
+    fn image_is_gone(&self, _image: &str) {}
 }
 
 /// What the agents say.
@@ -92,9 +103,13 @@ pub struct Reconciler {
     engine: Arc<dyn Engine>,
     source: Arc<dyn DesiredSource>,
     agents: Arc<dyn Agents>,
+    gauge: Arc<dyn Gauge>,
     instance: String,
     pace: Pace,
     memory: Memory,
+    scaling: Scaling,
+    watchdog: Watchdog,
+    counted_all_at: u64,
     is_prepared: bool,
     complaints: BTreeMap<String, String>,
     status: watch::Sender<Status>,
@@ -105,10 +120,9 @@ pub struct Reconciler {
 /// What the last round knew.
 #[derive(Debug, Clone, Default)]
 struct Known {
-    /// When the round began; 0 if there was none.
-    at: u64,
     observed: Vec<Observed>,
     memory: Memory,
+    scaling: Scaling,
 }
 
 /// What the rest of the control plane has of the loop.
@@ -126,26 +140,12 @@ impl Handle {
         self.asked.notify_one();
     }
 
-    /// Says what the last round knew of a replica: when it looked, whether there was a container
-    /// that had not ended, and how one failed last.
-    pub fn sighting(&self, identity: &Identity) -> Sighting {
-        let known = self.known.borrow();
-        let is_there = known.observed.iter().any(|one| {
-            one.identity == *identity && !matches!(one.state, ContainerState::Exited { .. })
-        });
-        let failure = known.memory.failures.get(identity);
-        Sighting {
-            reported: None,
-            looked_at: known.at,
-            is_there,
-            failure: failure.map(|failure| (failure.at, failure.reason.clone())),
-        }
-    }
-
     /// Says what would be done now if that were what should be. Nothing is done.
     pub fn dry_run(&self, desired: &Desired) -> Vec<Action> {
         let known = self.known.borrow().clone();
-        plan(desired, &known.observed, &known.memory, now_ms())
+        let mut desired = desired.clone();
+        known.scaling.fill(&mut desired);
+        plan(&desired, &known.observed, &known.memory, now_ms())
     }
 }
 
@@ -172,6 +172,7 @@ impl Reconciler {
         engine: Arc<dyn Engine>,
         source: Arc<dyn DesiredSource>,
         agents: Arc<dyn Agents>,
+        gauge: Arc<dyn Gauge>,
         pace: Pace,
     ) -> (Self, Handle) {
         let (status, status_receiver) = watch::channel(Status::default());
@@ -186,9 +187,13 @@ impl Reconciler {
             engine,
             source,
             agents,
+            gauge,
             instance: instance.into(),
             pace,
             memory: Memory::default(),
+            scaling: Scaling::default(),
+            watchdog: Watchdog::default(),
+            counted_all_at: 0,
             is_prepared: false,
             complaints: BTreeMap::new(),
             status,
@@ -210,11 +215,13 @@ impl Reconciler {
                 _ => self.rest(now_ms()),
             };
             tokio::time::sleep(PACE).await;
+            let sleeping = self.scaling.sleeping();
             // All of these are cancel-safe: a notification that is not taken is kept, and a change
             // that is missed is only a hint.
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.asked.notified() => {}
+                () = wake(self.gauge.as_ref(), &sleeping) => {}
                 _ = changes.next() => {}
                 () = tokio::time::sleep(rest) => {}
             }
@@ -228,16 +235,22 @@ impl Reconciler {
             .failures
             .values()
             .map(|failure| failure.next)
+            .chain(self.memory.removals.values().map(|removal| removal.next))
             .filter(|it| *it > now);
         let due = due
             .min()
             .map_or(self.pace.resync, |next| Duration::from_millis(next - now));
-        due.min(self.pace.resync)
+        let look = if self.scaling.is_empty() {
+            self.pace.resync
+        } else {
+            self.pace.resync.min(SCALING)
+        };
+        due.min(look)
     }
 
     /// Does one round, as of `now` in milliseconds since 1970.
     pub async fn round(&mut self, now: u64) -> Round {
-        let (desired, observed) = match self.look().await {
+        let (mut desired, observed) = match self.look().await {
             Ok(found) => found,
             Err(trouble) => {
                 self.complain("look", Some(&trouble));
@@ -250,6 +263,10 @@ impl Reconciler {
         let failed = self
             .memory
             .learn(&observed, |identity| self.agents.latest(identity), now);
+        let loads = self.loads(&desired, now).await;
+        self.scaling
+            .decide(&mut desired, &observed, &self.memory, loads.as_ref(), now);
+        self.watch(&desired, &observed, loads.as_ref(), now);
         self.memory
             .keep_failures(|identity| is_wanted(&desired, identity));
         for container in failed {
@@ -262,6 +279,45 @@ impl Reconciler {
             self.publish(&desired, &observed, now);
         }
         round
+    }
+
+    /// What waits for the steps of which it matters now; none if the broker cannot be asked.
+    async fn loads(&mut self, desired: &Desired, now: u64) -> Option<Loads> {
+        let is_time = now.saturating_sub(self.counted_all_at) >= COUNT_ALL_MS;
+        let steps: Vec<StepKey> = if is_time {
+            self.counted_all_at = now;
+            let steps = desired.flows.iter().flat_map(|flow| {
+                let name = &flow.flow.name;
+                flow.steps
+                    .iter()
+                    .map(move |step| (name.clone(), step.id.clone()))
+            });
+            steps.collect()
+        } else {
+            Scaling::asks_for(desired)
+        };
+        self.gauge.read(&steps).await
+    }
+
+    /// Finds who runs and does nothing, and has it replaced.
+    fn watch(&mut self, desired: &Desired, observed: &[Observed], loads: Option<&Loads>, now: u64) {
+        for (container, reason) in self.watchdog.look(observed, &self.memory, loads, now) {
+            let Some(one) = observed.iter().find(|one| one.container == container) else {
+                continue;
+            };
+            let identity = &one.identity;
+            if !is_wanted(desired, identity) {
+                continue;
+            }
+            let Identity {
+                flow,
+                step,
+                replica,
+                ..
+            } = identity;
+            tracing::warn!(flow, step, replica, reason, "a replica is replaced");
+            self.memory.recycle(&container, &reason, identity);
+        }
     }
 
     async fn look(&mut self) -> Result<(Desired, Vec<Observed>), String> {
@@ -280,19 +336,39 @@ impl Reconciler {
             .observe(&self.instance)
             .await
             .map_err(|error| chain(&error))?;
+        let observed = self.believe(observed).await;
         Ok((desired, observed))
+    }
+
+    /// Adds what was there in the last round and is not in this list, unless the engine says of it
+    /// by name that it is gone: of an exclusive replica there would be a second one otherwise.
+    async fn believe(&mut self, mut observed: Vec<Observed>) -> Vec<Observed> {
+        let mut gone = Vec::new();
+        for one in self.memory.missing_from(&observed) {
+            match self.engine.is_there(&one.container).await {
+                Ok(false) => gone.push(one),
+                Ok(true) | Err(_) => observed.push(one),
+            }
+        }
+        self.memory.saw(&observed, &gone);
+        observed
     }
 
     async fn act(&mut self, desired: &Desired, actions: Vec<Action>, now: u64) -> Round {
         if actions.is_empty() {
             return Round::AtRest;
         }
-        let engine = &self.engine;
+        let (engine, source) = (&self.engine, &self.source);
         let results: Vec<_> = stream::iter(actions)
             .map(|action| async move {
                 let result = match timeout(ACTION, perform(engine.as_ref(), desired, &action)).await
                 {
-                    Ok(result) => result.map_err(|error| chain(&error)),
+                    Ok(result) => result.map_err(|error| {
+                        if let EngineError::ImageGone { image } = &error {
+                            source.image_is_gone(image);
+                        }
+                        chain(&error)
+                    }),
                     Err(_) => Err("the container engine does not answer".to_owned()),
                 };
                 (action, result)
@@ -323,9 +399,9 @@ impl Reconciler {
             flows,
         });
         let known = Known {
-            at: now,
             observed: observed.to_vec(),
             memory: self.memory.clone(),
+            scaling: self.scaling.clone(),
         };
         self.known.send_replace(known);
     }

@@ -11,6 +11,9 @@ use rand::{Rng, SeedableRng};
 use towpath_protocol::office::AgentState;
 use towpath_protocol::start::Identity;
 
+use towpath_flow::{Autoscale, ScaleBy};
+
+use super::gauge::{Load, Loads};
 use super::run::{DesiredSource, Pace, Reconciler, Round};
 use super::status::{ReplicaState, Status};
 use super::testing::{self, image};
@@ -27,6 +30,8 @@ struct Wish {
     replicas: u32,
     images: [u8; 2],
     is_deleted: bool,
+    /// Whether the work says how many replicas `crm` has; it then needs `replicas`.
+    is_autoscaled: bool,
 }
 
 impl Wish {
@@ -38,19 +43,40 @@ impl Wish {
             }
             facts.get_mut("crm").expect("the flow has it").replicas = Some(self.replicas);
         });
+        for step in desired.flows.iter_mut().flat_map(|flow| &mut flow.steps) {
+            if step.id == "crm" && self.is_autoscaled {
+                step.autoscale = Some(Autoscale {
+                    min: 0,
+                    max: 4,
+                    by: ScaleBy::Backlog { per_replica: 10 },
+                });
+            }
+        }
         if self.is_deleted {
             desired.flows.clear();
         }
         desired
     }
 
+    /// What waits, so that `crm` needs as many replicas as it should have.
+    fn loads(&self) -> Loads {
+        let messages = u64::from(self.replicas) * 10;
+        let load = Load {
+            deliveries: messages,
+            messages,
+            rate: 0.0,
+        };
+        Loads::from([(("f".to_owned(), "crm".to_owned()), load)])
+    }
+
     fn change(&mut self, random: &mut StdRng) {
-        match random.random_range(0..6) {
+        match random.random_range(0..7) {
             0 => self.state = FlowState::Running,
             1 => self.state = FlowState::Paused,
             2 => self.state = FlowState::Stopped,
             3 => self.replicas = random.random_range(0..5),
             4 => self.images = [random.random_range(0..3), random.random_range(0..3)],
+            5 => self.is_autoscaled = random.random_bool(0.5),
             _ => self.is_deleted = random.random_bool(0.2),
         }
     }
@@ -100,6 +126,7 @@ impl Story {
 
     fn wish(&self, wish: Option<&Wish>) {
         *self.source.0.lock().unwrap() = wish.map(Wish::desired);
+        self.engine.set_loads(wish.map(Wish::loads));
     }
 
     async fn round(&mut self) -> Round {
@@ -115,12 +142,21 @@ impl Story {
             } else {
                 0
             };
+            // Longer than any back-off, and than the minute after which there are fewer replicas.
             if at_rest > 80 {
                 return;
             }
             self.engine.advance(1_000);
         }
         panic!("it never comes to rest: {:#?}", self.engine.containers());
+    }
+
+    fn crm(&self) -> Vec<String> {
+        let crm = self
+            .ours()
+            .into_iter()
+            .filter(|one| one.identity.step == "crm");
+        crm.map(|one| one.container).collect()
     }
 
     fn ours(&self) -> Vec<Observed> {
@@ -139,6 +175,7 @@ fn begin(
         Arc::new(engine.clone()),
         Arc::new(source.clone()),
         Arc::new(move |identity: &Identity| agents.report(identity)),
+        Arc::new(engine.clone()),
         Pace::default(),
     );
     (reconciler, handle.status)
@@ -179,6 +216,14 @@ fn faults(random: &mut StdRng) -> Faults {
         blind: some(),
         silent: some(),
         crash: some() / 10.0,
+        overlooked: some(),
+        undead: some(),
+        unstarted: some(),
+        no_image: some(),
+        disk_full: some(),
+        squatted: some(),
+        by_hand: some() / 10.0,
+        restart: some() / 20.0,
     }
 }
 
@@ -214,6 +259,7 @@ async fn whatever_goes_wrong_it_comes_to_what_should_be() {
             replicas: 2,
             images: [0, 0],
             is_deleted: false,
+            is_autoscaled: false,
         };
         let mut story = Story::new(seed, &wish);
         for _ in 0..random.random_range(20..80) {
@@ -266,6 +312,135 @@ async fn whatever_goes_wrong_it_comes_to_what_should_be() {
 }
 
 #[tokio::test]
+async fn a_restart_begins_with_what_runs() {
+    let wish = Wish {
+        state: FlowState::Running,
+        replicas: 4,
+        images: [0, 0],
+        is_deleted: false,
+        is_autoscaled: true,
+    };
+    let mut story = Story::new(1, &wish);
+    story.wish(Some(&wish));
+    story.settle().await;
+    assert_eq!(story.crm().len(), 4);
+    // Nothing waits any more, and the control plane starts again: that is no calm minute.
+    story.engine.set_loads(Some(Loads::new()));
+    story.restart();
+    let before = story.crm();
+    for _ in 0..50 {
+        story.round().await;
+        story.engine.advance(1_000);
+    }
+    assert_eq!(story.crm(), before, "it does not collapse");
+    // While the broker says nothing it keeps what it has.
+    story.engine.set_loads(None);
+    for _ in 0..200 {
+        story.round().await;
+        story.engine.advance(1_000);
+    }
+    assert_eq!(story.crm(), before);
+    story.engine.set_loads(Some(Loads::new()));
+    story.settle().await;
+    assert_eq!(story.crm(), [] as [String; 0]);
+    let status = story.status.borrow().flows["f"].steps["crm"].clone();
+    assert_eq!(
+        status.scaling.as_deref(),
+        Some("0 of 0–4: asleep, the first message wakes it")
+    );
+}
+
+#[tokio::test]
+async fn a_list_that_lacks_a_container_makes_no_second_trigger() {
+    for seed in 0..SEEDS {
+        let mut wish = Wish {
+            state: FlowState::Running,
+            replicas: 1,
+            images: [0, 0],
+            is_deleted: false,
+            is_autoscaled: false,
+        };
+        let mut story = Story::new(seed, &wish);
+        story.settle().await;
+        story.engine.set_faults(Faults {
+            overlooked: 0.5,
+            ..Faults::default()
+        });
+        wish.images = [0, 1];
+        story.wish(Some(&wish));
+        for _ in 0..60 {
+            story.round().await;
+            let at_work = story
+                .ours()
+                .into_iter()
+                .filter(|one| one.identity.step == "orders")
+                .filter(|one| one.state == ContainerState::Running)
+                .count();
+            assert!(at_work <= 1, "seed {seed}: two triggers at a time");
+            story.engine.advance(500);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_engine_says_is_removed_and_is_not_is_tried_again_ever_more_slowly() {
+    let mut wish = Wish {
+        state: FlowState::Running,
+        replicas: 1,
+        images: [0, 0],
+        is_deleted: false,
+        is_autoscaled: false,
+    };
+    let mut story = Story::new(1, &wish);
+    story.settle().await;
+    wish.state = FlowState::Stopped;
+    story.wish(Some(&wish));
+    story.engine.set_faults(Faults {
+        undead: 1.0,
+        ..Faults::default()
+    });
+    let mut tries = 0;
+    for _ in 0..120 {
+        if let Round::Acted { done, .. } = story.round().await {
+            tries += done;
+        }
+        story.engine.advance(1_000);
+    }
+    assert!(
+        tries < 50,
+        "{tries} times within two minutes for four containers"
+    );
+    let status = story.status.borrow().flows["f"].steps["crm"].clone();
+    assert_eq!(
+        status.replicas[0].reason.as_deref(),
+        Some("the engine says that it was removed, and it is still there")
+    );
+    assert!(status.replicas[0].next > Some(story.engine.now() - 1_000));
+    story.engine.set_faults(Faults::default());
+    story.settle().await;
+    assert_eq!(story.ours(), []);
+}
+
+#[tokio::test]
+async fn what_somebody_removes_by_hand_is_made_again_and_that_is_said() {
+    let wish = Wish {
+        state: FlowState::Running,
+        replicas: 2,
+        images: [0, 0],
+        is_deleted: false,
+        is_autoscaled: false,
+    };
+    let mut story = Story::new(1, &wish);
+    story.settle().await;
+    let before = story.crm();
+    story.engine.remove_by_hand(&before[0]);
+    story.settle().await;
+    let after = story.crm();
+    assert_eq!(after.len(), 2);
+    assert_eq!(after.iter().filter(|it| before.contains(it)).count(), 1);
+}
+
+#[tokio::test]
 async fn a_restart_of_the_control_plane_changes_nothing() {
     for state in [FlowState::Running, FlowState::Paused] {
         let wish = Wish {
@@ -273,6 +448,7 @@ async fn a_restart_of_the_control_plane_changes_nothing() {
             replicas: 3,
             images: [0, 0],
             is_deleted: false,
+            is_autoscaled: false,
         };
         let mut story = Story::new(1, &wish);
         story.settle().await;
@@ -290,6 +466,7 @@ async fn while_nothing_can_be_seen_nothing_is_done_and_that_is_said() {
         replicas: 2,
         images: [0, 0],
         is_deleted: false,
+        is_autoscaled: false,
     };
     let mut story = Story::new(1, &wish);
     story.settle().await;
@@ -323,6 +500,7 @@ async fn a_replica_that_keeps_dying_is_shown_with_its_reason_and_last_lines() {
         replicas: 1,
         images: [0, 0],
         is_deleted: false,
+        is_autoscaled: false,
     };
     let mut story = Story::new(1, &wish);
     story.settle().await;
@@ -370,6 +548,7 @@ async fn a_status_says_what_runs_and_since_when() {
         replicas: 2,
         images: [0, 0],
         is_deleted: false,
+        is_autoscaled: false,
     };
     let mut story = Story::new(1, &wish);
     story.settle().await;

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use towpath_flow::FilledStep;
 use towpath_flow::model::{Fires, Flow, Limits, Step};
+use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::start::{Identity, Output, Routes, Settings, Start};
@@ -99,6 +99,13 @@ impl Blueprint {
     }
 }
 
+impl Blueprint {
+    /// The most messages in the hands of one replica.
+    pub fn concurrency(&self) -> u32 {
+        self.start.settings.concurrency
+    }
+}
+
 /// The name of a replica's container.
 pub fn container_name(identity: &Identity) -> String {
     let Identity {
@@ -143,9 +150,11 @@ fn desired_step(
 ) -> DesiredStep {
     let known = facts.get(&step.id);
     let exclusive = kind(flow, step) == Kind::Poll;
-    let replicas = known
-        .and_then(|facts| facts.replicas)
-        .unwrap_or(step.replicas);
+    let wanted = known.and_then(|facts| facts.replicas);
+    let (replicas, autoscale) = match (wanted, step.replicas) {
+        (Some(count), _) | (None, Replicas::Fixed(count)) => (count, None),
+        (None, Replicas::Auto(auto)) => (auto.min, Some(auto)),
+    };
     let drain = drain(step.timeout);
     let made = match known {
         Some(known) => blueprint(ground, flow, step, known, facts),
@@ -155,6 +164,8 @@ fn desired_step(
     DesiredStep {
         id: step.id.clone(),
         replicas: if exclusive { replicas.min(1) } else { replicas },
+        autoscale,
+        scaling: None,
         exclusive,
         drain,
         image: known.and_then(|facts| facts.image.clone().ok()),

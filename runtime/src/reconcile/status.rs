@@ -38,6 +38,9 @@ pub struct FlowStatus {
 pub struct StepStatus {
     /// How many replicas there should be.
     pub desired: u32,
+    /// Why that many, if the work counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<String>,
     /// How many there are that run and were not told to go, outdated ones included.
     pub running: u32,
     /// How many of them are made from what they should be made from.
@@ -46,6 +49,8 @@ pub struct StepStatus {
     pub blocked: Option<String>,
     /// How often replicas were started again after a failure, since the control plane started.
     pub restarts: u64,
+    /// How often replicas were replaced although they ran, because they did nothing, since then.
+    pub recycled: u64,
     /// Its replicas, those that should be there and are not included.
     pub replicas: Vec<ReplicaStatus>,
 }
@@ -175,8 +180,10 @@ fn flow_status(flow: &DesiredFlow, memory: &Memory, now: u64) -> FlowStatus {
         let key = (flow.flow.name.clone(), step.id.clone());
         let status = StepStatus {
             desired: wanted,
+            scaling: step.scaling.clone(),
             blocked: step.blocked.clone(),
             restarts: memory.restarts.get(&key).copied().unwrap_or_default(),
+            recycled: memory.recycled.get(&key).copied().unwrap_or_default(),
             replicas: (1..=wanted)
                 .map(|it| missing(flow, step, it, memory, now))
                 .collect(),
@@ -237,9 +244,10 @@ fn replica_status(one: &Observed, is_current: bool, memory: &Memory, now: u64) -
         ContainerState::Exited {
             code,
             out_of_memory,
+            memory_bytes,
             at,
         } => {
-            let reason = super::memory::exit_reason(*code, *out_of_memory);
+            let reason = super::memory::exit_reason(*code, *out_of_memory, *memory_bytes);
             let is_next = is_current && failure.is_some();
             let state = if is_next {
                 ReplicaState::BackingOff
@@ -250,7 +258,7 @@ fn replica_status(one: &Observed, is_current: bool, memory: &Memory, now: u64) -
         }
         ContainerState::Running if drain.is_some() => (
             ReplicaState::Draining,
-            None,
+            memory.recycles.get(&one.container).cloned(),
             drain.map_or(now, |drain| drain.since),
         ),
         ContainerState::Running => {
@@ -275,6 +283,8 @@ fn replica_status(one: &Observed, is_current: bool, memory: &Memory, now: u64) -
         said
     };
     let is_waiting = state == ReplicaState::BackingOff;
+    let removal = memory.removals.get(&one.container).filter(|it| it.is_known);
+    let reason = removal.map(|it| it.reason.clone()).or(reason);
     ReplicaStatus {
         replica: one.identity.replica,
         spec: one.identity.spec.clone(),
@@ -283,7 +293,9 @@ fn replica_status(one: &Observed, is_current: bool, memory: &Memory, now: u64) -
         state,
         reason: reason.or_else(|| (!is_current).then(|| "outdated".to_owned())),
         since,
-        next: failure.filter(|_| is_waiting).map(|failure| failure.next),
+        next: removal
+            .map(|removal| removal.next)
+            .or(failure.filter(|_| is_waiting).map(|failure| failure.next)),
         failures: failure.map_or(0, |failure| failure.count),
         last_lines,
     }

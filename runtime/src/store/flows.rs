@@ -226,6 +226,19 @@ impl Store {
         .await
     }
 
+    /// Lets the flow file say how many replicas a step should have.
+    pub async fn clear_scale(&self, flow: &str, step: &str) -> Result<(), StoreError> {
+        let (flow, step) = (flow.to_owned(), step.to_owned());
+        self.with("scale a step as its file says", move |connection| {
+            connection.execute(
+                "DELETE FROM scales WHERE flow = ?1 AND step = ?2",
+                params![flow, step],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Forgets a flow, its versions, checkpoints and runs. Its dead letters stay, and the queues of
     /// `steps` are to be removed.
     pub async fn delete_flow(
@@ -238,7 +251,6 @@ impl Store {
         self.with("delete a flow", move |connection| {
             let transaction = connection.transaction()?;
             let deleted = transaction.execute("DELETE FROM flows WHERE name = ?1", [&flow])?;
-            super::ledger::forget_flow(&transaction, &flow)?;
             for step in &steps {
                 insert_removal(&transaction, &flow, step, drop_messages)?;
             }

@@ -20,7 +20,6 @@ mod checkpoints;
 mod columns;
 pub mod dead_letters;
 pub mod flows;
-pub mod ledger;
 mod migrations;
 pub mod records;
 #[cfg(test)]

@@ -53,7 +53,7 @@ pub enum Kill {
 const FAILING_DEATHS: u32 = 3;
 
 /// How many of its last lines are kept.
-const LAST_LINES_MAX: usize = 10;
+const LAST_LINES_MAX: usize = 20;
 
 /// How many bytes of each.
 const LAST_LINE_BYTES_MAX: usize = 500;

@@ -188,10 +188,13 @@ pub(super) fn named(found: ContainerInspectResponse, replica: &ReplicaSpec) -> N
         .config
         .and_then(|config| config.labels)
         .unwrap_or_default();
-    if identity(&labels).as_ref() != Some(&replica.start.identity) {
-        return Named::Taken("the name belongs to a container that is not this replica".to_owned());
-    }
     let id = found.id.unwrap_or_else(|| replica.name.clone());
+    if identity(&labels).as_ref() != Some(&replica.start.identity) {
+        let id = id.get(..12).unwrap_or(&id);
+        return Named::Taken(format!(
+            "the name belongs to the container {id}, which is not this replica; rename or remove it"
+        ));
+    }
     let state = found.state.unwrap_or_default();
     let status = state
         .status
@@ -200,6 +203,7 @@ pub(super) fn named(found: ContainerInspectResponse, replica: &ReplicaSpec) -> N
     match status.as_str() {
         "running" | "paused" => Named::Running(id),
         "created" => Named::Created(id),
+        "exited" | "dead" => Named::Ended(id),
         other => Named::Taken(format!(
             "the replica is there and `{other}`: it is removed first"
         )),

@@ -93,6 +93,10 @@ async fn exited(docker: &Docker, id: &str) -> Result<Option<ContainerState>, Eng
     Ok(Some(ContainerState::Exited {
         code: state.exit_code.unwrap_or(-1),
         out_of_memory: state.oom_killed.unwrap_or_default(),
+        memory_bytes: found
+            .host_config
+            .and_then(|host| u64::try_from(host.memory?).ok())
+            .unwrap_or_default(),
         at: u64::try_from(at).unwrap_or_default(),
     }))
 }

@@ -452,7 +452,7 @@ prop_compose! {
             5 => Just(ContainerState::Running),
             1 => Just(ContainerState::Created),
             1 => (0_i64..4).prop_map(|code| ContainerState::Exited {
-                code, out_of_memory: false, at: 990_000
+                code, out_of_memory: false, memory_bytes: 0, at: 990_000
             }),
         ],
         agent in prop::sample::select(vec![
