@@ -6,6 +6,7 @@ pub mod cli;
 pub mod control;
 pub mod engine;
 pub mod ingress;
+pub mod ledger;
 pub mod live;
 pub mod metrics;
 pub mod office;

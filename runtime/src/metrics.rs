@@ -11,7 +11,7 @@ use prometheus::proto::{
 };
 use prometheus::{IntCounterVec, Opts, Registry, TextEncoder};
 use towpath_protocol::frame::Why;
-use towpath_protocol::office::LATENCY_BOUNDS_US;
+use towpath_protocol::office::{Grant, LATENCY_BOUNDS_US};
 
 use crate::reports::{Reports, Totals};
 use crate::store::records::{DeadLetterRecord, OpenDeadLetters};
@@ -32,6 +32,8 @@ struct Counts {
     runs_abandoned: IntCounterVec,
     dead_letters: IntCounterVec,
     restarts: IntCounterVec,
+    ledger_claims: IntCounterVec,
+    ledger_settled: IntCounterVec,
 }
 
 /// How things are when the text is written.
@@ -105,6 +107,16 @@ impl Metrics {
             "Containers started again after they ended by themselves.",
             &["flow", "step"],
         );
+        let ledger_claims = counter(
+            "towpath_ledger_claims_total",
+            "Messages that agents claimed, by what they were answered.",
+            &["flow", "step", "answer"],
+        );
+        let ledger_settled = counter(
+            "towpath_ledger_settled_total",
+            "Messages that agents said are settled.",
+            &["flow", "step"],
+        );
         Self {
             counts: Arc::new(Counts {
                 registry,
@@ -113,6 +125,8 @@ impl Metrics {
                 runs_abandoned,
                 dead_letters,
                 restarts,
+                ledger_claims,
+                ledger_settled,
             }),
         }
     }
@@ -156,6 +170,35 @@ impl Metrics {
     /// Counts a container that was started again after it ended by itself.
     pub fn replica_restart(&self, flow: &str, step: &str) {
         self.counts.restarts.with_label_values(&[flow, step]).inc();
+    }
+
+    /// Counts the answers to a claim.
+    pub fn ledger_answers(&self, flow: &str, step: &str, grants: &[Grant]) {
+        let word = |grant: &Grant| match grant {
+            Grant::Yours {
+                uncertain: false, ..
+            } => "granted",
+            Grant::Yours { .. } => "taken_over",
+            Grant::Settled => "settled",
+            Grant::Busy { .. } => "busy",
+        };
+        for answer in ["granted", "taken_over", "settled", "busy"] {
+            let count = grants.iter().filter(|grant| word(grant) == answer).count() as u64;
+            if count > 0 {
+                self.counts
+                    .ledger_claims
+                    .with_label_values(&[flow, step, answer])
+                    .inc_by(count);
+            }
+        }
+    }
+
+    /// Counts messages that an agent said are settled.
+    pub fn ledger_settled(&self, flow: &str, step: &str, count: u64) {
+        self.counts
+            .ledger_settled
+            .with_label_values(&[flow, step])
+            .inc_by(count);
     }
 
     /// Writes everything as Prometheus reads it.

@@ -26,6 +26,7 @@ use crate::control::{Control, Parts};
 use crate::engine::docker::DockerEngine;
 use crate::engine::{AgentBinaries, AgentError, Engine, chain};
 use crate::ingress::{Ingress, Worker};
+use crate::ledger::Sighting;
 use crate::metrics::Metrics;
 use crate::office::Office;
 use crate::reconcile::gauge::BrokerGauge;
@@ -34,6 +35,7 @@ use crate::reconcile::spec::Ground;
 use crate::reports::Reports;
 use crate::schedule::{Scheduler, system_clock};
 use crate::settings::{Settings, without_password};
+use crate::store::ledger::Sightings;
 use crate::store::{Store, StoreError, now_ms, private_text};
 
 /// How long requests may take to end after a signal.
@@ -47,6 +49,19 @@ const DECLARE_AGAIN: Duration = Duration::from_secs(2);
 
 /// How long replayed and discarded dead letters are kept: 30 days.
 const DECIDED_MS_KEPT: u64 = 30 * 24 * 3_600_000;
+
+/// How many messages the ledger forgets at once: some milliseconds of the store's time.
+const FORGET_AT_ONCE: u32 = 2_000;
+
+/// How long it rests before it forgets more. With [`FORGET_AT_ONCE`], ten thousand a second: more
+/// than come in.
+const FORGET_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often it looks whether there is something to forget.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// A day.
+const DAY_MS: u64 = 24 * 3_600_000;
 
 /// Why the control plane does not run.
 #[derive(Debug, thiserror::Error)]
@@ -212,6 +227,7 @@ impl Plane {
             }),
             Pace::default(),
         );
+        let sightings = sightings(reports.clone(), handle.clone());
         let live = watch::Sender::new(Arc::default());
         let runs_changed = Arc::new(Notify::new());
         let scheduler = Scheduler {
@@ -231,6 +247,7 @@ impl Plane {
             reports: reports.clone(),
             metrics: metrics.clone(),
             runs_changed,
+            sightings,
             clock: clock.clone(),
         };
         let (ingress, worker) = Ingress::new(
@@ -262,6 +279,7 @@ impl Plane {
             store,
             handle,
             metrics,
+            ledger_ms_kept: u64::from(settings.ledger_days) * DAY_MS,
         };
         let parts = loops.spawn(stop);
         Ok(Self {
@@ -285,6 +303,7 @@ struct Loops {
     store: Store,
     handle: Handle,
     metrics: Metrics,
+    ledger_ms_kept: u64,
 }
 
 impl Loops {
@@ -329,13 +348,30 @@ impl Loops {
             "removing queues",
             Box::pin(Arc::clone(&self.control).run_removals(stop.clone())),
         );
-        spawn("forgetting", Box::pin(forget(self.store, stop.clone())));
+        spawn(
+            "forgetting",
+            Box::pin(forget(self.store.clone(), stop.clone())),
+        );
+        spawn(
+            "forgetting settlements",
+            Box::pin(forget_ledger(self.store, self.ledger_ms_kept, stop.clone())),
+        );
         spawn(
             "counting restarts",
             Box::pin(count_restarts(self.handle, self.metrics, stop.clone())),
         );
         parts
     }
+}
+
+/// What is known of whoever claims messages: what it reported, and what the reconciler saw.
+fn sightings(reports: Reports, reconciler: Handle) -> Sightings {
+    Arc::new(move |identity| Sighting {
+        reported: reports
+            .latest(identity)
+            .map(|report| (report.incarnation, report.at)),
+        ..reconciler.sighting(identity)
+    })
 }
 
 fn binaries(settings: &Settings) -> AgentBinaries {
@@ -372,6 +408,26 @@ async fn forget(store: Store, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_secs(3600)) => {}
+        }
+    }
+}
+
+/// Forgets what was settled long ago, a little at a time: the ledger is written all the while.
+async fn forget_ledger(store: Store, kept_ms: u64, stop: CancellationToken) {
+    loop {
+        let before = now_ms().saturating_sub(kept_ms);
+        let pause = match store.forget_ledger(before, FORGET_AT_ONCE).await {
+            Ok(0) => FORGET_EVERY,
+            Ok(_) => FORGET_PAUSE,
+            Err(error) => {
+                tracing::warn!("cannot forget old settlements: {}", chain(&error));
+                FORGET_EVERY
+            }
+        };
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

@@ -52,6 +52,8 @@ pub struct Settings {
     pub token: String,
     /// The largest request, in bytes.
     pub body_bytes_max: u64,
+    /// For how many days it is remembered which messages are settled, of steps with `once: true`.
+    pub ledger_days: u32,
     /// How logs are written.
     pub log: LogSettings,
 }
@@ -201,6 +203,9 @@ impl Settings {
         if !self.token.is_empty() && self.token.len() < 16 {
             return Err(bad("token", "must have at least 16 characters"));
         }
+        if self.ledger_days == 0 {
+            return Err(bad("ledger_days", "must be at least 1"));
+        }
         Ok(self)
     }
 
@@ -228,6 +233,7 @@ impl fmt::Debug for Settings {
             .field("agent", &self.agent)
             .field("token", &"***")
             .field("body_bytes_max", &self.body_bytes_max)
+            .field("ledger_days", &self.ledger_days)
             .field("log", &self.log)
             .finish()
     }
@@ -281,7 +287,7 @@ fn from_a_container(url: &str) -> String {
     format!("{scheme}://{user}{name}{port}{tail}")
 }
 
-const DEFAULTS: [(&str, &str); 11] = [
+const DEFAULTS: [(&str, &str); 12] = [
     ("listen", "127.0.0.1:7700"),
     ("public_url", ""),
     ("data", ".towpath"),
@@ -291,6 +297,7 @@ const DEFAULTS: [(&str, &str); 11] = [
     ("agent.binaries", ""),
     ("token", ""),
     ("body_bytes_max", ""),
+    ("ledger_days", "7"),
     ("log.format", "text"),
     ("log.level", "info"),
 ];

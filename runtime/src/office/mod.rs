@@ -24,9 +24,11 @@ use crate::engine::chain;
 use crate::metrics::Metrics;
 use crate::reports::Reports;
 use crate::schedule::Clock;
+use crate::store::ledger::Sightings;
 use crate::store::records::RunState;
 use crate::store::{Store, StoreError};
 
+mod ledger;
 pub mod letters;
 
 /// How many deliveries are taken at a time. Dead letters of so many are stored in one transaction.
@@ -53,6 +55,8 @@ pub struct Office {
     pub metrics: Metrics,
     /// Told when a run may have ended.
     pub runs_changed: Arc<Notify>,
+    /// What is known of who claims messages.
+    pub sightings: Sightings,
     /// What time it is.
     pub clock: Clock,
 }
@@ -64,9 +68,14 @@ impl Office {
         let reports = self.broker.consume(&self.names.reports(), WINDOW).await;
         let dead = self.broker.consume(&self.names.dead(), WINDOW).await;
         let lost = self.broker.consume(&self.names.lost(), WINDOW).await;
+        let ledger = self
+            .broker
+            .consume(&self.names.ledger(), ledger::WINDOW)
+            .await;
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().read_news(news));
         tasks.spawn(self.clone().read_reports(reports));
+        tasks.spawn(self.clone().read_ledger(ledger));
         tasks.spawn(self.clone().read_letters(dead));
         tasks.spawn(self.read_letters(lost));
         // Cancel-safe: what is cut off was not acknowledged, and comes again.

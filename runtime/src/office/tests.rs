@@ -6,7 +6,7 @@ use bytes::Bytes;
 use towpath_protocol::MessageId;
 use towpath_protocol::frame::Why;
 use towpath_protocol::message::BATCH_TYPE;
-use towpath_protocol::office::{DEAD_TYPE, NEWS_KEY, ToAgent};
+use towpath_protocol::office::{DEAD_TYPE, Grant, LEDGER_KEY, LEDGER_TYPE, NEWS_KEY, ToAgent};
 
 use super::*;
 use crate::broker::Publication;
@@ -51,6 +51,7 @@ async fn world(faults: Faults) -> World {
         reports: Reports::default(),
         metrics: Metrics::new(),
         runs_changed: Arc::new(Notify::new()),
+        sightings: Arc::new(|_| crate::ledger::Sighting::default()),
         clock: crate::schedule::system_clock(),
     };
     let shutdown = CancellationToken::new();
@@ -282,5 +283,68 @@ async fn a_dead_tick_ends_its_run() {
         (run.state, run.reason.as_deref()),
         (RunState::Failed, Some("the shop is down"))
     );
+    world.stop().await;
+}
+
+fn ledger(body: &str) -> Publication {
+    Publication {
+        exchange: "t.office".into(),
+        key: LEDGER_KEY.into(),
+        kind: LEDGER_TYPE,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        count: 1,
+    }
+}
+
+fn claim(question: u64, messages: std::ops::Range<u32>) -> Publication {
+    let messages: Vec<_> = messages.map(|number| (id(number), 0)).collect();
+    let messages = serde_json::to_string(&messages).unwrap();
+    ledger(&format!(
+        r#"{{"claim":{{"identity":{IDENTITY},"incarnation":"a","question":{question},"lease_ms":60000,"messages":{messages}}}}}"#
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_is_answered_after_what_was_settled_before() {
+    let faults = Faults {
+        acknowledgement_lost: 0.3,
+        ..Faults::default()
+    };
+    let world = world(faults).await;
+    world.publish(ledger("nonsense")).await;
+    for number in 0..50 {
+        let settled = format!(
+            r#"{{"settled":{{"identity":{IDENTITY},"incarnation":"a","at":1,"messages":[["{}",0]]}}}}"#,
+            id(number)
+        );
+        world.publish(ledger(&settled)).await;
+        world
+            .broker
+            .ask(claim(u64::from(number), 0..60), "back", "c");
+    }
+    let answers = |world: &World| -> std::collections::BTreeMap<u64, usize> {
+        let answers = world.broker.answers().into_iter().map(|answer| {
+            let ToAgent::Claimed(claimed) = serde_json::from_slice(&answer.body).unwrap() else {
+                panic!("not the answer to a claim");
+            };
+            assert_eq!(claimed.grants.len(), 60);
+            let is_settled = |grant: &&Grant| **grant == Grant::Settled;
+            let count = claimed.grants.iter().filter(is_settled).count();
+            (claimed.question, count)
+        });
+        answers.collect()
+    };
+    world
+        .eventually("all answers", async |world| answers(world).len() == 50)
+        .await;
+    for (question, settled) in answers(&world) {
+        // More, if its delivery came again.
+        assert!(settled as u64 > question, "{settled} after {question}");
+    }
+    let text = world
+        .office
+        .metrics
+        .render(&Reports::default(), &crate::metrics::Snapshot::default());
+    assert!(text.contains("towpath_ledger_claims_total"), "{text}");
     world.stop().await;
 }

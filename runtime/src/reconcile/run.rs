@@ -40,7 +40,8 @@ use super::scaling::Scaling;
 use super::status::{Status, flows};
 use super::watchdog::Watchdog;
 use super::{Desired, FlowState};
-use crate::engine::{Engine, EngineError, LogQuery, Observed, chain};
+use crate::engine::{ContainerState, Engine, EngineError, LogQuery, Observed, chain};
+use crate::ledger::Sighting;
 use crate::reports::StepKey;
 
 /// The longest that one action may take. The engine has limits of its own, below this one.
@@ -120,6 +121,8 @@ pub struct Reconciler {
 /// What the last round knew.
 #[derive(Debug, Clone, Default)]
 struct Known {
+    /// When the round began; 0 if there was none.
+    at: u64,
     observed: Vec<Observed>,
     memory: Memory,
     scaling: Scaling,
@@ -138,6 +141,22 @@ impl Handle {
     /// Asks for a round now: what should be has changed.
     pub fn look_now(&self) {
         self.asked.notify_one();
+    }
+
+    /// Says what the last round knew of a replica: when it looked, whether there was a container
+    /// that had not ended, and how one failed last.
+    pub fn sighting(&self, identity: &Identity) -> Sighting {
+        let known = self.known.borrow();
+        let is_there = known.observed.iter().any(|one| {
+            one.identity == *identity && !matches!(one.state, ContainerState::Exited { .. })
+        });
+        let failure = known.memory.failures.get(identity);
+        Sighting {
+            reported: None,
+            looked_at: known.at,
+            is_there,
+            failure: failure.map(|failure| (failure.at, failure.reason.clone())),
+        }
     }
 
     /// Says what would be done now if that were what should be. Nothing is done.
@@ -399,6 +418,7 @@ impl Reconciler {
             flows,
         });
         let known = Known {
+            at: now,
             observed: observed.to_vec(),
             memory: self.memory.clone(),
             scaling: self.scaling.clone(),

@@ -251,6 +251,7 @@ impl Store {
         self.with("delete a flow", move |connection| {
             let transaction = connection.transaction()?;
             let deleted = transaction.execute("DELETE FROM flows WHERE name = ?1", [&flow])?;
+            super::ledger::forget_flow(&transaction, &flow)?;
             for step in &steps {
                 insert_removal(&transaction, &flow, step, drop_messages)?;
             }

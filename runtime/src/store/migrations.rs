@@ -103,6 +103,49 @@ CREATE TABLE secrets (
     value      BLOB NOT NULL,
     changed_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+", "
+-- The steps that the ledger has messages of. Those of flows that are gone wait to be forgotten.
+CREATE TABLE ledger_steps (
+    id   INTEGER PRIMARY KEY AUTOINCREMENT,
+    flow TEXT NOT NULL,
+    step TEXT NOT NULL,
+    gone INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE UNIQUE INDEX one_ledger_step ON ledger_steps (flow, step) WHERE gone = 0;
+
+-- Each start of an agent that claimed something; a later one of the same replica has a larger id.
+CREATE TABLE ledger_holders (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    step        INTEGER NOT NULL,
+    replica     INTEGER NOT NULL,
+    spec        TEXT NOT NULL,
+    incarnation TEXT NOT NULL,
+    since       INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX one_ledger_holder ON ledger_holders (step, replica, spec, incarnation);
+
+-- Messages in somebody's hands: few. `message` is the id, and how often it was replayed if it was.
+CREATE TABLE ledger_claims (
+    step      INTEGER NOT NULL,
+    message   BLOB NOT NULL,
+    holder    INTEGER,
+    since     INTEGER NOT NULL,
+    until     INTEGER NOT NULL,
+    alone     INTEGER NOT NULL,
+    uncertain INTEGER NOT NULL,
+    deaths    INTEGER NOT NULL,
+    death     TEXT,
+    PRIMARY KEY (step, message)
+) STRICT, WITHOUT ROWID;
+
+-- Messages that are settled: as many as were handled in the days they are kept.
+CREATE TABLE ledger_settled (
+    step    INTEGER NOT NULL,
+    message BLOB NOT NULL,
+    at      INTEGER NOT NULL,
+    PRIMARY KEY (step, message)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX ledger_settled_by_age ON ledger_settled (at);
 "];
 
 /// Brings a database to the newest shape.
