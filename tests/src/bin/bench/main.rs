@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     binaries: PathBuf,
     /// How many messages go through the whole flow.
     messages: u64,
+    /// How many go through it with `once: true`.
+    once_messages: u64,
     /// How many go the naive way.
     naive_messages: u64,
     /// How many are timed one by one.
@@ -53,6 +55,7 @@ impl Plan {
                 .context("this program is in no folder")?
                 .to_owned(),
             messages: number("TOWPATH_BENCH_MESSAGES", 1_000_000)?,
+            once_messages: number("TOWPATH_BENCH_ONCE_MESSAGES", 200_000)?,
             naive_messages: number("TOWPATH_BENCH_NAIVE_MESSAGES", 50_000)?,
             idle_messages: number("TOWPATH_BENCH_IDLE_MESSAGES", 1_000)?,
             docker: std::env::var("TOWPATH_BENCH_AGENT_BROKER")
@@ -68,7 +71,7 @@ async fn main() -> Result<()> {
     let mut figures = figures::Figures::of_this_machine(&plan);
     // Idle comes first: after a load, the broker is busy with its log for a while.
     figures.progress("idle: one message at a time through a trigger and three actions");
-    let idle = pipeline::idle(&plan)
+    let idle = pipeline::idle(&plan, false)
         .await
         .context("one message at a time")?;
     figures.add(
@@ -95,6 +98,16 @@ async fn main() -> Result<()> {
         idle.step_mib,
         "MiB",
     );
+    figures.progress("idle, with `once: true` on the three actions");
+    let idle_once = pipeline::idle(&plan, true)
+        .await
+        .context("one message at a time, with `once: true`")?;
+    figures.add(
+        "once_idle_p50",
+        "idle, `once: true` on three actions, p50",
+        idle_once.p50_ms,
+        "ms",
+    );
     figures.progress("the naive way: raw lapin, one message a delivery");
     let naive = naive::measure(&plan).await.context("the naive way")?;
     figures.add(
@@ -104,7 +117,7 @@ async fn main() -> Result<()> {
         "msg/s",
     );
     figures.progress("loaded: as fast as they come through a trigger and three actions");
-    let loaded = pipeline::loaded(&plan)
+    let loaded = pipeline::loaded(&plan, plan.messages, false)
         .await
         .context("as fast as they come")?;
     figures.add(
@@ -129,6 +142,26 @@ async fn main() -> Result<()> {
         "resident memory of a Rust step after the load",
         loaded.step_mib,
         "MiB",
+    );
+    figures.progress("loaded, with `once: true` on the three actions");
+    let once = pipeline::loaded(&plan, plan.once_messages, true)
+        .await
+        .context("as fast as they come, with `once: true`")?;
+    figures.add(
+        "once",
+        "messages/s, `once: true` on three actions",
+        once.rate,
+        "msg/s",
+    );
+    figures.ratio(
+        "once_over_flow",
+        "the flow with `once: true` over the flow without",
+        once.rate / loaded.rate,
+    );
+    figures.ratio(
+        "once_over_naive",
+        "the flow with `once: true` over the naive limit",
+        once.rate / naive,
     );
     if let Some((url, network)) = &plan.docker {
         figures.progress("containers: from create to the first message");

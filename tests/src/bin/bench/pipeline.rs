@@ -3,29 +3,35 @@
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::StreamExt as _;
-use lapin::options::{
-    BasicAckOptions, BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
-    QueueBindOptions, QueueDeleteOptions,
-};
+use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Consumer, ExchangeKind};
+use lapin::{Channel, Consumer};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
-use tokio::task::JoinSet;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use towpath::broker::Broker as _;
+use towpath::broker::rabbit::Rabbit;
+use towpath::broker::topology::{Declaration, FlowTopology, Names, Topology, declarations};
+use towpath::ledger::Sighting;
+use towpath::metrics::Metrics;
+use towpath::office::Office;
+use towpath::reports::Reports;
+use towpath::schedule::system_clock;
+use towpath::store::Store;
 use towpath_protocol::MessageId;
 use towpath_protocol::frame::{TickBody, Why};
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::message::{BATCH_COUNT_HEADER, BATCH_TYPE, Lineage, Message};
-use towpath_protocol::office::{CheckpointAnswer, NEWS_KEY, News, REPORT_KEY, ToAgent};
-use towpath_protocol::start::{
-    DELAY_LEVELS, Identity, Mode, Output, Retry, Routes, Settings, Start,
-};
+use towpath_protocol::start::{Identity, Mode, Output, Retry, Routes, Settings, Start};
 
 use crate::{Plan, broker};
 
@@ -52,42 +58,64 @@ pub(crate) struct Loaded {
     pub(crate) step_mib: f64,
 }
 
-/// A broker with the flow's queues on it.
+/// A broker with the flow's queues on it, and the control plane's office, with a store on disk.
 struct Bench {
     connection: lapin::Connection,
     channel: Channel,
-    office: JoinSet<Result<()>>,
     sink: Consumer,
+    broker: Arc<Rabbit>,
+    office: JoinHandle<()>,
+    shutdown: CancellationToken,
+    _data: tempfile::TempDir,
 }
 
 impl Bench {
     async fn begin(plan: &Plan) -> Result<Self> {
         let connection = broker::connect(&plan.broker_url).await?;
         let channel = broker::publisher(&connection).await?;
-        declare(&channel).await?;
-        let mut office = JoinSet::new();
-        office.spawn(answer(connection.create_channel().await?));
+        remove(&channel).await?;
+        let shutdown = CancellationToken::new();
+        let broker = Arc::new(Rabbit::start(&plan.broker_url, shutdown.clone())?);
+        broker.declare(&topology(), &[]).await?;
+        let data = tempfile::tempdir()?;
+        let office = Office {
+            broker: Arc::clone(&broker) as _,
+            store: Store::open(data.path())?,
+            names: names(),
+            reports: Reports::default(),
+            metrics: Metrics::new(),
+            runs_changed: Arc::new(Notify::new()),
+            // Nobody dies here, so nobody need be looked for.
+            sightings: Arc::new(|_| Sighting::default()),
+            clock: system_clock(),
+        };
+        let office = tokio::spawn(office.run(shutdown.clone()));
         let consuming = connection.create_channel().await?;
         let sink = broker::consume(&consuming, &queue("sink"), 0, true).await?;
         Ok(Self {
             connection,
             channel,
-            office,
             sink,
+            broker,
+            office,
+            shutdown,
+            _data: data,
         })
     }
 
-    async fn end(mut self) -> Result<()> {
-        self.office.shutdown().await;
+    async fn end(self) -> Result<()> {
+        self.shutdown.cancel();
+        self.office.await?;
+        self.broker.closed().await;
         remove(&self.channel).await?;
         Ok(self.connection.close(200, "done".into()).await?)
     }
 }
 
 /// Sends one message after the other through the flow.
-pub(crate) async fn idle(plan: &Plan) -> Result<Idle> {
+pub(crate) async fn idle(plan: &Plan, once: bool) -> Result<Idle> {
     let mut bench = Bench::begin(plan).await?;
-    let mut agents = spawn(plan, Kind::Webhook, &plan.broker_url).await?;
+    let mut agents = spawn(plan, Kind::Webhook, plan.messages, once).await?;
     let (p50_ms, p99_ms) = one_by_one(plan, &bench.channel, &mut bench.sink).await?;
     let (agent_mib, step_mib) = memory(&agents)?;
     stop(&mut agents).await?;
@@ -100,11 +128,11 @@ pub(crate) async fn idle(plan: &Plan) -> Result<Idle> {
     })
 }
 
-/// Sends messages through the flow as fast as they come.
-pub(crate) async fn loaded(plan: &Plan) -> Result<Loaded> {
+/// Sends messages through the flow as fast as they come, with `once: true` on its actions or not.
+pub(crate) async fn loaded(plan: &Plan, messages: u64, once: bool) -> Result<Loaded> {
     let mut bench = Bench::begin(plan).await?;
-    let mut agents = spawn(plan, Kind::Poll, &plan.broker_url).await?;
-    let rate = all_at_once(plan, &bench.channel, &mut bench.sink).await?;
+    let mut agents = spawn(plan, Kind::Poll, messages, once).await?;
+    let rate = all_at_once(messages, &bench.channel, &mut bench.sink).await?;
     let (agent_mib, step_mib) = memory(&agents)?;
     stop(&mut agents).await?;
     bench.end().await?;
@@ -116,7 +144,7 @@ pub(crate) async fn loaded(plan: &Plan) -> Result<Loaded> {
 }
 
 /// Fires the trigger and waits for all messages at the end; messages a second.
-async fn all_at_once(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Result<f64> {
+async fn all_at_once(messages: u64, channel: &Channel, sink: &mut Consumer) -> Result<f64> {
     let body = serde_json::to_string(&TickBody {
         why: Why::Manual,
         due: now_ms(),
@@ -125,14 +153,13 @@ async fn all_at_once(plan: &Plan, channel: &Channel, sink: &mut Consumer) -> Res
     let began = Instant::now();
     publish(channel, "source", &body).await?;
     let mut arrived = 0;
-    while arrived < plan.messages {
+    while arrived < messages {
         arrived += next(sink).await?.0;
     }
     let rate = arrived as f64 / began.elapsed().as_secs_f64();
     ensure!(
-        arrived == plan.messages,
-        "{arrived} messages arrived of {}",
-        plan.messages
+        arrived == messages,
+        "{arrived} messages arrived of {messages}"
     );
     Ok(rate)
 }
@@ -193,8 +220,8 @@ pub(crate) async fn publish(channel: &Channel, step: &str, body: &str) -> Result
     let body = RawValue::from_string(body.to_owned())?;
     let line = serde_json::to_string(&Message::root(id, &lineage, &body))? + "\n";
     let properties = broker::durable().with_type(BATCH_TYPE.into());
-    let exchange = format!("{PREFIX}.steps");
-    let key = format!("{PREFIX}.{step}");
+    let exchange = names().steps();
+    let key = Names::step_key(PREFIX, step);
     let confirm = channel
         .basic_publish(
             exchange.into(),
@@ -210,7 +237,7 @@ pub(crate) async fn publish(channel: &Channel, step: &str, body: &str) -> Result
 }
 
 /// Starts an agent and a step process for each step, and waits until all consume.
-async fn spawn(plan: &Plan, kind: Kind, broker_url: &str) -> Result<Vec<Child>> {
+async fn spawn(plan: &Plan, kind: Kind, messages: u64, once: bool) -> Result<Vec<Child>> {
     let mut agents = Vec::new();
     for index in 0..STEPS.len() {
         let kind = if index == 0 { kind } else { Kind::Action };
@@ -224,7 +251,7 @@ async fn spawn(plan: &Plan, kind: Kind, broker_url: &str) -> Result<Vec<Child>> 
             .kill_on_drop(true)
             .spawn()
             .context("cannot start an agent")?;
-        let document = serde_json::to_vec(&start(index, kind, plan.messages, broker_url)?)?;
+        let document = serde_json::to_vec(&start(index, kind, messages, once, &plan.broker_url)?)?;
         let mut stdin = agent
             .stdin
             .take()
@@ -260,9 +287,16 @@ async fn wait_for_consumer(connection: &lapin::Connection, name: &str) -> Result
 }
 
 /// What an agent reads on standard input.
-pub(crate) fn start(index: usize, kind: Kind, messages: u64, broker_url: &str) -> Result<Start> {
+pub(crate) fn start(
+    index: usize,
+    kind: Kind,
+    messages: u64,
+    once: bool,
+    broker_url: &str,
+) -> Result<Start> {
     let step = STEPS[index];
-    let key = format!("{step}.out");
+    let names = names();
+    let key = Names::port_key(step, "out");
     Ok(Start {
         contract: towpath_protocol::CONTRACT,
         broker_url: broker_url.to_owned(),
@@ -276,7 +310,7 @@ pub(crate) fn start(index: usize, kind: Kind, messages: u64, broker_url: &str) -
         kind,
         routes: Routes {
             queue: queue(step),
-            outputs_exchange: format!("{PREFIX}.flow"),
+            outputs_exchange: names.flow(PREFIX),
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
@@ -284,13 +318,11 @@ pub(crate) fn start(index: usize, kind: Kind, messages: u64, broker_url: &str) -
                     batch_max: 1024,
                 },
             )]),
-            own_key: format!("{PREFIX}.{step}"),
-            steps_exchange: format!("{PREFIX}.steps"),
-            delay_exchanges: (0..DELAY_LEVELS)
-                .map(|level| format!("{PREFIX}.delay.{level}"))
-                .collect(),
-            dead_exchange: format!("{PREFIX}.dead"),
-            office_exchange: format!("{PREFIX}.office"),
+            own_key: Names::step_key(PREFIX, step),
+            steps_exchange: names.steps(),
+            delay_exchanges: names.delays(),
+            dead_exchange: names.dead(),
+            office_exchange: names.office(),
         },
         config: RawValue::from_string(json!({ "messages": messages }).to_string())?,
         env: BTreeMap::new(),
@@ -307,7 +339,7 @@ pub(crate) fn start(index: usize, kind: Kind, messages: u64, broker_url: &str) -
                 jitter: 0.2,
             },
             rebounds_max: 100,
-            once: false,
+            once: once && kind == Kind::Action,
             body_bytes_max: towpath_protocol::BODY_BYTES_MAX,
             drain_ms: 10_000,
             memory_bytes: 0,
@@ -359,112 +391,57 @@ fn resident_mib(process: u32) -> Result<f64> {
     Ok(kib.parse::<f64>()? / 1024.0)
 }
 
-/// Plays the control plane's part of a trigger's run: there is no checkpoint.
-async fn answer(channel: Channel) -> Result<()> {
-    let mut news = broker::consume(&channel, &queue("news"), 100, false).await?;
-    while let Some(delivery) = news.next().await {
-        let delivery = delivery?;
-        for line in delivery
-            .data
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty())
-        {
-            let Ok(News::AskCheckpoint { run, .. }) = serde_json::from_slice(line) else {
-                continue;
-            };
-            let Some(reply_to) = delivery.properties.reply_to() else {
-                continue;
-            };
-            let body = serde_json::to_vec(&ToAgent::Checkpoint(CheckpointAnswer {
-                run,
-                checkpoint: None,
-            }))?;
-            let mut properties = BasicProperties::default();
-            if let Some(correlation) = delivery.properties.correlation_id() {
-                properties = properties.with_correlation_id(correlation.clone());
-            }
-            channel
-                .basic_publish(
-                    "".into(),
-                    reply_to.clone(),
-                    BasicPublishOptions::default(),
-                    &body,
-                    properties,
-                )
-                .await?
-                .await?;
-        }
-        channel
-            .basic_ack(delivery.delivery_tag, BasicAckOptions::default())
-            .await?;
-    }
-    Ok(())
+pub(crate) fn queue(step: &str) -> String {
+    names().queue(PREFIX, step)
 }
 
-pub(crate) fn queue(step: &str) -> String {
-    format!("{PREFIX}.flow.{step}")
+fn names() -> Names {
+    Names::new(PREFIX)
+}
+
+/// What the control plane declares for the flow, and a queue at its end.
+fn topology() -> Topology {
+    let mut steps = vec![(STEPS[0].to_owned(), Vec::new())];
+    for (before, step) in STEPS.iter().zip(STEPS[1..].iter().chain(&["sink"])) {
+        let after = ((*before).to_owned(), "out".to_owned());
+        steps.push(((*step).to_owned(), vec![after]));
+    }
+    let flow = FlowTopology {
+        flow: PREFIX.to_owned(),
+        steps,
+    };
+    Topology {
+        names: names(),
+        flows: vec![flow],
+    }
 }
 
 /// Declares what the flow needs, as the control plane does.
-pub(crate) async fn declare(channel: &Channel) -> Result<()> {
-    let direct = ["flow", "steps", "office", "dead"].map(|name| format!("{PREFIX}.{name}"));
-    let delays = (0..DELAY_LEVELS).map(|level| format!("{PREFIX}.delay.{level}"));
-    for name in direct.into_iter().chain(delays) {
-        let options = ExchangeDeclareOptions {
-            durable: true,
-            ..Default::default()
-        };
-        channel
-            .exchange_declare(
-                name.into(),
-                ExchangeKind::Direct,
-                options,
-                FieldTable::default(),
-            )
-            .await?;
-    }
-    let follows = ["first", "second", "third", "sink"];
-    for (step, before) in follows.iter().zip(STEPS) {
-        broker::queue(channel, &queue(step)).await?;
-        bind(channel, &queue(step), "flow", &format!("{before}.out")).await?;
-    }
-    for extra in ["source", "news"] {
-        broker::queue(channel, &queue(extra)).await?;
-    }
-    for step in STEPS {
-        bind(channel, &queue(step), "steps", &format!("{PREFIX}.{step}")).await?;
-    }
-    broker::queue(channel, &queue("reports")).await?;
-    bind(channel, &queue("reports"), "office", REPORT_KEY).await?;
-    bind(channel, &queue("news"), "office", NEWS_KEY).await
+pub(crate) async fn declare(plan: &Plan) -> Result<()> {
+    let shutdown = CancellationToken::new();
+    let broker = Rabbit::start(&plan.broker_url, shutdown.clone())?;
+    broker.declare(&topology(), &[]).await?;
+    shutdown.cancel();
+    broker.closed().await;
+    Ok(())
 }
 
-async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<()> {
-    let exchange = format!("{PREFIX}.{exchange}");
-    Ok(channel
-        .queue_bind(
-            queue.into(),
-            exchange.into(),
-            key.into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        )
-        .await?)
-}
-
-/// Removes what was declared.
+/// Removes what is declared, if it is there.
 pub(crate) async fn remove(channel: &Channel) -> Result<()> {
-    for step in STEPS.iter().chain(&["sink", "news", "reports"]) {
-        channel
-            .queue_delete(queue(step).into(), QueueDeleteOptions::default())
-            .await?;
-    }
-    let direct = ["flow", "steps", "office", "dead"].map(|name| format!("{PREFIX}.{name}"));
-    let delays = (0..DELAY_LEVELS).map(|level| format!("{PREFIX}.delay.{level}"));
-    for name in direct.into_iter().chain(delays) {
-        channel
-            .exchange_delete(name.into(), ExchangeDeleteOptions::default())
-            .await?;
+    for declaration in declarations(&topology()) {
+        match declaration {
+            Declaration::Queue(queue) => {
+                let options = QueueDeleteOptions::default();
+                channel.queue_delete(queue.name.into(), options).await?;
+            }
+            Declaration::Exchange(exchange) => {
+                let options = ExchangeDeleteOptions::default();
+                channel
+                    .exchange_delete(exchange.name.into(), options)
+                    .await?;
+            }
+            Declaration::Binding(_) => {}
+        }
     }
     Ok(())
 }

@@ -20,7 +20,8 @@ const IMAGE: &str = "towpath/bench-work:bench";
 pub(crate) async fn measure(plan: &Plan, url: &str, network: &str) -> Result<f64> {
     let connection = broker::connect(&plan.broker_url).await?;
     let channel = broker::publisher(&connection).await?;
-    pipeline::declare(&channel).await?;
+    pipeline::remove(&channel).await?;
+    pipeline::declare(plan).await?;
     let consuming = connection.create_channel().await?;
     let mut after = broker::consume(&consuming, &pipeline::queue("second"), 0, true).await?;
     docker(&["volume", "create", VOLUME]).await?;
@@ -37,7 +38,7 @@ pub(crate) async fn measure(plan: &Plan, url: &str, network: &str) -> Result<f64
     docker(&["cp", &agent, &format!("{filler}:/.towpath/agent")]).await?;
     docker(&["rm", "-v", &filler]).await?;
 
-    let document = serde_json::to_vec(&pipeline::start(1, Kind::Action, 0, url)?)?;
+    let document = serde_json::to_vec(&pipeline::start(1, Kind::Action, 0, false, url)?)?;
     let mut times = Vec::new();
     for number in 0..ROUNDS {
         // The message waits in the queue, so that the time is that of the container alone.
