@@ -4,7 +4,7 @@
 //!
 //! - `no_id_without_a_confirm`: whoever gets an id can forget the request.
 //! - `one_request_alone_waits_for_nothing`; many at a time travel in batches.
-//! - `what_cannot_be_taken_now_is_said_at_once`: full, away or stopped, with when to come again.
+//! - `what_cannot_be_taken_now_is_said_at_once`: full, away, draining or stopped, with when to come again.
 //! - No credentials of a request travel on: neither its `authorization` nor the key in its URL.
 
 use bytes::Bytes;
@@ -54,6 +54,9 @@ pub enum IngressError {
     /// The flow is stopped.
     #[error("the flow is stopped")]
     Stopped,
+    /// The flow takes in nothing new until an operator lets it run again.
+    #[error("the flow finishes what it has, and takes in nothing new until it is resumed")]
+    Draining,
     /// The body is too large.
     #[error("the body is larger than {limit} bytes")]
     TooLarge {
@@ -93,7 +96,7 @@ impl IngressError {
             Self::NotReadable { .. } => 400,
             Self::UnknownType { .. } => 415,
             Self::Full => 429,
-            Self::Unavailable(_) => 503,
+            Self::Draining | Self::Unavailable(_) => 503,
         }
     }
 
@@ -102,6 +105,7 @@ impl IngressError {
         match self {
             Self::NoWebhook => "no_such_webhook",
             Self::Stopped => "flow_stopped",
+            Self::Draining => "flow_draining",
             Self::TooLarge { .. } => "body_too_large",
             Self::NotReadable { .. } => "body_not_readable",
             Self::UnknownType { .. } => "unknown_content_type",
@@ -116,6 +120,8 @@ impl IngressError {
             // A queue of a hundred thousand is not empty in a moment.
             Self::Full => Some(10),
             Self::Unavailable(_) => Some(5),
+            // A person decides when it goes on.
+            Self::Draining => Some(60),
             _ => None,
         }
     }
@@ -173,8 +179,10 @@ impl Ingress {
     }
 
     async fn take(&self, flow: &LiveFlow, request: &Request) -> Result<MessageId, IngressError> {
-        if flow.state == FlowState::Stopped {
-            return Err(IngressError::Stopped);
+        match flow.state {
+            FlowState::Running | FlowState::Paused => {}
+            FlowState::Draining => return Err(IngressError::Draining),
+            FlowState::Stopped => return Err(IngressError::Stopped),
         }
         let (id, line) = self.message(flow, request)?;
         let (outcome, answer) = oneshot::channel();

@@ -21,7 +21,7 @@ pub struct LiveFlow {
     pub name: String,
     /// Its version.
     pub version: u32,
-    /// What it should be doing.
+    /// What its trigger should be doing: ticks and requests.
     pub state: FlowState,
     /// Its trigger.
     pub trigger: LiveTrigger,

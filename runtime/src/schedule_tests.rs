@@ -112,7 +112,7 @@ fn a_trigger_has_at_most_one_active_run() {
 
 #[test]
 fn only_running_flows_fire() {
-    for state in [FlowState::Paused, FlowState::Stopped] {
+    for state in [FlowState::Draining, FlowState::Paused, FlowState::Stopped] {
         assert_eq!(due(&flow(MINUTE, state), None, 5), Decision::Off);
     }
     let mut webhook = flow(MINUTE, FlowState::Running);

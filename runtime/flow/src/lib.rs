@@ -50,6 +50,7 @@ pub use render::Paint;
 pub use schema::schema;
 pub use source::Source;
 pub use substitute::{Filled, FilledStep, SubstituteError, Values, substitute, substitute_step};
+pub use text::nearest;
 
 use diagnostic::Diagnostic;
 

@@ -58,7 +58,7 @@ fn join<S: AsRef<str>>(items: &[S], word: &str) -> String {
 }
 
 /// The candidate that was probably meant.
-pub(crate) fn nearest<'a>(
+pub fn nearest<'a>(
     written: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {

@@ -83,7 +83,16 @@ fn verbs() -> Router<ApiState> {
         .route("/flows/{flow}", get(routes::status).delete(routes::delete))
         .route("/flows/{flow}/pause", post(routes::pause))
         .route("/flows/{flow}/resume", post(routes::resume))
+        .route("/flows/{flow}/drain", post(routes::drain))
         .route("/flows/{flow}/stop", post(routes::stop))
+        .route("/flows/{flow}/steps/{step}", delete(routes::delete_step))
+        .route("/flows/{flow}/steps/{step}/pause", post(routes::pause_step))
+        .route(
+            "/flows/{flow}/steps/{step}/resume",
+            post(routes::resume_step),
+        )
+        .route("/flows/{flow}/steps/{step}/drain", post(routes::drain_step))
+        .route("/flows/{flow}/steps/{step}/stop", post(routes::stop_step))
         .route("/flows/{flow}/steps/{step}/scale", put(routes::scale))
         .route("/flows/{flow}/run", post(routes::run))
         .route("/flows/{flow}/runs", get(routes::runs))

@@ -12,7 +12,8 @@ use super::{hooks, probes, routes};
     modifiers(&TokenScheme),
     paths(
         routes::plan, routes::apply, routes::list, routes::status, routes::delete, routes::pause,
-        routes::resume, routes::stop, routes::scale, routes::run, routes::runs, routes::run_by_id,
+        routes::resume, routes::drain, routes::stop, routes::pause_step, routes::resume_step,
+        routes::drain_step, routes::stop_step, routes::delete_step, routes::scale, routes::run, routes::runs, routes::run_by_id,
         routes::logs, routes::dead_list, routes::dead_show, routes::dead_replay,
         routes::dead_discard, routes::secrets, routes::set_secret, routes::delete_secret,
         routes::manifest, hooks::hook, probes::live, probes::ready, probes::metrics,

@@ -18,7 +18,7 @@ use crate::control::view::{
     DeadList, DeadView, Done, Draft, FlowList, FlowStatus, PlanView, ReplayRequest, RunList,
     RunRequest, RunView, ScaleRequest, ScaleTo, ScaleWord, SecretList, SecretValue,
 };
-use crate::control::{DeadFilter, LogFilter};
+use crate::control::{DeadFilter, LogFilter, Verb};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -105,24 +105,94 @@ pub(super) async fn delete(
 #[utoipa::path(post, path = "/api/v1/flows/{flow}/pause", params(("flow" = String, Path)),
     security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody)))]
 pub(super) async fn pause(State(state): State<ApiState>, Path(flow): Path<String>) -> Answer<Done> {
-    Ok(Json(state.control.pause(&flow).await?))
+    Ok(Json(state.control.tell(&flow, Verb::Pause).await?))
 }
 
-/// Undoes pause and stop.
+/// Undoes pause, drain and stop.
 #[utoipa::path(post, path = "/api/v1/flows/{flow}/resume", params(("flow" = String, Path)),
     security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody)))]
 pub(super) async fn resume(
     State(state): State<ApiState>,
     Path(flow): Path<String>,
 ) -> Answer<Done> {
-    Ok(Json(state.control.resume(&flow).await?))
+    Ok(Json(state.control.tell(&flow, Verb::Resume).await?))
+}
+
+/// Takes in nothing new and finishes what is there; webhooks are answered 503.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/drain", params(("flow" = String, Path)),
+    security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody)))]
+pub(super) async fn drain(State(state): State<ApiState>, Path(flow): Path<String>) -> Answer<Done> {
+    Ok(Json(state.control.tell(&flow, Verb::Drain).await?))
 }
 
 /// Removes the containers; messages stay.
 #[utoipa::path(post, path = "/api/v1/flows/{flow}/stop", params(("flow" = String, Path)),
     security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody)))]
 pub(super) async fn stop(State(state): State<ApiState>, Path(flow): Path<String>) -> Answer<Done> {
-    Ok(Json(state.control.stop(&flow).await?))
+    Ok(Json(state.control.tell(&flow, Verb::Stop).await?))
+}
+
+/// The step stops consuming; its containers and messages stay.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/steps/{step}/pause",
+    params(("flow" = String, Path), ("step" = String, Path)), security(("token" = [])),
+    responses((status = 200, body = Done), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn pause_step(
+    State(state): State<ApiState>,
+    Path((flow, step)): Path<(String, String)>,
+) -> Answer<Done> {
+    Ok(Json(
+        state.control.tell_step(&flow, &step, Verb::Pause).await?,
+    ))
+}
+
+/// Undoes pause, drain and stop of the step.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/steps/{step}/resume",
+    params(("flow" = String, Path), ("step" = String, Path)), security(("token" = [])),
+    responses((status = 200, body = Done), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn resume_step(
+    State(state): State<ApiState>,
+    Path((flow, step)): Path<(String, String)>,
+) -> Answer<Done> {
+    Ok(Json(
+        state.control.tell_step(&flow, &step, Verb::Resume).await?,
+    ))
+}
+
+/// The steps before it hold still, and the step finishes what it has.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/steps/{step}/drain",
+    params(("flow" = String, Path), ("step" = String, Path)), security(("token" = [])),
+    responses((status = 200, body = Done), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn drain_step(
+    State(state): State<ApiState>,
+    Path((flow, step)): Path<(String, String)>,
+) -> Answer<Done> {
+    Ok(Json(
+        state.control.tell_step(&flow, &step, Verb::Drain).await?,
+    ))
+}
+
+/// Removes the step's containers; its messages stay.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/steps/{step}/stop",
+    params(("flow" = String, Path), ("step" = String, Path)), security(("token" = [])),
+    responses((status = 200, body = Done), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn stop_step(
+    State(state): State<ApiState>,
+    Path((flow, step)): Path<(String, String)>,
+) -> Answer<Done> {
+    Ok(Json(
+        state.control.tell_step(&flow, &step, Verb::Stop).await?,
+    ))
+}
+
+/// Says why one step is not deleted: it is taken out of the flow file.
+#[utoipa::path(delete, path = "/api/v1/flows/{flow}/steps/{step}",
+    params(("flow" = String, Path), ("step" = String, Path)), security(("token" = [])),
+    responses((status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn delete_step(
+    State(state): State<ApiState>,
+    Path((flow, step)): Path<(String, String)>,
+) -> Answer<Done> {
+    Ok(Json(state.control.delete_step(&flow, &step).await?))
 }
 
 /// Says how many replicas a step should have.

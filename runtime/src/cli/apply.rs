@@ -59,6 +59,7 @@ pub(super) async fn run(command: &Apply, context: &Context) -> Result<ExitStatus
     if let Some(status) = &status {
         let is = match status.state {
             FlowState::Running => "runs",
+            FlowState::Draining => "is in place, and drains",
             FlowState::Paused => "is in place, and paused",
             FlowState::Stopped => "is in place, and stopped",
         };

@@ -15,6 +15,9 @@ use crate::control::view::Done;
 pub(super) struct Delete {
     /// The flow
     flow: String,
+    /// One step is not deleted by itself: this says how it is done
+    #[arg(hide = true)]
+    step: Option<String>,
     /// Drops messages that wait in its queues
     #[arg(long)]
     drop_messages: bool,
@@ -24,6 +27,14 @@ pub(super) struct Delete {
 }
 
 pub(super) async fn run(command: &Delete, context: &Context) -> Result<ExitStatus, Problem> {
+    if let Some(step) = &command.step {
+        let path = ["flows", command.flow.as_str(), "steps", step];
+        let done: Done = context
+            .client()?
+            .send(Method::DELETE, &path, &[], &json!({}))
+            .await?;
+        return Ok(verbs::done(&done, context));
+    }
     if !command.yes {
         confirm(command, context)?;
     }

@@ -17,6 +17,7 @@ mod client;
 mod completions;
 mod dead;
 mod delete;
+mod drain;
 mod file;
 mod list;
 mod logs;
@@ -118,12 +119,14 @@ enum Command {
     Scale(scale::Scale),
     /// Fires a flow's trigger now
     Run(run::Run),
-    /// Stops consuming; containers and messages stay
-    Pause(verbs::Flow),
-    /// Undoes pause and stop
-    Resume(verbs::Flow),
-    /// Removes a flow's containers; messages stay
-    Stop(verbs::Flow),
+    /// A flow or a step stops consuming; containers and messages stay
+    Pause(verbs::Target),
+    /// Undoes pause, drain and stop
+    Resume(verbs::Target),
+    /// A flow or a step finishes what it has, and gets nothing new
+    Drain(drain::Drain),
+    /// Removes the containers of a flow or a step; messages stay
+    Stop(verbs::Target),
     /// Forgets a flow and removes all it made
     Delete(delete::Delete),
     /// Shows, replays and discards messages that a step gave up on
@@ -221,9 +224,10 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Logs(command) => logs::run(&command, context).await,
         Command::Scale(command) => scale::run(&command, context).await,
         Command::Run(command) => run::run(&command, context).await,
-        Command::Pause(flow) => verbs::run("pause", &flow, context).await,
-        Command::Resume(flow) => verbs::run("resume", &flow, context).await,
-        Command::Stop(flow) => verbs::run("stop", &flow, context).await,
+        Command::Pause(target) => verbs::run("pause", &target, context).await,
+        Command::Resume(target) => verbs::run("resume", &target, context).await,
+        Command::Drain(command) => drain::run(&command, context).await,
+        Command::Stop(target) => verbs::run("stop", &target, context).await,
         Command::Delete(command) => delete::run(&command, context).await,
         Command::Dead(command) => dead::run(&command, context).await,
         Command::Secret(command) => secret::run(&command, context).await,

@@ -7,7 +7,7 @@ use clap::Args;
 use super::printer::{Printer, Tone};
 use super::problem::Problem;
 use super::words::{apart, count, maybe_count, millis, rate};
-use super::{Context, ExitStatus, list};
+use super::{Context, ExitStatus, drain, list};
 use crate::control::view::{FlowList, FlowStatus, RunView, StepStatus};
 use crate::reconcile::FlowState;
 use crate::store::now_ms;
@@ -60,6 +60,7 @@ pub(super) async fn run(command: &Status, context: &Context) -> Result<ExitStatu
 pub(super) fn state_word(state: FlowState) -> &'static str {
     match state {
         FlowState::Running => "running",
+        FlowState::Draining => "draining",
         FlowState::Paused => "paused",
         FlowState::Stopped => "stopped",
     }
@@ -69,7 +70,7 @@ pub(super) fn state_word(state: FlowState) -> &'static str {
 pub(super) fn flow_tone(state: FlowState) -> Tone {
     match state {
         FlowState::Running => Tone::Good,
-        FlowState::Paused | FlowState::Stopped => Tone::Fair,
+        FlowState::Draining | FlowState::Paused | FlowState::Stopped => Tone::Fair,
     }
 }
 
@@ -83,6 +84,9 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
     }
     if let Some(reason) = &status.reason {
         lines.push(format!("  {}", printer.tone(reason, Tone::Bad)));
+    }
+    if let Some(left) = status.left {
+        lines.push(format!("  left     {}", drain::words_of(left)));
     }
     lines.push(format!("  fires    {}", fires(status, now)));
     if let Some(url) = &status.webhook_url {
@@ -111,12 +115,17 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
     let reasons: Vec<String> = status
         .steps
         .iter()
-        .filter_map(|step| Some((step, step.reason.as_ref()?)))
+        .filter_map(|step| {
+            let left = step.left.map(drain::words_of);
+            let reason = [step.reason.clone(), left].into_iter().flatten();
+            let reason = reason.collect::<Vec<_>>().join(": ");
+            (!reason.is_empty()).then_some((step, reason))
+        })
         .map(|(step, reason)| {
             format!(
                 "  {}: {}",
                 step.step,
-                printer.tone(reason, tone_of(&step.state))
+                printer.tone(&reason, tone_of(&step.state))
             )
         })
         .collect();
@@ -150,11 +159,17 @@ fn head(status: &FlowStatus, printer: Printer, now: u64) -> String {
     } else {
         flow_tone(status.state)
     };
+    let is_drained = status.left.is_some_and(|left| left.drained);
+    let word = if is_drained {
+        "drained"
+    } else {
+        state_word(status.state)
+    };
     let settled = if status.converged { "" } else { ", changing" };
     format!(
         "{}  {}{settled}  version {}, applied {} ago",
         printer.tone(&status.flow, Tone::Strong),
-        printer.tone(state_word(status.state), tone),
+        printer.tone(word, tone),
         status.version,
         apart(now, status.applied_at)
     )

@@ -1,4 +1,4 @@
-//! `towpath pause`, `towpath resume`, `towpath stop`
+//! `towpath pause`, `towpath resume`, `towpath stop`, and what they share with `towpath drain`
 
 use clap::Args;
 use reqwest::Method;
@@ -8,19 +8,35 @@ use super::problem::Problem;
 use super::{Context, ExitStatus};
 use crate::control::view::Done;
 
-/// Which flow.
+/// What is told something.
 #[derive(Debug, Args)]
-pub(super) struct Flow {
+pub(super) struct Target {
     /// The flow
-    flow: String,
+    pub(super) flow: String,
+    /// One of its steps; the whole flow when left out
+    pub(super) step: Option<String>,
 }
 
-pub(super) async fn run(verb: &str, flow: &Flow, context: &Context) -> Result<ExitStatus, Problem> {
-    let path = ["flows", &flow.flow, verb];
-    let answer: Done = context
-        .client()?
-        .send(Method::POST, &path, &[], &json!({}))
-        .await?;
+impl Target {
+    /// Asks the control plane to do something to it.
+    pub(super) async fn tell(&self, verb: &str, context: &Context) -> Result<Done, Problem> {
+        let path = match &self.step {
+            None => vec!["flows", &self.flow, verb],
+            Some(step) => vec!["flows", &self.flow, "steps", step, verb],
+        };
+        context
+            .client()?
+            .send(Method::POST, &path, &[], &json!({}))
+            .await
+    }
+}
+
+pub(super) async fn run(
+    verb: &str,
+    target: &Target,
+    context: &Context,
+) -> Result<ExitStatus, Problem> {
+    let answer = target.tell(verb, context).await?;
     Ok(done(&answer, context))
 }
 

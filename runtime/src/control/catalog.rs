@@ -16,6 +16,7 @@ use super::error::ControlError;
 use crate::broker::topology::{FlowTopology, Topology};
 use crate::engine::{Engine, Image};
 use crate::live::LiveFlow;
+use crate::reconcile::intent::intake;
 use crate::reconcile::run::DesiredSource;
 use crate::reconcile::spec::{Ground, StepFacts, desired_flow};
 use crate::reconcile::{Desired, DesiredFlow, FlowState};
@@ -102,6 +103,7 @@ impl Catalog {
                 filled: substitute_step(step, &values).map_err(|error| error.to_string()),
                 image,
                 replicas: record.scales.get(&step.id).copied(),
+                held: record.held.get(&step.id).copied(),
             };
             facts.insert(step.id.clone(), known);
         }
@@ -118,7 +120,9 @@ impl Catalog {
     pub async fn live_flows(&self) -> Result<BTreeMap<String, LiveFlow>, ControlError> {
         let mut flows = BTreeMap::new();
         for record in self.store.flows().await? {
-            let live = LiveFlow::new(&*self.flow(&record)?, record.version, record.state);
+            let flow = self.flow(&record)?;
+            let state = intake(&flow, record.state, &record.held);
+            let live = LiveFlow::new(&flow, record.version, state);
             flows.insert(record.name, live);
         }
         Ok(flows)

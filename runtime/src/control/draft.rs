@@ -226,6 +226,7 @@ impl Control {
             env: checked.env.clone(),
         };
         let scales = checked.before.as_ref().map(|before| &before.scales);
+        let held = checked.before.as_ref().map(|before| &before.held);
         let facts = checked.flow.steps.iter().map(|step| {
             let same = checked.flow_before.iter().flat_map(|flow| &flow.steps);
             let kept = same
@@ -242,6 +243,7 @@ impl Control {
                     .and_then(|it| it.get(&step.id))
                     .copied()
                     .filter(|_| kept),
+                held: held.and_then(|it| it.get(&step.id)).copied(),
             };
             (step.id.clone(), known)
         });

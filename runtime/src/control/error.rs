@@ -71,8 +71,12 @@ impl ControlError {
     /// The flow has no such step.
     pub fn no_step(flow: &str, step: &str, steps: &[&str]) -> Self {
         let message = format!("the flow `{flow}` has no step `{step}`");
-        Self::new(ErrorKind::NotFound, "no_such_step", message)
-            .hint(format!("its steps are {}", steps.join(", ")))
+        Self::new(ErrorKind::NotFound, "no_such_step", message).hint(
+            match towpath_flow::nearest(step, steps.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("its steps are {}", steps.join(", ")),
+            },
+        )
     }
 
     /// The flow file has mistakes.

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | [`catalog`] | what should be, from what was applied |
 //! | `draft` | plan and apply; `changes` says what differs |
-//! | `operate` | scale, pause, resume, stop, delete |
+//! | `operate` | scale, delete |
+//! | `hold` | pause, resume, drain, stop: a flow or a step |
+//! | `left` | what is left of what drains |
 //! | `status` | how everything is |
 //! | `runs`, `dead`, `secrets`, `images`, `logs` | one group of verbs each |
 //! | `removals` | takes away the queues of what is gone |
@@ -35,7 +37,9 @@ mod changes;
 mod dead;
 mod draft;
 pub mod error;
+mod hold;
 mod images;
+mod left;
 mod logs;
 mod operate;
 mod removals;
@@ -49,6 +53,7 @@ mod tests;
 pub mod view;
 
 pub use dead::DeadFilter;
+pub use hold::Verb;
 pub use logs::LogFilter;
 
 /// What the verbs are made of.
@@ -81,6 +86,7 @@ pub struct Control {
     scheduler: Scheduler,
     replayer: Replayer,
     public_url: String,
+    sights: left::Sights,
     keys: Mutex<BTreeMap<String, blake3::Hash>>,
     live: watch::Sender<Arc<BTreeMap<String, LiveFlow>>>,
     /// Held by what reads the flows, decides, and writes: applies do not overtake each other.
@@ -100,6 +106,7 @@ impl Control {
             reports: parts.reports,
             metrics: parts.metrics,
             public_url: parts.public_url,
+            sights: left::Sights::default(),
             keys: Mutex::default(),
             live: parts.live,
             applying: tokio::sync::Mutex::new(()),

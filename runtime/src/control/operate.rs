@@ -1,4 +1,4 @@
-//! What an operator does to a flow: scale, pause, resume, stop, delete.
+//! What an operator does to a flow: scale and delete.
 //!
 //! # Invariants
 //!
@@ -8,12 +8,11 @@
 use std::sync::Arc;
 
 use towpath_flow::limits::REPLICAS;
-use towpath_flow::{Flow, Replicas};
+use towpath_flow::{Flow, Replicas, nearest};
 
 use super::Control;
 use super::error::{ControlError, ErrorKind};
 use super::view::Done;
-use crate::reconcile::FlowState;
 use crate::store::flows::FlowRecord;
 
 impl Control {
@@ -80,57 +79,6 @@ impl Control {
         })
     }
 
-    /// Stops consuming; containers and messages stay.
-    pub async fn pause(&self, flow: &str) -> Result<Done, ControlError> {
-        let (record, _) = self.record(flow).await?;
-        if record.state == FlowState::Stopped {
-            let message = format!("`{flow}` is stopped, which is more than paused");
-            return Ok(Done {
-                changed: false,
-                message,
-            });
-        }
-        self.change_state(&record, FlowState::Paused, "is paused")
-            .await
-    }
-
-    /// Undoes pause and stop.
-    pub async fn resume(&self, flow: &str) -> Result<Done, ControlError> {
-        let (record, _) = self.record(flow).await?;
-        self.change_state(&record, FlowState::Running, "runs").await
-    }
-
-    /// Removes the containers; messages stay.
-    pub async fn stop(&self, flow: &str) -> Result<Done, ControlError> {
-        let (record, _) = self.record(flow).await?;
-        self.change_state(&record, FlowState::Stopped, "is stopped")
-            .await
-    }
-
-    async fn change_state(
-        &self,
-        record: &FlowRecord,
-        state: FlowState,
-        is: &str,
-    ) -> Result<Done, ControlError> {
-        let flow = &record.name;
-        if record.state == state {
-            return Ok(Done {
-                changed: false,
-                message: format!("`{flow}` {is} already"),
-            });
-        }
-        if !self.catalog.store.set_state(flow, state).await? {
-            return Err(ControlError::no_flow(flow));
-        }
-        tracing::info!(flow, ?state, before = ?record.state, "changed the state of a flow");
-        self.changed().await?;
-        Ok(Done {
-            changed: true,
-            message: format!("`{flow}` {is} from now on"),
-        })
-    }
-
     /// Forgets a flow and removes all it made. Refused while its queues hold something, unless
     /// that may be dropped.
     pub async fn delete(&self, flow: &str, drop_messages: bool) -> Result<Done, ControlError> {
@@ -189,9 +137,24 @@ impl Control {
     /// A flow's record and its checked form.
     pub(super) async fn record(&self, flow: &str) -> Result<(FlowRecord, Arc<Flow>), ControlError> {
         let record = self.catalog.store.flow(flow).await?;
-        let record = record.ok_or_else(|| ControlError::no_flow(flow))?;
+        let Some(record) = record else {
+            return Err(self.no_flow(flow).await);
+        };
         let checked = self.catalog.flow(&record)?;
         Ok((record, checked))
+    }
+
+    /// There is no such flow; but there may be one with a name that is near.
+    pub(super) async fn no_flow(&self, flow: &str) -> ControlError {
+        let names: Vec<String> = match self.catalog.store.flows().await {
+            Ok(flows) => flows.into_iter().map(|flow| flow.name).collect(),
+            Err(error) => return error.into(),
+        };
+        let error = ControlError::no_flow(flow);
+        match nearest(flow, names.iter().map(String::as_str)) {
+            Some(near) => error.hint(format!("did you mean `{near}`?")),
+            None => error,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use super::error::{ControlError, ErrorKind};
 use super::view::{RunList, RunView};
 use crate::engine::chain;
 use crate::live::LiveFlow;
+use crate::reconcile::intent::intake;
 use crate::schedule::{Decision, FireError, due};
 use crate::store::flows::FlowRecord;
 use crate::store::now_ms;
@@ -59,7 +60,8 @@ impl Control {
         flow: &Flow,
         last: Option<&RunRecord>,
     ) -> Option<u64> {
-        let live = LiveFlow::new(flow, record.version, record.state);
+        let state = intake(flow, record.state, &record.held);
+        let live = LiveFlow::new(flow, record.version, state);
         match due(&live, last, now_ms()) {
             Decision::Wait { until } => Some(until),
             Decision::Fire { due } => Some(due),

@@ -16,6 +16,7 @@ use crate::broker::Depth;
 use crate::engine::chain;
 use crate::metrics::{Snapshot, StepState};
 use crate::reconcile::FlowState;
+use crate::reconcile::intent::intent;
 use crate::reconcile::status::{ReplicaState, ReplicaStatus};
 use crate::reports::quantile_us;
 use crate::store::flows::FlowRecord;
@@ -55,11 +56,20 @@ impl Control {
     pub async fn status(&self, flow: &str) -> Result<FlowStatus, ControlError> {
         let (record, flow) = self.record(flow).await?;
         let facts = self.facts([&flow].into_iter()).await?;
-        let steps: Vec<StepStatus> = flow
+        let mut steps: Vec<StepStatus> = flow
             .steps
             .iter()
             .map(|step| self.step_status(&record, step, &facts))
             .collect();
+        // While the broker is away it is not known what is left, and `reason` says so.
+        let left = self.left_of_flow(&record, &flow).await.ok().flatten();
+        for step in &mut steps {
+            let left = self.left_of_step(&record, &flow, &step.step).await;
+            step.left = left.ok().flatten();
+            if step.left.is_some_and(|left| left.drained) && step.state == "draining" {
+                "drained".clone_into(&mut step.state);
+            }
+        }
         let last_run = match flow.fires {
             Fires::Every(_) => self.catalog.store.last_run(&flow.name).await?,
             Fires::Webhook => None,
@@ -70,6 +80,7 @@ impl Control {
             description: flow.description.clone(),
             state: record.state,
             reason: self.flow_reason(&record, &steps, &facts),
+            left,
             version: record.version,
             applied_at: record.applied_at,
             fires: fires(flow.fires),
@@ -223,7 +234,7 @@ impl Control {
             .as_ref()
             .map(|depths| depths.get(&queue).map_or(0, |depth| depth.ready));
         let (state, reason) = if is_seen {
-            step_state(record.state, &seen)
+            step_state(&seen)
         } else {
             ("unknown", Some("nobody has looked yet".to_owned()))
         };
@@ -231,6 +242,9 @@ impl Control {
         StepStatus {
             step: step.id.clone(),
             image: step.image.clone(),
+            wanted: seen.state,
+            because: seen.because.clone(),
+            left: None,
             state: state.to_owned(),
             reason,
             desired: seen.desired,
@@ -275,17 +289,19 @@ impl Control {
         if !facts.broker_up {
             return Some("the broker cannot be reached; what it holds is safe".to_owned());
         }
-        if record.state != FlowState::Running {
+        let is_well = |step: &&StepStatus| match step.state.as_str() {
+            "running" | "starting" | "asleep" | "unknown" => true,
+            "paused" => step.wanted == FlowState::Paused,
+            "stopped" => step.wanted == FlowState::Stopped,
+            "draining" | "drained" => step.wanted == FlowState::Draining,
+            _ => false,
+        };
+        if !matches!(record.state, FlowState::Running | FlowState::Draining) {
             return None;
         }
         steps
             .iter()
-            .find(|step| {
-                !matches!(
-                    step.state.as_str(),
-                    "running" | "starting" | "asleep" | "unknown"
-                )
-            })
+            .find(|step| !is_well(step))
             .map(|step| match &step.reason {
                 Some(reason) => format!("`{}` is {}: {reason}", step.step, words(&step.state)),
                 None => format!("`{}` is {}", step.step, words(&step.state)),
@@ -303,9 +319,14 @@ impl Control {
             return false;
         }
         // A step of an earlier version that is still there counts as well.
-        let all = seen.steps.iter().all(|(_, step)| {
-            let wanted = match record.state {
-                FlowState::Running => ReplicaState::Running,
+        let all = seen.steps.iter().all(|(id, step)| {
+            let model = flow.steps.iter().find(|it| it.id == *id);
+            let intended = model.map(|it| intent(flow, record.state, &record.held, it).state);
+            if intended.is_some_and(|intended| intended != step.state) {
+                return false;
+            }
+            let wanted = match step.state {
+                FlowState::Running | FlowState::Draining => ReplicaState::Running,
                 FlowState::Paused => ReplicaState::Paused,
                 FlowState::Stopped => ReplicaState::Exited,
             };
@@ -366,15 +387,13 @@ const ORDER: [ReplicaState; 10] = [
 ];
 
 /// How a step is: the worst of its replicas, and why.
-fn step_state(
-    state: FlowState,
-    step: &crate::reconcile::status::StepStatus,
-) -> (&'static str, Option<String>) {
+fn step_state(step: &crate::reconcile::status::StepStatus) -> (&'static str, Option<String>) {
     if let Some(blocked) = &step.blocked {
         return ("blocked", Some(blocked.clone()));
     }
-    if state == FlowState::Stopped && step.replicas.is_empty() {
-        return ("stopped", None);
+    let because = step.because.clone();
+    if step.state == FlowState::Stopped && step.replicas.is_empty() {
+        return ("stopped", because);
     }
     if step.desired == 0 && step.replicas.is_empty() {
         return ("asleep", None);
@@ -382,7 +401,13 @@ fn step_state(
     let rank = |replica: &&ReplicaStatus| ORDER.iter().position(|it| *it == replica.state);
     match step.replicas.iter().min_by_key(rank) {
         None => ("starting", None),
-        Some(worst) => (state_word(worst.state), reason_of(worst)),
+        Some(worst) => {
+            let word = match (worst.state, step.state) {
+                (ReplicaState::Running, FlowState::Draining) => "draining",
+                (state, _) => state_word(state),
+            };
+            (word, reason_of(worst).or(because))
+        }
     }
 }
 

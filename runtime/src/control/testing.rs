@@ -146,6 +146,16 @@ impl Bench {
         );
     }
 
+    /// Lets every agent that runs report, `later` milliseconds from now.
+    pub(crate) fn report(&self, later: u64) {
+        for one in self.engine.containers() {
+            if let Some(mut report) = self.engine.report(&one.identity) {
+                report.at = crate::store::now_ms() + later;
+                self.control.reports.record(report, crate::store::now_ms());
+            }
+        }
+    }
+
     /// The names of the containers that there are.
     pub(crate) fn containers(&self) -> Vec<String> {
         self.engine

@@ -125,6 +125,9 @@ pub struct FlowStatus {
     pub state: FlowState,
     /// What is wrong with the flow as a whole, if something is.
     pub reason: Option<String>,
+    /// What is left of it, if it drains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Left>,
     /// Its version.
     pub version: u32,
     /// When that was applied, in milliseconds since 1970.
@@ -156,6 +159,13 @@ pub struct StepStatus {
     pub step: String,
     /// Its image.
     pub image: String,
+    /// What it should be doing.
+    pub wanted: FlowState,
+    /// Because of what, if it should not simply run.
+    pub because: Option<String>,
+    /// What is left of it, if it drains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Left>,
     /// How it is, in a word.
     pub state: String,
     /// Why, if it does not simply run.
@@ -203,6 +213,19 @@ pub struct StepStatus {
     pub p99_ms: Option<f64>,
     /// Its replicas.
     pub replicas: Vec<ReplicaView>,
+}
+
+/// What is left of something that drains, in messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Left {
+    /// Waiting in queues, about.
+    pub queued: u64,
+    /// With agents, those of the steps before a step included.
+    pub in_hand: u64,
+    /// Waiting to be tried again.
+    pub waiting: u64,
+    /// Nothing is left, and that is certain.
+    pub drained: bool,
 }
 
 /// A replica and how it is.

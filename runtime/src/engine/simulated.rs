@@ -87,6 +87,8 @@ struct Simulated {
     observed: Observed,
     agent: AgentState,
     is_paused: bool,
+    /// Whether it was paused when it was started.
+    began_paused: bool,
     ready_at: u64,
     ends_at: Option<u64>,
     /// Whether somebody else put it there: then nobody removes it by hand.
@@ -152,6 +154,7 @@ impl SimulatedEngine {
                 observed,
                 agent,
                 is_paused,
+                began_paused: is_paused,
                 ready_at,
                 ends_at,
                 is_foreign: true,
@@ -162,6 +165,14 @@ impl SimulatedEngine {
     /// Removes a container as `docker rm -f` does.
     pub fn remove_by_hand(&self, container: &str) {
         self.world().containers.remove(container);
+    }
+
+    /// The name of each container, and whether it was paused when it was started.
+    pub fn started_paused(&self) -> Vec<(String, bool)> {
+        let world = self.world();
+        let all = world.containers.values();
+        all.map(|one| (one.observed.name.clone(), one.began_paused))
+            .collect()
     }
 
     /// Ends a container as `docker kill` does.
@@ -324,6 +335,7 @@ impl World {
                 observed,
                 agent,
                 is_paused,
+                began_paused: is_paused,
                 ready_at,
                 ends_at: None,
                 is_foreign: false,

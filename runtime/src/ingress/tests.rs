@@ -169,6 +169,16 @@ async fn what_cannot_be_taken_now_is_said_at_once() {
         .flows
         .send_replace(Arc::new(BTreeMap::from([("plain".to_owned(), stopped)])));
     assert_eq!(world.refused("plain", &request("1")).await.status(), 409);
+    let draining = flow("plain", false, FlowState::Draining);
+    world
+        .flows
+        .send_replace(Arc::new(BTreeMap::from([("plain".to_owned(), draining)])));
+    let drains = world.refused("plain", &request("1")).await;
+    assert_eq!(
+        (drains.status(), drains.retry_after().is_some()),
+        (503, true)
+    );
+    assert_eq!(drains.code(), "flow_draining");
     assert!(
         world.lines("t.flow.plain.crm").is_empty(),
         "nothing of all that was taken"

@@ -2,6 +2,7 @@
 //!
 //! | Module | What |
 //! |---|---|
+//! | [`intent`] | pure: what each step should be doing, from what an operator said |
 //! | [`spec`] | pure: from a checked flow, its images and its secrets to what a replica is made from |
 //! | [`plan`] | pure: the actions between what should be and what is, each with its reason |
 //! | [`memory`] | what one round must remember for the next: failures, drains, signals |
@@ -22,6 +23,7 @@ use crate::engine::Image;
 
 pub mod autoscale;
 pub mod gauge;
+pub mod intent;
 pub mod memory;
 pub mod plan;
 pub mod run;
@@ -61,6 +63,10 @@ pub struct DesiredFlow {
 pub struct DesiredStep {
     /// The step's id.
     pub id: String,
+    /// What it should be doing.
+    pub state: FlowState,
+    /// Because of what, if it does not simply run.
+    pub because: Option<String>,
     /// How many replicas, after scaling.
     pub replicas: u32,
     /// What counts its replicas, if that is the work: then the loop fills in [`Self::replicas`].
@@ -85,11 +91,15 @@ pub struct DesiredStep {
 }
 
 /// What a flow, or one of its steps, should be doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FlowState {
     /// Everything runs.
+    #[default]
     Running,
+    /// A flow takes in nothing new, and a step gets nothing new; what is there is finished,
+    /// retries included; webhooks are asked to come again later.
+    Draining,
     /// Containers stay; nothing is consumed, no tick is sent; webhooks are still taken.
     Paused,
     /// No containers; messages stay in the queues; webhooks are refused.

@@ -171,9 +171,9 @@ struct StepPlanner<'a> {
 
 impl<'a> StepPlanner<'a> {
     fn plan(&self, actions: &mut Vec<Action>) {
-        if self.flow.state == FlowState::Stopped {
+        if self.step.state == FlowState::Stopped {
             for one in &self.replicas {
-                self.end(one, "the flow is stopped", actions);
+                self.end(one, self.because(), actions);
             }
             return;
         }
@@ -325,9 +325,9 @@ impl<'a> StepPlanner<'a> {
             .memory
             .agent(&one.container)
             .map(|it| it == AgentState::Paused);
-        let (signal, reason) = match (self.flow.state, is_paused) {
-            (FlowState::Paused, Some(false) | None) => (Signal::Pause, "the flow is paused"),
-            (FlowState::Running, Some(true)) => (Signal::Resume, "the flow runs"),
+        let (signal, reason) = match (self.step.state, is_paused) {
+            (FlowState::Paused, Some(false) | None) => (Signal::Pause, self.because()),
+            (FlowState::Running | FlowState::Draining, Some(true)) => (Signal::Resume, "it runs"),
             _ => return,
         };
         let told = self.memory.signals.get(&one.container);
@@ -337,6 +337,11 @@ impl<'a> StepPlanner<'a> {
         if !told.is_some_and(is_fresh) {
             actions.push(action(ActionKind::Signal(signal), one, reason));
         }
+    }
+
+    /// Because of what it does not simply run.
+    fn because(&self) -> &str {
+        self.step.because.as_deref().unwrap_or("it is held")
     }
 
     fn end(&self, one: &Observed, reason: &str, actions: &mut Vec<Action>) {

@@ -550,9 +550,9 @@ async fn perform(
                 .flows
                 .iter()
                 .filter(|flow| flow.flow.name == identity.flow)
-                .flat_map(|flow| flow.steps.iter().map(move |step| (flow, step)))
-                .find(|(_, step)| step.id == identity.step && step.spec == identity.spec)
-                .and_then(|(flow, step)| Some((flow.state, step.blueprint.as_ref()?)));
+                .flat_map(|flow| &flow.steps)
+                .find(|step| step.id == identity.step && step.spec == identity.spec)
+                .and_then(|step| Some((step.state, step.blueprint.as_ref()?)));
             let Some((state, blueprint)) = found else {
                 return Err(EngineError::NotFound {
                     what: "blueprint for it".to_owned(),
@@ -570,9 +570,9 @@ async fn perform(
 fn is_wanted(desired: &Desired, identity: &Identity) -> bool {
     desired.flows.iter().any(|flow| {
         flow.flow.name == identity.flow
-            && flow.state != FlowState::Stopped
             && flow.steps.iter().any(|step| {
                 step.id == identity.step
+                    && step.state != FlowState::Stopped
                     && identity.replica <= step.replicas
                     && (step.spec == identity.spec || step.blocked.is_some())
             })

@@ -125,9 +125,9 @@ fn autoscaled(desired: &Desired) -> impl Iterator<Item = (&DesiredFlow, &Desired
     desired
         .flows
         .iter()
-        .filter(|flow| flow.state != FlowState::Stopped)
         .flat_map(|flow| flow.steps.iter().map(move |step| (flow, step)))
         .filter(|(_, step)| step.autoscale.is_some() && step.blocked.is_none())
+        .filter(|(_, step)| step.state != FlowState::Stopped)
 }
 
 fn successors<'a>(flow: &'a DesiredFlow, step: &'a DesiredStep) -> impl Iterator<Item = &'a str> {
@@ -213,6 +213,6 @@ fn signals(
         rate: own.map_or(0.0, |load| load.rate),
         is_busy: places > 0 && in_hand * 10 >= places * 9,
         obstacle,
-        is_paused: flow.state == FlowState::Paused,
+        is_paused: step.state == FlowState::Paused,
     }
 }

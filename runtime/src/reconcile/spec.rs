@@ -22,6 +22,7 @@ use towpath_protocol::CONTRACT;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::start::{Identity, Output, Routes, Settings, Start};
 
+use super::intent::{Held, intent};
 use super::{DesiredFlow, DesiredStep, FlowState};
 use crate::broker::topology::Names;
 use crate::engine::{Image, ReplicaSpec};
@@ -70,6 +71,8 @@ pub struct StepFacts {
     pub image: Result<Image, String>,
     /// How many replicas an operator wants, if one said.
     pub replicas: Option<u32>,
+    /// What an operator said that this step should be doing, if one said.
+    pub held: Option<FlowState>,
 }
 
 /// What the replicas of a step are made from. It holds secrets, and so has no `Debug`.
@@ -129,10 +132,21 @@ pub fn desired_flow(
     state: FlowState,
     facts: &BTreeMap<String, StepFacts>,
 ) -> DesiredFlow {
+    let held: Held = facts
+        .iter()
+        .filter_map(|(step, facts)| Some((step.clone(), facts.held?)))
+        .collect();
     let steps = flow
         .steps
         .iter()
-        .map(|step| desired_step(ground, &flow, step, facts))
+        .map(|step| {
+            let intent = intent(&flow, state, &held, step);
+            DesiredStep {
+                state: intent.state,
+                because: intent.because,
+                ..desired_step(ground, &flow, step, facts)
+            }
+        })
         .collect();
     DesiredFlow {
         flow,
@@ -163,6 +177,8 @@ fn desired_step(
     let blueprint = made.as_ref().ok().cloned().map(Arc::new);
     DesiredStep {
         id: step.id.clone(),
+        state: FlowState::Running,
+        because: None,
         replicas: if exclusive { replicas.min(1) } else { replicas },
         autoscale,
         scaling: None,

@@ -36,6 +36,10 @@ pub struct FlowStatus {
 /// How a step is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
 pub struct StepStatus {
+    /// What it should be doing.
+    pub state: FlowState,
+    /// Because of what, if it does not simply run.
+    pub because: Option<String>,
     /// How many replicas there should be.
     pub desired: u32,
     /// Why that many, if the work counts them.
@@ -172,13 +176,15 @@ fn desired_step<'a>(desired: &'a Desired, one: &Observed) -> Option<&'a DesiredS
 
 fn flow_status(flow: &DesiredFlow, memory: &Memory, now: u64) -> FlowStatus {
     let steps = flow.steps.iter().map(|step| {
-        let wanted = if flow.state == FlowState::Stopped {
+        let wanted = if step.state == FlowState::Stopped {
             0
         } else {
             step.replicas
         };
         let key = (flow.flow.name.clone(), step.id.clone());
         let status = StepStatus {
+            state: step.state,
+            because: step.because.clone(),
             desired: wanted,
             scaling: step.scaling.clone(),
             blocked: step.blocked.clone(),

@@ -79,6 +79,7 @@ pub(crate) fn facts(flow: &Flow) -> BTreeMap<String, StepFacts> {
                 filled: Ok(filled),
                 image,
                 replicas: None,
+                held: None,
             },
         )
     });

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, now_ms};
+use super::{Store, StoreError, columns, holds, now_ms};
 use crate::reconcile::FlowState;
+use crate::reconcile::intent::Held;
 
 /// The most versions of a flow that are kept.
 const VERSIONS_MAX: u32 = 50;
@@ -41,6 +42,8 @@ pub struct FlowRecord {
     pub applied_at: u64,
     /// How many replicas an operator wants, by step.
     pub scales: BTreeMap<String, u32>,
+    /// What an operator said of single steps.
+    pub held: Held,
 }
 
 /// A version to store.
@@ -94,6 +97,7 @@ impl Store {
                 .collect::<rusqlite::Result<Vec<_>>>()?;
             for flow in &mut flows {
                 flow.scales = scales(connection, &flow.name)?;
+                flow.held = holds::holds(connection, &flow.name)?;
             }
             Ok(flows)
         })
@@ -112,6 +116,7 @@ impl Store {
                 return Ok(None);
             };
             flow.scales = scales(connection, &name)?;
+            flow.held = holds::holds(connection, &name)?;
             Ok(Some(flow))
         })
         .await
@@ -150,6 +155,7 @@ impl Store {
                     )?;
                 }
             }
+            holds::forget_others(&transaction, &new.flow, &new.steps)?;
             for step in &new.steps {
                 transaction.execute(
                     "DELETE FROM removals WHERE flow = ?1 AND step = ?2",
@@ -205,7 +211,7 @@ impl Store {
         self.with("change the state of a flow", move |connection| {
             let changed = connection.execute(
                 "UPDATE flows SET state = ?2 WHERE name = ?1",
-                params![flow, state_text(state)],
+                params![flow, columns::word(state)],
             )?;
             Ok(changed == 1)
         })
@@ -327,12 +333,11 @@ fn scales(connection: &Connection, flow: &str) -> rusqlite::Result<BTreeMap<Stri
 }
 
 fn read_flow(row: &Row<'_>) -> rusqlite::Result<FlowRecord> {
-    let state: String = row.get(1)?;
     let env: String = row.get(6)?;
     let images: String = row.get(7)?;
     Ok(FlowRecord {
         name: row.get(0)?,
-        state: state_of(&state).ok_or_else(|| unreadable(1, format!("the state `{state}`")))?,
+        state: columns::unword(row, "state")?,
         version: row.get(2)?,
         webhook_key: row.get(3)?,
         file: row.get(4)?,
@@ -342,6 +347,7 @@ fn read_flow(row: &Row<'_>) -> rusqlite::Result<FlowRecord> {
         hash: row.get(8)?,
         applied_at: row.get(9)?,
         scales: BTreeMap::new(),
+        held: Held::new(),
     })
 }
 
@@ -350,20 +356,6 @@ fn unreadable(
     error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into())
-}
-
-fn state_text(state: FlowState) -> &'static str {
-    match state {
-        FlowState::Running => "running",
-        FlowState::Paused => "paused",
-        FlowState::Stopped => "stopped",
-    }
-}
-
-fn state_of(text: &str) -> Option<FlowState> {
-    [FlowState::Running, FlowState::Paused, FlowState::Stopped]
-        .into_iter()
-        .find(|state| state_text(*state) == text)
 }
 
 #[cfg(test)]

@@ -146,6 +146,14 @@ CREATE TABLE ledger_settled (
     PRIMARY KEY (step, message)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX ledger_settled_by_age ON ledger_settled (at);
+
+-- What an operator said that single steps should be doing.
+CREATE TABLE holds (
+    flow  TEXT NOT NULL REFERENCES flows (name) ON DELETE CASCADE,
+    step  TEXT NOT NULL,
+    state TEXT NOT NULL,
+    PRIMARY KEY (flow, step)
+) STRICT;
 "];
 
 /// Brings a database to the newest shape.

@@ -20,6 +20,7 @@ mod checkpoints;
 mod columns;
 pub mod dead_letters;
 pub mod flows;
+mod holds;
 pub mod ledger;
 mod migrations;
 pub mod records;

@@ -471,13 +471,23 @@ prop_compose! {
     }
 }
 
+fn any_state() -> impl Strategy<Value = FlowState> {
+    prop::sample::select(vec![
+        FlowState::Running,
+        FlowState::Draining,
+        FlowState::Paused,
+        FlowState::Stopped,
+    ])
+}
+
 prop_compose! {
     fn any_desired()(
-        state in prop::sample::select(vec![FlowState::Running, FlowState::Paused, FlowState::Stopped]),
+        state in any_state(),
+        held in prop::option::weighted(0.5, (prop::sample::select(vec!["shape", "crm", "orders"]), any_state())),
         replicas in 0_u32..5,
         blocked in prop::option::weighted(0.2, prop::sample::select(vec!["shape", "crm", "orders"])),
     ) -> Wanted {
-        Wanted { state, replicas, blocked }
+        Wanted { state, held, replicas, blocked }
     }
 }
 
@@ -485,6 +495,7 @@ prop_compose! {
 #[derive(Debug, Clone)]
 struct Wanted {
     state: FlowState,
+    held: Option<(&'static str, FlowState)>,
     replicas: u32,
     blocked: Option<&'static str>,
 }
@@ -493,6 +504,9 @@ impl Wanted {
     fn desired(&self) -> Desired {
         testing::desired(self.state, |facts| {
             set_replicas(facts, self.replicas);
+            if let Some((step, state)) = self.held {
+                facts.get_mut(step).unwrap().held = Some(state);
+            }
             if let Some(step) = self.blocked {
                 facts.get_mut(step).unwrap().image = Err("no image".into());
             }
@@ -553,11 +567,11 @@ proptest! {
                     (&identity.instance, &identity.flow, &identity.step) == (&desired.instance, &flow.flow.name, &step.id)
                 })
                 .collect();
-            let wanted = if flow.state == FlowState::Stopped { 0 } else { step.replicas };
+            let wanted = if step.state == FlowState::Stopped { 0 } else { step.replicas };
             let mut numbers: Vec<_> = there.iter().map(|one| one.identity.replica).collect();
             numbers.sort_unstable();
             prop_assert_eq!(numbers, (1..=wanted).collect::<Vec<_>>(), "of {}", &step.id);
-            let expected = if flow.state == FlowState::Paused { AgentState::Paused } else { AgentState::Running };
+            let expected = if step.state == FlowState::Paused { AgentState::Paused } else { AgentState::Running };
             for one in there {
                 prop_assert_eq!(&one.identity.spec, &step.spec);
                 prop_assert_eq!(world.engine.agent(&one.container), Some(expected));
