@@ -31,6 +31,7 @@ struct Counts {
     ticks: IntCounterVec,
     runs_abandoned: IntCounterVec,
     dead_letters: IntCounterVec,
+    replayed: IntCounterVec,
     restarts: IntCounterVec,
     ledger_claims: IntCounterVec,
     ledger_settled: IntCounterVec,
@@ -102,6 +103,11 @@ impl Metrics {
             "Dead letters stored, by what kind of end it was.",
             &["flow", "step", "connection", "cause"],
         );
+        let replayed = counter(
+            "towpath_dead_letters_replayed_total",
+            "Dead letters sent again.",
+            &["flow", "step", "connection"],
+        );
         let restarts = counter(
             "towpath_replica_restarts_total",
             "Containers started again after they ended by themselves.",
@@ -124,6 +130,7 @@ impl Metrics {
                 ticks,
                 runs_abandoned,
                 dead_letters,
+                replayed,
                 restarts,
                 ledger_claims,
                 ledger_settled,
@@ -165,6 +172,12 @@ impl Metrics {
         let cause = format!("{:?}", letter.cause).to_lowercase();
         let labels = [&letter.flow, &letter.step, &letter.connection, &cause];
         self.counts.dead_letters.with_label_values(&labels).inc();
+    }
+
+    /// Counts a dead letter that was sent again.
+    pub fn replayed(&self, letter: &DeadLetterRecord) {
+        let labels = [&letter.flow, &letter.step, &letter.connection];
+        self.counts.replayed.with_label_values(&labels).inc();
     }
 
     /// Counts a container that was started again after it ended by itself.

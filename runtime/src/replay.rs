@@ -1,32 +1,45 @@
-//! Sends dead letters again.
+//! Sends dead letters again: one at once, many by [`job`]s.
 //!
 //! # Invariants
 //!
-//! - `a_dead_letter_is_marked_after_it_was_sent`: cut off in between it is still open, and a second
+//! - `a_dead_letter_is_marked_after_it_was_sent`: cut off in between it is open again, and a second
 //!   replay sends the same message, with the same id, again. Nothing is lost that way.
-//! - `two_at_once_send_it_once`.
+//! - `two_at_once_send_it_once`: who sends it takes it first, in the store.
 //! - `it_goes_nowhere_that_does_not_exist`.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde_json::value::RawValue;
+use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
 use towpath_protocol::MessageId;
 use towpath_protocol::frame::{TickBody, Why};
 use towpath_protocol::message::{BATCH_TYPE, Message};
 
 use crate::broker::topology::Names;
 use crate::broker::{BrokerError, Publication};
-use crate::live::LiveFlow;
+use crate::json_text::compact;
 use crate::schedule::{FireError, Scheduler};
 use crate::store::StoreError;
-use crate::store::records::{DeadLetterRecord, DeadState};
+use crate::store::dead_letters::KeptLetter;
+use crate::store::records::DeadState;
+use crate::store::replay_jobs::{JobRecord, NewJob};
 
-/// Sends dead letters again. Clones share what is being sent.
+pub mod job;
+pub mod route;
+
+use route::{NoRoute, Place, Route, route};
+
+/// Sends dead letters again. Clones do the same work.
 #[derive(Clone)]
 pub struct Replayer {
     scheduler: Scheduler,
-    under_way: Arc<Mutex<HashSet<u64>>>,
+    /// Told when there is a new job.
+    changed: Arc<Notify>,
+    /// Told when a job is cancelled.
+    cancels: Arc<Notify>,
+    /// What is sent goes on when who asked for it goes away.
+    tasks: TaskTracker,
 }
 
 /// What became of a replay.
@@ -34,7 +47,7 @@ pub struct Replayer {
 pub struct Replayed {
     /// The flow.
     pub flow: String,
-    /// The step that gets it.
+    /// The step that gets it, or that it left.
     pub step: String,
     /// The message, or the run that was begun in place of a tick.
     pub message_id: MessageId,
@@ -57,20 +70,23 @@ pub enum ReplayError {
         /// What was done about it.
         state: DeadState,
     },
+    /// A job has it.
+    #[error("dead letter {id} is being replayed by job {job}")]
+    InJob {
+        /// Its number.
+        id: u64,
+        /// The job.
+        job: u64,
+    },
     /// Somebody is just doing it.
-    #[error("dead letter {id} is being sent or discarded just now")]
+    #[error("dead letter {id} is being sent just now")]
     UnderWay {
         /// Its number.
         id: u64,
     },
-    /// Its flow or step is gone.
-    #[error("there is no step `{step}` in a flow `{flow}` that could take it")]
-    NoStep {
-        /// The flow.
-        flow: String,
-        /// The step.
-        step: String,
-    },
+    /// It can go nowhere.
+    #[error(transparent)]
+    NoRoute(#[from] NoRoute),
     /// It cannot be read as a message.
     #[error("dead letter {id} cannot be read as a message, so no step can take it")]
     Unreadable {
@@ -89,14 +105,36 @@ pub enum ReplayError {
     /// The store does not work.
     #[error("the dead letter cannot be read or marked")]
     Store(#[from] StoreError),
+    /// The process is ending.
+    #[error("the control plane is ending")]
+    Ending,
 }
 
 fn word(state: DeadState) -> &'static str {
     match state {
         DeadState::Open => "opened",
+        DeadState::Replaying => "taken",
         DeadState::Replayed => "replayed",
         DeadState::Discarded => "discarded",
     }
+}
+
+/// What is to be sent for a dead letter.
+enum Sending {
+    /// A message.
+    Message {
+        /// The exchange.
+        exchange: String,
+        /// The routing key.
+        key: String,
+        /// The message.
+        line: String,
+    },
+    /// A new run in place of a tick.
+    Tick {
+        /// What the trigger is handed.
+        payload: Option<Box<RawValue>>,
+    },
 }
 
 impl Replayer {
@@ -104,158 +142,236 @@ impl Replayer {
     pub fn new(scheduler: Scheduler) -> Self {
         Self {
             scheduler,
-            under_way: Arc::default(),
+            changed: Arc::default(),
+            cancels: Arc::default(),
+            tasks: TaskTracker::new(),
         }
     }
 
-    /// Sends a dead letter to its step again, as if for the first time; with another body, if one
-    /// is given.
+    /// Sends a dead letter to its step again, or to one before it, as if for the first time; with
+    /// another body, if one is given.
     pub async fn replay(
         &self,
         id: u64,
         body: Option<Box<RawValue>>,
+        from: Option<String>,
     ) -> Result<Replayed, ReplayError> {
-        let _claim = self.claim(id)?;
-        let record = self.open(id).await?;
-        let flow = self.scheduler.flows.borrow().get(&record.flow).cloned();
-        let route = flow.as_ref().and_then(|flow| self.route(flow, &record));
-        let (Some(flow), Some(route)) = (flow, route) else {
-            return Err(ReplayError::NoStep {
-                flow: record.flow,
-                step: record.step,
-            });
+        let own = self.clone();
+        // A task of its own, because who asked may go away in the middle.
+        let task = self
+            .tasks
+            .spawn(async move { own.replay_one(id, body, from.as_deref()).await });
+        match task.await {
+            Ok(replayed) => replayed,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(ReplayError::Ending),
+        }
+    }
+
+    async fn replay_one(
+        &self,
+        id: u64,
+        body: Option<Box<RawValue>>,
+        from: Option<&str>,
+    ) -> Result<Replayed, ReplayError> {
+        let store = &self.scheduler.store;
+        let letter = self.take(id).await?;
+        let sent = self.send(&letter, body.as_deref(), from).await;
+        let state = match &sent {
+            Ok(_) => DeadState::Replayed,
+            Err(_) => DeadState::Open,
         };
-        let message_id = if is_tick(&flow, &record) {
-            self.fire(&record, body).await?
-        } else {
-            let line = fresh(&record, body.as_deref())
-                .map_err(|source| ReplayError::Unreadable { id, source })?;
-            let (exchange, key) = route;
-            let publication = Publication {
-                exchange,
-                key,
-                kind: BATCH_TYPE,
-                body: line.into(),
-                count: 1,
-            };
-            self.scheduler.broker.publish(publication).await?;
-            record.message_id
-        };
-        self.scheduler
-            .store
-            .change_dead_letter(id, DeadState::Open, DeadState::Replayed)
-            .await?;
-        tracing::info!(flow = record.flow, step = record.step, %message_id, dead_letter = id, "a dead letter was sent again");
-        Ok(Replayed {
-            flow: record.flow,
-            step: record.step,
-            message_id,
-        })
+        let mut marked = store
+            .change_dead_letter(id, DeadState::Replaying, state)
+            .await;
+        if marked.is_err() {
+            // Tried once more, so that it is not sent twice; after that it is open when we start.
+            marked = store
+                .change_dead_letter(id, DeadState::Replaying, state)
+                .await;
+        }
+        let replayed = sent?;
+        marked?;
+        self.scheduler.metrics.replayed(&letter);
+        tracing::info!(flow = letter.flow, step = replayed.step, message_id = %replayed.message_id, dead_letter = id, "a dead letter was sent again");
+        Ok(replayed)
+    }
+
+    /// Begins a job that sends these dead letters, if any of them is open.
+    pub async fn begin(
+        &self,
+        job: NewJob,
+        letters: Vec<u64>,
+    ) -> Result<Option<JobRecord>, StoreError> {
+        let begun = self.scheduler.store.begin_job(job, letters).await?;
+        self.changed.notify_one();
+        Ok(begun)
+    }
+
+    /// Has a job end after what it is just sending. Returns whether it was running.
+    pub async fn cancel(&self, job: u64) -> Result<bool, StoreError> {
+        let cancelled = self.scheduler.store.cancel_job(job).await?;
+        self.cancels.notify_waiters();
+        self.changed.notify_one();
+        Ok(cancelled)
     }
 
     /// Decides that a dead letter is not needed. It is kept, but no longer open.
     pub async fn discard(&self, id: u64) -> Result<(), ReplayError> {
-        let _claim = self.claim(id)?;
-        let record = self.open(id).await?;
-        self.scheduler
+        let letter = self.open(id).await?;
+        let (from, to) = (DeadState::Open, DeadState::Discarded);
+        if !self
+            .scheduler
             .store
-            .change_dead_letter(id, DeadState::Open, DeadState::Discarded)
-            .await?;
-        tracing::info!(flow = record.flow, step = record.step, message_id = %record.message_id, dead_letter = id, "a dead letter was discarded");
+            .change_dead_letter(id, from, to)
+            .await?
+        {
+            return Err(self
+                .open(id)
+                .await
+                .err()
+                .unwrap_or(ReplayError::UnderWay { id }));
+        }
+        tracing::info!(flow = letter.flow, step = letter.step, message_id = %letter.message_id, dead_letter = id, "a dead letter was discarded");
         Ok(())
     }
 
-    async fn open(&self, id: u64) -> Result<DeadLetterRecord, ReplayError> {
-        let record = self.scheduler.store.dead_letter(id).await?;
-        let record = record.ok_or(ReplayError::NotFound { id })?;
-        if record.state != DeadState::Open {
-            return Err(ReplayError::NotOpen {
-                id,
-                state: record.state,
-            });
+    /// Takes an open dead letter, so that nobody else sends it.
+    async fn take(&self, id: u64) -> Result<KeptLetter, ReplayError> {
+        let letter = self.open(id).await?;
+        let (from, to) = (DeadState::Open, DeadState::Replaying);
+        if self
+            .scheduler
+            .store
+            .change_dead_letter(id, from, to)
+            .await?
+        {
+            return Ok(letter);
         }
-        Ok(record)
+        Err(self
+            .open(id)
+            .await
+            .err()
+            .unwrap_or(ReplayError::UnderWay { id }))
     }
 
-    /// Where a dead letter goes, if that is still there.
-    fn route(&self, flow: &LiveFlow, record: &DeadLetterRecord) -> Option<(String, String)> {
-        let names = &self.scheduler.names;
-        if let Some(port) = &record.port {
-            let from = (record.step.clone(), port.clone());
-            let is_taken = flow.steps.iter().any(|(_, after)| after.contains(&from));
-            return is_taken.then(|| (names.flow(&flow.name), Names::port_key(&record.step, port)));
+    /// Reads a dead letter that is open.
+    pub async fn open(&self, id: u64) -> Result<KeptLetter, ReplayError> {
+        let letter = self.scheduler.store.dead_letter(id).await?;
+        let letter = letter.ok_or(ReplayError::NotFound { id })?;
+        match (letter.state, letter.job) {
+            (DeadState::Open, _) => Ok(letter),
+            (DeadState::Replaying, Some(job)) => Err(ReplayError::InJob { id, job }),
+            (DeadState::Replaying, None) => Err(ReplayError::UnderWay { id }),
+            (state, _) => Err(ReplayError::NotOpen { id, state }),
         }
-        let is_there = flow.steps.iter().any(|(step, _)| *step == record.step);
-        is_there.then(|| (names.steps(), Names::step_key(&flow.name, &record.step)))
+    }
+
+    async fn send(
+        &self,
+        letter: &KeptLetter,
+        body: Option<&RawValue>,
+        from: Option<&str>,
+    ) -> Result<Replayed, ReplayError> {
+        let mut step = from.unwrap_or(&letter.step).to_owned();
+        let message_id = match self.sending(letter, body, from)? {
+            Sending::Tick { payload } => {
+                step.clone_from(&letter.step);
+                self.fire(letter, payload).await?
+            }
+            Sending::Message {
+                exchange,
+                key,
+                line,
+            } => {
+                let publication = Publication {
+                    exchange,
+                    key,
+                    kind: BATCH_TYPE,
+                    body: line.into(),
+                    count: 1,
+                };
+                self.scheduler.broker.publish(publication).await?;
+                letter.message_id
+            }
+        };
+        Ok(Replayed {
+            flow: letter.flow.clone(),
+            step,
+            message_id,
+        })
+    }
+
+    /// Says what is to be sent for a dead letter, and where.
+    fn sending(
+        &self,
+        letter: &KeptLetter,
+        body: Option<&RawValue>,
+        from: Option<&str>,
+    ) -> Result<Sending, ReplayError> {
+        let names = &self.scheduler.names;
+        let body = body.or(letter.edited.as_deref());
+        let place = Place {
+            flow: &letter.flow,
+            step: &letter.step,
+            port: letter.port.as_deref(),
+        };
+        let (exchange, key) = match self.route(place, from)? {
+            Route::Step(step) => (names.steps(), Names::step_key(&letter.flow, &step)),
+            Route::Port { step, port } => (names.flow(&letter.flow), Names::port_key(&step, &port)),
+            Route::Tick => {
+                let payload = body.map(ToOwned::to_owned).or_else(|| payload(letter));
+                return Ok(Sending::Tick { payload });
+            }
+        };
+        let line = fresh(letter, body).map_err(|source| ReplayError::Unreadable {
+            id: letter.id,
+            source,
+        })?;
+        Ok(Sending::Message {
+            exchange,
+            key,
+            line,
+        })
+    }
+
+    /// Says where a dead letter goes, as the flows are now.
+    pub fn route(&self, place: Place<'_>, from: Option<&str>) -> Result<Route, NoRoute> {
+        let flows = self.scheduler.flows.borrow();
+        route(flows.get(place.flow), place, from)
     }
 
     /// A tick is not sent again: its run has ended, and what it would save would not be stored. A
     /// new run begins in its place.
     async fn fire(
         &self,
-        record: &DeadLetterRecord,
-        body: Option<Box<RawValue>>,
+        letter: &KeptLetter,
+        payload: Option<Box<RawValue>>,
     ) -> Result<MessageId, ReplayError> {
-        let payload = body.or_else(|| {
-            let message: Message<'_> = serde_json::from_str(record.message.get()).ok()?;
-            let tick: TickBody<'_> = serde_json::from_str(message.body.get()).ok()?;
-            tick.payload.map(ToOwned::to_owned)
-        });
         Ok(self
             .scheduler
-            .fire(&record.flow, Why::Manual, payload)
+            .fire(&letter.flow, Why::Manual, payload)
             .await?)
     }
-
-    fn claim(&self, id: u64) -> Result<Claim, ReplayError> {
-        let mut under_way = self
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if !under_way.insert(id) {
-            return Err(ReplayError::UnderWay { id });
-        }
-        Ok(Claim {
-            id,
-            under_way: Arc::clone(&self.under_way),
-        })
-    }
 }
 
-/// That a dead letter is being worked on, as long as this lives.
-struct Claim {
-    id: u64,
-    under_way: Arc<Mutex<HashSet<u64>>>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.id);
-    }
-}
-
-fn is_tick(flow: &LiveFlow, record: &DeadLetterRecord) -> bool {
-    flow.trigger.every.is_some() && record.port.is_none() && flow.trigger.step == record.step
+/// What the trigger was handed by the tick that died.
+fn payload(letter: &KeptLetter) -> Option<Box<RawValue>> {
+    let message: Message<'_> = serde_json::from_str(letter.message.get()).ok()?;
+    let tick: TickBody<'_> = serde_json::from_str(message.body.get()).ok()?;
+    tick.payload.map(ToOwned::to_owned)
 }
 
 /// The message as it was, with its attempts ahead of it again. What happened to it before stays in
 /// the store.
-fn fresh(record: &DeadLetterRecord, body: Option<&RawValue>) -> Result<String, serde_json::Error> {
-    let mut message: Message<'_> = serde_json::from_str(record.message.get())?;
+fn fresh(letter: &KeptLetter, body: Option<&RawValue>) -> Result<String, serde_json::Error> {
+    let mut message: Message<'_> = serde_json::from_str(letter.message.get())?;
     message.attempt = 1;
     message.rebounds = 0;
     message.replays += 1;
     message.history = Vec::new();
-    let compact = body
-        .map(|body| serde_json::from_str::<serde_json::Value>(body.get()))
-        .transpose()?;
-    let compact = compact
-        .map(|value| serde_json::value::to_raw_value(&value))
-        .transpose()?;
-    if let Some(body) = &compact {
+    let body = body.map(compact);
+    if let Some(body) = &body {
         message.body = body;
     }
     serde_json::to_string(&message)

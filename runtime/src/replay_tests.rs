@@ -10,23 +10,25 @@ use super::*;
 use crate::broker::Broker as _;
 use crate::broker::simulated::{Faults, Simulated};
 use crate::broker::topology::Topology;
+use crate::live::LiveFlow;
 use crate::live::LiveTrigger;
 use crate::metrics::Metrics;
 use crate::reconcile::FlowState;
 use crate::reports::Reports;
 use crate::store::Store;
 use crate::store::flows::NewVersion;
+use crate::store::records::DeadLetterRecord;
 
-const LINE: &str = r#"{"id":"00000000000000000000000000000001","lineage":{"run":"00000000000000000000000000000009","version":3,"at":5},"attempt":8,"rebounds":2,"replays":1,"history":[{"attempt":8,"at":1,"replica":1,"reason":"500"}],"headers":{"a":"b"},"body":{"n":1.50}}"#;
+pub(super) const LINE: &str = r#"{"id":"00000000000000000000000000000001","lineage":{"run":"00000000000000000000000000000009","version":3,"at":5},"attempt":8,"rebounds":2,"replays":1,"history":[{"attempt":8,"at":1,"replica":1,"reason":"500"}],"headers":{"a":"b"},"body":{"n":1.50}}"#;
 
-struct World {
-    broker: Simulated,
-    replayer: Replayer,
-    store: Store,
+pub(super) struct World {
+    pub(super) broker: Simulated,
+    pub(super) replayer: Replayer,
+    pub(super) store: Store,
     _flows: tokio::sync::watch::Sender<Arc<BTreeMap<String, LiveFlow>>>,
 }
 
-async fn world() -> World {
+pub(super) async fn world() -> World {
     let flow = LiveFlow {
         name: "orders".into(),
         version: 3,
@@ -74,7 +76,7 @@ async fn world() -> World {
     }
 }
 
-fn letter(step: &str, port: Option<&str>, message: &str) -> DeadLetterRecord {
+pub(super) fn letter(step: &str, port: Option<&str>, message: &str) -> DeadLetterRecord {
     DeadLetterRecord {
         id: 0,
         flow: "orders".into(),
@@ -97,7 +99,7 @@ fn letter(step: &str, port: Option<&str>, message: &str) -> DeadLetterRecord {
 }
 
 impl World {
-    async fn store(&self, letter: DeadLetterRecord) -> u64 {
+    pub(super) async fn store(&self, letter: DeadLetterRecord) -> u64 {
         assert_eq!(
             self.store.insert_dead_letters(vec![letter]).await.unwrap(),
             1
@@ -111,7 +113,7 @@ impl World {
         all.await.unwrap()[0].id
     }
 
-    fn ready(&self, step: &str) -> Vec<String> {
+    pub(super) fn ready(&self, step: &str) -> Vec<String> {
         let ready = self.broker.ready(&format!("t.flow.orders.{step}"));
         ready
             .iter()
@@ -119,7 +121,7 @@ impl World {
             .collect()
     }
 
-    async fn state(&self, id: u64) -> DeadState {
+    pub(super) async fn state(&self, id: u64) -> DeadState {
         self.store.dead_letter(id).await.unwrap().unwrap().state
     }
 }
@@ -128,12 +130,12 @@ impl World {
 async fn a_replayed_message_has_its_attempts_ahead_of_it_again() {
     let world = world().await;
     let id = world.store(letter("crm", None, LINE)).await;
-    world.replayer.replay(id, None).await.unwrap();
+    world.replayer.replay(id, None, None).await.unwrap();
     let expect = LINE
         .replace(r#""attempt":8,"rebounds":2,"replays":1,"history":[{"attempt":8,"at":1,"replica":1,"reason":"500"}]"#, r#""replays":2"#);
     assert_eq!(world.ready("crm"), [expect]);
     assert_eq!(world.state(id).await, DeadState::Replayed);
-    let again = world.replayer.replay(id, None).await.unwrap_err();
+    let again = world.replayer.replay(id, None, None).await.unwrap_err();
     assert!(matches!(again, ReplayError::NotOpen { .. }), "{again}");
     assert!(matches!(
         world.replayer.discard(id).await,
@@ -146,7 +148,7 @@ async fn another_body_can_be_given() {
     let world = world().await;
     let id = world.store(letter("crm", None, LINE)).await;
     let body = RawValue::from_string("{ \"n\":\n 2 }".into()).unwrap();
-    world.replayer.replay(id, Some(body)).await.unwrap();
+    world.replayer.replay(id, Some(body), None).await.unwrap();
     assert!(
         world.ready("crm")[0].ends_with(r#""body":{"n":2}}"#),
         "{:?}",
@@ -159,7 +161,7 @@ async fn two_at_once_send_it_once() {
     let world = world().await;
     let id = world.store(letter("crm", None, LINE)).await;
     let both =
-        futures_util::future::join_all((0..8).map(|_| world.replayer.replay(id, None))).await;
+        futures_util::future::join_all((0..8).map(|_| world.replayer.replay(id, None, None))).await;
     assert_eq!(
         both.iter().filter(|done| done.is_ok()).count(),
         1,
@@ -174,7 +176,7 @@ async fn a_dead_letter_is_marked_after_it_was_sent() {
     let id = world.store(letter("crm", None, LINE)).await;
     world.broker.set_up(false);
     assert!(matches!(
-        world.replayer.replay(id, None).await,
+        world.replayer.replay(id, None, None).await,
         Err(ReplayError::Broker(_))
     ));
     world.broker.set_up(true);
@@ -183,12 +185,12 @@ async fn a_dead_letter_is_marked_after_it_was_sent() {
         ..Faults::default()
     });
     assert!(matches!(
-        world.replayer.replay(id, None).await,
+        world.replayer.replay(id, None, None).await,
         Err(ReplayError::Broker(_))
     ));
     assert_eq!(world.state(id).await, DeadState::Open);
     world.broker.set_faults(Faults::default());
-    world.replayer.replay(id, None).await.unwrap();
+    world.replayer.replay(id, None, None).await.unwrap();
     // Sent twice, because nobody could know; both times the same message.
     let ready = world.ready("crm");
     assert_eq!(ready.len(), 2);
@@ -204,17 +206,17 @@ async fn it_goes_nowhere_that_does_not_exist() {
         ("poll", Some("other")),
     ] {
         let id = world.store(letter(step, port, LINE)).await;
-        let error = world.replayer.replay(id, None).await.unwrap_err();
-        assert!(matches!(error, ReplayError::NoStep { .. }), "{error}");
+        let error = world.replayer.replay(id, None, None).await.unwrap_err();
+        assert!(matches!(error, ReplayError::NoRoute(_)), "{error}");
         assert_eq!(world.state(id).await, DeadState::Open);
     }
     let id = world.store(letter("crm", None, "\"garbage\"")).await;
     assert!(matches!(
-        world.replayer.replay(id, None).await,
+        world.replayer.replay(id, None, None).await,
         Err(ReplayError::Unreadable { .. })
     ));
     assert!(matches!(
-        world.replayer.replay(999, None).await,
+        world.replayer.replay(999, None, None).await,
         Err(ReplayError::NotFound { .. })
     ));
     assert!(world.broker.ready("t.lost").is_empty());
@@ -224,7 +226,7 @@ async fn it_goes_nowhere_that_does_not_exist() {
 async fn what_was_lost_on_the_way_goes_on_from_there() {
     let world = world().await;
     let id = world.store(letter("poll", Some("out"), LINE)).await;
-    world.replayer.replay(id, None).await.unwrap();
+    world.replayer.replay(id, None, None).await.unwrap();
     assert_eq!(
         (world.ready("crm").len(), world.ready("poll").len()),
         (1, 0)
@@ -239,7 +241,7 @@ async fn a_new_run_begins_in_place_of_a_dead_tick() {
         r#"{"why":"manual","due":1,"payload":{"from":7}}"#,
     );
     let id = world.store(letter("poll", None, &tick)).await;
-    let replayed = world.replayer.replay(id, None).await.unwrap();
+    let replayed = world.replayer.replay(id, None, None).await.unwrap();
     let run = world.store.active_run("orders").await.unwrap().unwrap();
     assert_eq!(run.id, replayed.message_id);
     assert_eq!(run.payload.unwrap().get(), r#"{"from":7}"#);

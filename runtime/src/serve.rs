@@ -90,6 +90,9 @@ pub enum ServeError {
     /// Signals cannot be heard.
     #[error("cannot wait for signals")]
     Signals(#[source] std::io::Error),
+    /// Its own binary cannot be found.
+    #[error("cannot find the binary that runs")]
+    Program(#[source] std::io::Error),
     /// A part of it ended that never should.
     #[error("a part of the control plane failed: {what}")]
     Part {
@@ -265,6 +268,7 @@ impl Plane {
             reports,
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
+            program: std::env::current_exe().map_err(ServeError::Program)?,
             live,
         })
         .await?;
@@ -347,6 +351,10 @@ impl Loops {
         spawn(
             "removing queues",
             Box::pin(Arc::clone(&self.control).run_removals(stop.clone())),
+        );
+        spawn(
+            "replaying",
+            Box::pin(self.control.replayer().run(stop.clone())),
         );
         spawn(
             "forgetting",

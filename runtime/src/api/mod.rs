@@ -24,6 +24,7 @@ use crate::control::Control;
 use crate::ingress::Ingress;
 
 mod auth;
+mod dead;
 mod error;
 mod extract;
 mod hooks;
@@ -99,6 +100,17 @@ fn verbs() -> Router<ApiState> {
         .route("/flows/{flow}/logs", get(routes::logs))
         .route("/runs/{run}", get(routes::run_by_id))
         .route("/dead", get(routes::dead_list))
+        .route("/dead/groups", get(dead::groups))
+        .route("/dead/export", get(dead::export))
+        .route("/dead/replay", post(dead::replay))
+        .route("/dead/discard", post(dead::discard))
+        .route("/dead/edit", post(dead::edit))
+        .route("/dead/jobs", get(dead::jobs))
+        .route("/dead/jobs/{job}", get(dead::job).delete(dead::cancel))
+        .route(
+            "/dead/{id}/body",
+            put(dead::set_body).delete(dead::undo_body),
+        )
         .route(
             "/dead/{id}",
             get(routes::dead_show).delete(routes::dead_discard),

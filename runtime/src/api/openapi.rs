@@ -3,7 +3,7 @@
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{hooks, probes, routes};
+use super::{dead, hooks, probes, routes};
 
 /// The document, made from the handlers.
 #[derive(OpenApi)]
@@ -15,7 +15,9 @@ use super::{hooks, probes, routes};
         routes::resume, routes::drain, routes::stop, routes::pause_step, routes::resume_step,
         routes::drain_step, routes::stop_step, routes::delete_step, routes::scale, routes::run, routes::runs, routes::run_by_id,
         routes::logs, routes::dead_list, routes::dead_show, routes::dead_replay,
-        routes::dead_discard, routes::secrets, routes::set_secret, routes::delete_secret,
+        routes::dead_discard, dead::groups, dead::export, dead::replay, dead::discard,
+        dead::edit, dead::set_body, dead::undo_body, dead::jobs, dead::job, dead::cancel,
+        routes::secrets, routes::set_secret, routes::delete_secret,
         routes::manifest, hooks::hook, probes::live, probes::ready, probes::metrics,
     )
 )]

@@ -292,7 +292,8 @@ pub(super) async fn dead_replay(
     Path(id): Path<String>,
     request: JsonBody<ReplayRequest>,
 ) -> Answer<Done> {
-    Ok(Json(state.control.dead_replay(&id, request.0.body).await?))
+    let ReplayRequest { body, from } = request.0;
+    Ok(Json(state.control.dead_replay(&id, body, from).await?))
 }
 
 /// Says that a dead letter is not needed.

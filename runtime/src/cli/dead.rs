@@ -99,7 +99,11 @@ pub(super) async fn run(command: &Dead, context: &Context) -> Result<ExitStatus,
             )
             .await?;
             let request = ReplayRequest {
-                body: command.body.clone(),
+                body: command
+                    .body
+                    .as_ref()
+                    .and_then(|body| serde_json::value::to_raw_value(body).ok()),
+                from: None,
             };
             let request = serde_json::to_value(request).unwrap_or_default();
             each(&ids, "replaying", context, |id| {

@@ -16,6 +16,7 @@
 //! - Nothing here knows of HTTP, SQL, Docker or AMQP.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, watch};
@@ -34,7 +35,7 @@ use error::ControlError;
 
 pub mod catalog;
 mod changes;
-mod dead;
+pub mod dead;
 mod draft;
 pub mod error;
 mod hold;
@@ -72,6 +73,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// How the API is reached from outside.
     pub public_url: String,
+    /// The binary that runs: it serves as worker for filters as well.
+    pub program: PathBuf,
     /// Where to tell which flows are applied.
     pub live: watch::Sender<Arc<BTreeMap<String, LiveFlow>>>,
 }
@@ -87,6 +90,7 @@ pub struct Control {
     replayer: Replayer,
     public_url: String,
     sights: left::Sights,
+    program: PathBuf,
     keys: Mutex<BTreeMap<String, blake3::Hash>>,
     live: watch::Sender<Arc<BTreeMap<String, LiveFlow>>>,
     /// Held by what reads the flows, decides, and writes: applies do not overtake each other.
@@ -107,6 +111,7 @@ impl Control {
             metrics: parts.metrics,
             public_url: parts.public_url,
             sights: left::Sights::default(),
+            program: parts.program,
             keys: Mutex::default(),
             live: parts.live,
             applying: tokio::sync::Mutex::new(()),
@@ -119,6 +124,11 @@ impl Control {
     /// What runs containers.
     pub fn engine(&self) -> &Arc<dyn Engine> {
         &self.catalog.engine
+    }
+
+    /// What sends dead letters again.
+    pub fn replayer(&self) -> Replayer {
+        self.replayer.clone()
     }
 
     /// Declares what should be on the broker, the bindings that earlier versions had removed.

@@ -104,6 +104,7 @@ impl Bench {
             reports,
             metrics: metrics.clone(),
             public_url: "http://here".into(),
+            program: "towpath".into(),
             live,
         });
         let control = Arc::new(control.await.unwrap());

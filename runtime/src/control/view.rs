@@ -5,9 +5,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use towpath_flow::Finding;
 use utoipa::ToSchema;
 
+use super::dead::view::{LeftOut, OtherDeath};
 use crate::reconcile::FlowState;
 
 /// A flow file to plan or to apply.
@@ -338,6 +340,9 @@ pub struct DeadList {
     pub dead: Vec<DeadView>,
     /// What to give as `before` for the next page, if there may be more.
     pub next: Option<String>,
+    /// What is left out because the filter failed on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<LeftOut>,
 }
 
 /// A dead letter.
@@ -349,12 +354,19 @@ pub struct DeadView {
     pub flow: String,
     /// The step that gave up.
     pub step: String,
+    /// The port by which it left the step, if it was lost on the way to the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+    /// The version of the flow that it entered.
+    pub version: u32,
     /// The external account.
     pub connection: String,
     /// The run it belongs to.
     pub run: Option<String>,
     /// The message's id.
     pub message_id: String,
+    /// Its group: all that failed in the same way have the same.
+    pub group: String,
     /// What kind of end it was.
     pub cause: String,
     /// Why, in a sentence.
@@ -368,14 +380,34 @@ pub struct DeadView {
     pub replica: u32,
     /// When, in milliseconds since 1970.
     pub at: u64,
+    /// How often a trigger failed again in the same way since, without a letter of its own.
+    pub repeats: u64,
+    /// When it happened last, in milliseconds since 1970.
+    pub last_at: u64,
     /// How often it had been replayed before.
     pub replays: u32,
-    /// What was done about it: `open`, `replayed` or `discarded`.
+    /// What was done about it: `open`, `replaying`, `replayed` or `discarded`.
     pub state: String,
+    /// The job that has it, or sent it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    /// Whether someone put another body in place of its own.
+    pub edited: bool,
     /// The message as it was taken; left out of lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub message: Option<Value>,
+    /// The body as it would be replayed; left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub body: Option<Box<RawValue>>,
+    /// The body as it was taken, if it was edited; left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub original_body: Option<Box<RawValue>>,
+    /// The other deaths of the same message at the same step, oldest first; left out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<OtherDeath>,
 }
 
 /// A body to replay a dead letter with, in place of its own.
@@ -385,7 +417,10 @@ pub struct ReplayRequest {
     /// The new body: any JSON. Its own when left out.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
-    pub body: Option<Value>,
+    pub body: Option<Box<RawValue>>,
+    /// The step that gets it: the one that failed, which is the default, or one before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
 }
 
 /// The names of all secrets.

@@ -24,6 +24,7 @@ use crate::engine::chain;
 use crate::metrics::Metrics;
 use crate::reports::Reports;
 use crate::schedule::Clock;
+use crate::store::dead_letters::Stored;
 use crate::store::ledger::Sightings;
 use crate::store::records::RunState;
 use crate::store::{Store, StoreError};
@@ -216,20 +217,22 @@ impl Office {
                 .iter()
                 .flat_map(|delivery| letters::of(&self.names, delivery, now))
                 .collect();
-            let new =
-                until_stored(|| self.store.insert_dead_letters(records.clone()).boxed()).await;
-            if new > 0 {
-                for record in &records {
-                    self.metrics.dead_letter(record);
-                    tracing::warn!(
-                        flow = record.flow,
-                        step = record.step,
-                        message_id = %record.message_id,
-                        cause = ?record.cause,
-                        reason = record.reason,
-                        "a message was given up"
-                    );
+            let stored =
+                until_stored(|| self.store.store_dead_letters(records.clone()).boxed()).await;
+            for (record, stored) in records.iter().zip(stored) {
+                if stored == Stored::Known {
+                    continue;
                 }
+                self.metrics.dead_letter(record);
+                tracing::warn!(
+                    flow = record.flow,
+                    step = record.step,
+                    message_id = %record.message_id,
+                    cause = ?record.cause,
+                    reason = record.reason,
+                    repeated = stored == Stored::Repeated,
+                    "a message was given up"
+                );
             }
             self.runs_changed.notify_one();
             batch.drain(..).for_each(settle);

@@ -149,7 +149,7 @@ impl World {
         checkpoint.map(|value| value.get().to_owned())
     }
 
-    async fn dead(&self) -> Vec<crate::store::records::DeadLetterRecord> {
+    async fn dead(&self) -> Vec<crate::store::dead_letters::KeptLetter> {
         self.store
             .dead_letters(DeadQuery {
                 limit: 10_000,

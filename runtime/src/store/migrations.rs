@@ -154,6 +154,40 @@ CREATE TABLE holds (
     state TEXT NOT NULL,
     PRIMARY KEY (flow, step)
 ) STRICT;
+
+-- Dead letters: what kind they are, what became of them, and the jobs that send them again.
+CREATE TABLE dead_groups (
+    id      TEXT PRIMARY KEY,
+    flow    TEXT NOT NULL,
+    step    TEXT NOT NULL,
+    cause   TEXT NOT NULL,
+    pattern TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+ALTER TABLE dead_letters ADD COLUMN fingerprint TEXT NOT NULL DEFAULT '';
+ALTER TABLE dead_letters ADD COLUMN entered_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE dead_letters ADD COLUMN repeats INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE dead_letters ADD COLUMN last_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE dead_letters ADD COLUMN edited TEXT;
+ALTER TABLE dead_letters ADD COLUMN job INTEGER;
+-- Holds all that groups are made of, so that counting them reads no dead letter.
+CREATE INDEX dead_letters_by_group ON dead_letters (state, fingerprint, at, last_at, repeats);
+CREATE INDEX dead_letters_by_message ON dead_letters (message_id);
+CREATE INDEX dead_letters_by_job ON dead_letters (job, state, entered_at) WHERE job IS NOT NULL;
+
+CREATE TABLE replay_jobs (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    what       TEXT NOT NULL,
+    from_step  TEXT,
+    rate       REAL,
+    state      TEXT NOT NULL,
+    total      INTEGER NOT NULL,
+    sent       INTEGER NOT NULL,
+    skipped    INTEGER NOT NULL,
+    reason     TEXT,
+    waits      TEXT,
+    created_at INTEGER NOT NULL,
+    changed_at INTEGER NOT NULL
+) STRICT;
 "];
 
 /// Brings a database to the newest shape.

@@ -18,7 +18,10 @@ use rusqlite::Connection;
 
 mod checkpoints;
 mod columns;
+pub mod dead_groups;
 pub mod dead_letters;
+#[cfg(test)]
+mod dead_letters_tests;
 pub mod flows;
 mod holds;
 pub mod ledger;
@@ -26,6 +29,7 @@ mod migrations;
 pub mod records;
 #[cfg(test)]
 mod records_tests;
+pub mod replay_jobs;
 mod runs;
 pub mod secrets;
 
@@ -148,6 +152,12 @@ impl Store {
             source,
         })?;
         migrations::run(&mut connection)?;
+        dead_letters::bring_up_to_date(&mut connection).map_err(|source| {
+            StoreError::Statement {
+                what: "bring its dead letters up to date",
+                source,
+            }
+        })?;
         Ok(Self {
             inner: Arc::new(Inner {
                 connection: Mutex::new(connection),

@@ -131,6 +131,8 @@ impl DeadLetterRecord {
 pub enum DeadState {
     /// Nothing yet.
     Open,
+    /// It is being sent again just now, by a job if the letter has one.
+    Replaying,
     /// It was sent again.
     Replayed,
     /// Someone decided that it is not needed.

@@ -221,7 +221,8 @@ async fn a_dead_letter_is_stored_once() {
         })
         .await
         .unwrap();
-    let found = store.dead_letter(listed[0].id).await.unwrap().unwrap();
+    let found = store.dead_letter(listed[0].id).await.unwrap();
+    let found = found.unwrap().record;
     assert_eq!(
         found.message.get(),
         letter("crm").message.get(),

@@ -7,9 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use towpath_step::{Context, Many, Result, StepError};
+use towpath_step_jq::pool::{Failure, Pool, Settings};
 use towpath_step_span::Span;
-
-use crate::pool::{Failure, Pool, Settings};
 
 /// More workers than this gain nothing: one step process feeds them all.
 const WORKERS_MAX: usize = 4;
