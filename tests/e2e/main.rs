@@ -3,6 +3,7 @@
 //! `./test` starts what these need. A test that cannot find it fails, and says so.
 
 mod carrying;
+mod dead_letters;
 mod deploying;
 mod faults;
 mod isolation;

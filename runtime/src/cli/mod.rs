@@ -129,7 +129,7 @@ enum Command {
     Stop(verbs::Target),
     /// Forgets a flow and removes all it made
     Delete(delete::Delete),
-    /// Shows, replays and discards messages that a step gave up on
+    /// Shows, edits, replays and discards messages that a step gave up on
     #[command(subcommand)]
     Dead(dead::Dead),
     /// Sets, lists and deletes secrets

@@ -170,6 +170,21 @@ impl Printer {
         Progress(bar)
     }
 
+    /// Shows how many of `total` are done, on standard error; nothing if that is no terminal.
+    pub(super) fn bar(self, total: u64) -> Bar {
+        let bar = ProgressBar::new(total);
+        if io::stderr().is_terminal() && !self.is_json() {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+            let template = "{bar:30} {pos} of {len} ({per_sec}, {eta} left) {msg}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+        } else {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Bar(bar)
+    }
+
     /// What is said of a flow file, with its lines, on standard error.
     pub(super) fn findings(self, source: &Source, findings: Vec<Finding>) {
         if findings.is_empty() {
@@ -216,6 +231,23 @@ impl Progress {
     /// Shows what goes on now.
     pub(super) fn say(&self, text: String) {
         self.0.set_message(text);
+    }
+}
+
+/// Shows how many are done, until it is dropped.
+pub(super) struct Bar(ProgressBar);
+
+impl Bar {
+    /// Shows how many are done now.
+    pub(super) fn at(&self, done: u64, text: String) {
+        self.0.set_position(done);
+        self.0.set_message(text);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }
 

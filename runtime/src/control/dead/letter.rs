@@ -43,7 +43,7 @@ struct Exported<'a> {
 }
 
 /// Writes a letter as compact JSON.
-pub fn exported(letter: &KeptLetter) -> Box<RawValue> {
+pub(super) fn exported(letter: &KeptLetter) -> Box<RawValue> {
     let message: Option<Message<'_>> = serde_json::from_str(letter.message.get()).ok();
     let message = message.as_ref();
     let own = message.map_or(&*letter.message, |message| message.body);
@@ -79,7 +79,7 @@ pub fn exported(letter: &KeptLetter) -> Box<RawValue> {
 }
 
 /// The body as it is now, and its own if it was edited.
-pub fn bodies(letter: &KeptLetter) -> (Box<RawValue>, Option<Box<RawValue>>) {
+pub(super) fn bodies(letter: &KeptLetter) -> (Box<RawValue>, Option<Box<RawValue>>) {
     let message: Option<Message<'_>> = serde_json::from_str(letter.message.get()).ok();
     let own = message.map_or_else(|| letter.message.clone(), |it| it.body.to_owned());
     match &letter.edited {
