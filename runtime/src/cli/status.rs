@@ -145,10 +145,14 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
     if status.dead_letters > 0 {
         lines.push(String::new());
         lines.push(format!(
-            "  {} open; `towpath dead list --flow {}` shows them",
+            "  {} open; `towpath dead groups --flow {}` counts them by what failed",
             dead_letters(status.dead_letters),
             status.flow
         ));
+    }
+    let replayed: u64 = status.steps.iter().map(|step| step.replayed).sum();
+    if replayed > 0 {
+        lines.push(format!("  {replayed} replayed in the last 30 days"));
     }
     lines.join("\n")
 }

@@ -21,6 +21,7 @@ use crate::reconcile::status::{ReplicaState, ReplicaStatus};
 use crate::reports::quantile_us;
 use crate::store::flows::FlowRecord;
 use crate::store::now_ms;
+use crate::store::records::{DeadState, OpenDeadLetters};
 
 /// How long a part may take to say that it is there.
 const PROBE: Duration = Duration::from_secs(3);
@@ -31,6 +32,8 @@ struct Facts {
     depths: Option<BTreeMap<String, Depth>>,
     /// Open dead letters by flow and step.
     dead: BTreeMap<(String, String), u64>,
+    /// Dead letters that were replayed and are still kept, by flow and step.
+    replayed: BTreeMap<(String, String), u64>,
     engine_up: bool,
     broker_up: bool,
 }
@@ -178,14 +181,14 @@ impl Control {
             timeout(PROBE, self.broker.depths(&queues)),
             timeout(PROBE, self.broker.is_up()),
         );
-        let mut dead = BTreeMap::new();
-        for open in self.catalog.store.open_dead_letters().await? {
-            *dead.entry((open.flow, open.step)).or_default() += open.count;
-        }
+        let dead = by_step(self.catalog.store.open_dead_letters().await?);
+        let replayed = self.catalog.store.count_dead_letters(DeadState::Replayed);
+        let replayed = by_step(replayed.await?);
         let status = self.reconciler.status.borrow();
         Ok(Facts {
             depths: depths.ok().and_then(Result::ok),
             dead,
+            replayed,
             engine_up: status.trouble.is_none() && status.at > 0,
             broker_up: broker_up == Ok(true),
         })
@@ -263,6 +266,11 @@ impl Control {
             retried: totals.counters.retried,
             rebounded: totals.counters.rebounded,
             dead: totals.counters.dead,
+            replayed: facts
+                .replayed
+                .get(&(record.name.clone(), step.id.clone()))
+                .copied()
+                .unwrap_or(0),
             dead_letters: facts
                 .dead
                 .get(&(flow.clone(), step.id.clone()))
@@ -357,6 +365,14 @@ fn scaling(
         )),
         _ => seen.scaling.clone(),
     }
+}
+
+fn by_step(counts: Vec<OpenDeadLetters>) -> BTreeMap<(String, String), u64> {
+    let mut by_step = BTreeMap::new();
+    for of in counts {
+        *by_step.entry((of.flow, of.step)).or_default() += of.count;
+    }
+    by_step
 }
 
 fn dead_of_flow(flow: &str, facts: &Facts) -> u64 {

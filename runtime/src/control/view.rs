@@ -207,6 +207,8 @@ pub struct StepStatus {
     pub dead: u64,
     /// Dead letters that are open.
     pub dead_letters: u64,
+    /// Dead letters that were replayed, in the last 30 days.
+    pub replayed: u64,
     /// How often replicas or their processes were started again.
     pub restarts: u64,
     /// What half of the messages take at most, in milliseconds.
