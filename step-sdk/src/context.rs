@@ -37,6 +37,7 @@ pub struct About {
     pub(crate) id: MessageId,
     pub(crate) attempt: u32,
     pub(crate) rebounds: u32,
+    pub(crate) is_uncertain: bool,
     pub(crate) key: Option<Box<str>>,
     pub(crate) lineage: Option<Box<str>>,
     pub(crate) headers_raw: Option<Box<str>>,
@@ -51,6 +52,7 @@ impl About {
             id,
             attempt,
             rebounds: 0,
+            is_uncertain: false,
             key: None,
             lineage: None,
             headers_raw: None,
@@ -145,6 +147,30 @@ impl<C, S> Context<C, S> {
     /// Returns how often this step said "later" of the message.
     pub fn rebounds(&self) -> u32 {
         self.about.rebounds
+    }
+
+    /// Returns whether somebody may have handled the message before, in part or in whole, without
+    /// anybody knowing: an attempt failed half-way, a person replayed it, or a container died with
+    /// it in hand. That is so for few messages, so what is done about it costs little.
+    ///
+    /// A step that writes to something that cannot recognise a repetition by itself (see
+    /// [`Self::idempotency_key`]) asks the target first when this is true, and writes only what is
+    /// not there. Together with `once: true` in the flow, each message is then written exactly
+    /// once.
+    ///
+    /// ```
+    /// # use towpath_step::{Context, Result};
+    /// # async fn is_there(_: &str) -> Result<bool> { Ok(true) }
+    /// # async fn create(_: &str) -> Result<()> { Ok(()) }
+    /// async fn handle(order: String, ctx: &Context<()>) -> Result<()> {
+    ///     if ctx.is_uncertain() && is_there(&ctx.idempotency_key()).await? {
+    ///         return Ok(());
+    ///     }
+    ///     create(&order).await
+    /// }
+    /// ```
+    pub fn is_uncertain(&self) -> bool {
+        self.about.is_uncertain
     }
 
     /// Returns the message's ordering key.

@@ -73,6 +73,12 @@ impl<T> Item<T> {
         self.about.attempt
     }
 
+    /// Returns whether somebody may have handled the message before without anybody knowing; see
+    /// [`Context::is_uncertain`](crate::Context::is_uncertain).
+    pub fn is_uncertain(&self) -> bool {
+        self.about.is_uncertain
+    }
+
     /// Returns the message's ordering key.
     pub fn key(&self) -> Option<&str> {
         self.about.key.as_deref()

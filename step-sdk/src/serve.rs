@@ -263,6 +263,7 @@ impl<H: Handler> Server<H> {
 fn about_message(message: &Message<'_>) -> About {
     let mut about = About::new(message.id, message.attempt);
     about.rebounds = message.rebounds;
+    about.is_uncertain = message.uncertain;
     about.key = message.key.as_deref().map(Into::into);
     about.lineage = Some(message.lineage.get().into());
     about.headers_raw = message.headers.map(|raw| raw.get().into());

@@ -231,6 +231,15 @@ impl<H, P> Trial<H, P> {
         self
     }
 
+    /// Says that somebody may have handled the message before: the handler sees it as
+    /// [`Context::is_uncertain`].
+    pub fn uncertain(mut self) -> Self {
+        self.given
+            .fields
+            .insert("uncertain".to_owned(), true.into());
+        self
+    }
+
     /// Adds a header of the message.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.given.headers.insert(name.to_owned(), value.into());

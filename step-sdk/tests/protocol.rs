@@ -451,6 +451,19 @@ fn headers_and_attempt_reach_the_handler() {
 }
 
 #[test]
+fn what_may_have_been_handled_before_says_so() {
+    for (is_uncertain, expect) in [(false, "certain"), (true, "uncertain")] {
+        let mut step = Played::ready("misbehaving", &json!({}));
+        let mut message = json!({"id": id(1), "lineage": {}, "body": "is_uncertain"});
+        if is_uncertain {
+            message["uncertain"] = true.into();
+        }
+        step.send(&json!({"message": message}));
+        assert_eq!(step.frame()["emit"]["body"], expect);
+    }
+}
+
+#[test]
 fn garbage_from_the_agent_is_logged_and_ignored() {
     let mut step = Played::ready("misbehaving", &json!({}));
     writeln!(step.to_step.as_ref().unwrap(), "garbage").unwrap();

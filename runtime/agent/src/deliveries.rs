@@ -3,11 +3,14 @@
 //! # Invariants
 //!
 //! - `nothing_is_acknowledged_before_all_of_it_is_settled`.
+//! - `only_what_was_not_begun_is_given_back`: what the step had in its hands is not handed to another.
 //! - `several_are_acknowledged_at_once_only_up_to_the_first_gap`.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+
+use crate::broker::Origin;
 
 /// The number of a delivery, counted by this agent over all connections.
 pub type Sequence = u64;
@@ -15,7 +18,10 @@ pub type Sequence = u64;
 struct Delivery {
     tag: u64,
     payload: Bytes,
+    origin: Origin,
     cursor: usize,
+    /// Something of it was handed to the step, or decided.
+    is_begun: bool,
     /// Lines read and not settled.
     open: u32,
     /// Acknowledged, or given back.
@@ -52,7 +58,7 @@ pub struct Deliveries {
 
 impl Deliveries {
     /// Adds a delivery; returns the number of lines in it.
-    pub fn add(&mut self, tag: u64, payload: Bytes) -> u64 {
+    pub fn add(&mut self, tag: u64, payload: Bytes, origin: Origin) -> u64 {
         let payload = match payload.last() {
             Some(b'\n') => payload.slice(..payload.len() - 1),
             _ => payload,
@@ -63,7 +69,9 @@ impl Deliveries {
         self.held.push_back(Delivery {
             tag,
             payload,
+            origin,
             cursor: 0,
+            is_begun: false,
             open: 0,
             gone: false,
         });
@@ -83,7 +91,9 @@ impl Deliveries {
         self.held.push_back(Delivery {
             tag,
             payload,
+            origin: Origin::default(),
             cursor,
+            is_begun: true,
             open: 1,
             gone: false,
         });
@@ -108,6 +118,49 @@ impl Deliveries {
         }
         self.waiting_lines = self.waiting_lines.saturating_sub(1);
         Some((sequence, line))
+    }
+
+    /// Returns the delivery that the next line is of, if it came back so often, none of its lines
+    /// was read, and there are several.
+    pub fn next_returned(&mut self, returns_min: u32) -> Option<(Sequence, u32, Bytes)> {
+        let sequence = *self.waiting.front()?;
+        let delivery = self.get(sequence).expect("what waits is held");
+        let returns = delivery.origin.returns;
+        let is_whole =
+            returns >= returns_min && delivery.cursor == 0 && delivery.payload.contains(&b'\n');
+        is_whole.then(|| (sequence, returns, delivery.payload.clone()))
+    }
+
+    /// Takes all lines of the next delivery as one. It is open until [`Self::settle`] is called.
+    pub fn take_whole(&mut self, sequence: Sequence) {
+        self.begin(sequence);
+        let delivery = self.get(sequence).expect("what waits is held");
+        let lines = count_lines(&delivery.payload[delivery.cursor..]);
+        delivery.cursor = delivery.payload.len();
+        delivery.open = 1;
+        self.waiting.retain(|other| *other != sequence);
+        self.waiting_lines = self.waiting_lines.saturating_sub(lines);
+    }
+
+    /// Forgets that a delivery came back: whoever had it lives.
+    pub fn trust(&mut self, sequence: Sequence) {
+        if let Some(delivery) = self.get(sequence) {
+            delivery.origin.returns = 0;
+        }
+    }
+
+    /// Returns what the broker knows of a delivery's past.
+    pub fn origin(&mut self, sequence: Sequence) -> Origin {
+        self.get(sequence)
+            .map(|delivery| delivery.origin)
+            .unwrap_or_default()
+    }
+
+    /// Notes that something of a delivery is handed to the step, or decided: it is not given back.
+    pub fn begin(&mut self, sequence: Sequence) {
+        if let Some(delivery) = self.get(sequence) {
+            delivery.is_begun = true;
+        }
     }
 
     /// Returns whether there are lines that were not read.
@@ -162,22 +215,26 @@ impl Deliveries {
         }
     }
 
-    /// Gives back the deliveries nothing of which was read: calls with the tag of each.
-    pub fn give_back_unstarted(&mut self, mut requeue: impl FnMut(u64)) {
-        let mut kept = VecDeque::new();
-        for sequence in std::mem::take(&mut self.waiting) {
-            let delivery = self.get(sequence).expect("what waits is held");
-            if delivery.cursor > 0 {
-                kept.push_back(sequence);
+    /// Gives back the deliveries nothing of which was begun: calls with each and its tag.
+    pub fn give_back_unbegun(&mut self, mut requeue: impl FnMut(Sequence, u64)) {
+        let mut lines = 0;
+        let mut back = Vec::new();
+        for (index, delivery) in self.held.iter_mut().enumerate() {
+            if delivery.is_begun || delivery.gone || delivery.settled() {
                 continue;
+            }
+            if delivery.cursor < delivery.payload.len() {
+                lines += count_lines(&delivery.payload[delivery.cursor..]);
             }
             delivery.gone = true;
             delivery.cursor = delivery.payload.len();
-            let (tag, lines) = (delivery.tag, count_lines(&delivery.payload));
-            self.waiting_lines = self.waiting_lines.saturating_sub(lines);
-            requeue(tag);
+            let sequence = self.first + index as u64;
+            back.push(sequence);
+            requeue(sequence, delivery.tag);
         }
-        self.waiting = kept;
+        self.waiting_lines = self.waiting_lines.saturating_sub(lines);
+        self.waiting
+            .retain(|sequence| back.binary_search(sequence).is_err());
     }
 
     /// Forgets all: the connection they came by is gone, and the broker delivers them again.
@@ -238,9 +295,18 @@ mod tests {
 
     fn three() -> Deliveries {
         let mut deliveries = Deliveries::default();
-        assert_eq!(deliveries.add(11, Bytes::from_static(b"a\nb\n")), 2);
-        assert_eq!(deliveries.add(12, Bytes::from_static(b"c")), 1);
-        assert_eq!(deliveries.add(13, Bytes::from_static(b"d\n")), 1);
+        assert_eq!(
+            deliveries.add(11, Bytes::from_static(b"a\nb\n"), Origin::default()),
+            2
+        );
+        assert_eq!(
+            deliveries.add(12, Bytes::from_static(b"c"), Origin::default()),
+            1
+        );
+        assert_eq!(
+            deliveries.add(13, Bytes::from_static(b"d\n"), Origin::default()),
+            1
+        );
         deliveries
     }
 
@@ -294,8 +360,9 @@ mod tests {
     fn only_what_was_not_begun_is_given_back() {
         let mut deliveries = three();
         let (first, _) = deliveries.next_line().unwrap();
+        deliveries.begin(first);
         let mut back = Vec::new();
-        deliveries.give_back_unstarted(|tag| back.push(tag));
+        deliveries.give_back_unbegun(|_, tag| back.push(tag));
         assert_eq!(back, [12, 13]);
         assert_eq!(deliveries.waiting_lines(), 1);
         let (second, _) = deliveries.next_line().unwrap();
@@ -306,9 +373,43 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_and_not_begun_is_given_back_as_well() {
+        let mut deliveries = three();
+        let lines: Vec<_> = std::iter::from_fn(|| deliveries.next_line())
+            .map(|(sequence, _)| sequence)
+            .collect();
+        deliveries.begin(lines[2]);
+        let mut back = Vec::new();
+        deliveries.give_back_unbegun(|sequence, tag| back.push((sequence, tag)));
+        assert_eq!(back, [(lines[0], 11), (lines[3], 13)]);
+        for line in lines {
+            deliveries.settle(line);
+        }
+        assert_eq!(acks(&mut deliveries), [(12, false)]);
+        assert_eq!(
+            (deliveries.unacknowledged(), deliveries.waiting_lines()),
+            (0, 0)
+        );
+    }
+
+    #[test]
+    fn all_lines_of_a_delivery_can_be_taken_as_one() {
+        let mut deliveries = three();
+        assert!(deliveries.next_returned(1).is_none());
+        let (first, _, payload) = deliveries.next_returned(0).unwrap();
+        assert_eq!(&payload[..], b"a\nb");
+        deliveries.take_whole(first);
+        assert_eq!(deliveries.waiting_lines(), 2);
+        assert!(deliveries.next_returned(0).is_none(), "12 is one line");
+        assert_eq!(acks(&mut deliveries), []);
+        deliveries.settle(first);
+        assert_eq!(acks(&mut deliveries), [(11, false)]);
+    }
+
+    #[test]
     fn an_empty_delivery_is_acknowledged() {
         let mut deliveries = Deliveries::default();
-        assert_eq!(deliveries.add(5, Bytes::new()), 0);
+        assert_eq!(deliveries.add(5, Bytes::new(), Origin::default()), 0);
         assert_eq!(acks(&mut deliveries), [(5, false)]);
     }
 
@@ -317,7 +418,7 @@ mod tests {
         let mut deliveries = three();
         let (old, _) = deliveries.next_line().unwrap();
         deliveries.forget();
-        deliveries.add(1, Bytes::from_static(b"x"));
+        deliveries.add(1, Bytes::from_static(b"x"), Origin::default());
         deliveries.settle(old);
         assert_eq!(acks(&mut deliveries), []);
         let (new, _) = deliveries.next_line().unwrap();

@@ -27,6 +27,8 @@ pub struct Envelope {
     pub rebounds: u32,
     /// How often it was replayed.
     pub replays: u32,
+    /// It says that it may have been handled before.
+    pub uncertain: bool,
 }
 
 /// Reads the head of a line.
@@ -43,6 +45,7 @@ pub fn read(line: &[u8]) -> Result<Envelope, String> {
         attempt: message.attempt,
         rebounds: message.rebounds,
         replays: message.replays,
+        uncertain: message.uncertain,
     })
 }
 
@@ -80,6 +83,7 @@ fn read_plain(line: &[u8]) -> Option<Envelope> {
         attempt: 1,
         rebounds: 0,
         replays: 0,
+        uncertain: false,
     })
 }
 
@@ -117,6 +121,7 @@ mod tests {
             attempt: message.attempt,
             rebounds: message.rebounds,
             replays: message.replays,
+            uncertain: message.uncertain,
         }
     }
 

@@ -15,11 +15,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use serde::Serialize;
 use towpath_protocol::MessageId;
-use towpath_protocol::office::NEWS_KEY;
-use towpath_protocol::start::Routes;
+use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY};
+use towpath_protocol::start::{Identity, Routes};
 
 use crate::broker::{Content, Publish};
+use crate::clock::Now;
 use crate::ladder;
 use crate::limits::Limits;
 
@@ -40,6 +42,9 @@ pub const SETTLEMENT: u32 = u32::MAX;
 /// The epoch of a checkpoint.
 pub const CHECKPOINT: u32 = u32::MAX - 1;
 
+/// How many messages that go apart may await their confirms.
+const APART_OPEN_MAX: u32 = 64;
+
 /// Names a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LaneId {
@@ -47,17 +52,26 @@ pub enum LaneId {
     Port(u16),
     /// Back to this step after a delay, in units.
     Delay(u32),
+    /// Back to this step at once, each message by itself.
+    Apart,
     /// Dead letters.
     Dead,
     /// News.
     News,
+    /// To the ledger: messages that are settled.
+    Settled,
+    /// To the ledger: messages that are in nobody's hands any more, and not settled.
+    Released,
 }
 
 impl LaneId {
     /// Whether what waits in it is still wanted when the connection is lost: a message that was to
     /// be retried or given up is delivered again, and decided on again.
     fn survives(self) -> bool {
-        matches!(self, Self::Port(_) | Self::News)
+        matches!(
+            self,
+            Self::Port(_) | Self::News | Self::Settled | Self::Released
+        )
     }
 }
 
@@ -88,6 +102,8 @@ impl Batch {
 struct Sealed {
     number: u64,
     payload: Bytes,
+    /// Of its lines.
+    bytes: usize,
     count: u32,
     members: Vec<Member>,
     ids: Vec<MessageId>,
@@ -105,10 +121,45 @@ pub struct Accepted {
     pub outputs: Vec<MessageId>,
 }
 
+/// What makes one document of the lines of a batch.
+struct Frame {
+    before: Vec<u8>,
+    /// When the newest line was added, in milliseconds since 1970.
+    at: u64,
+}
+
+impl Frame {
+    /// Begins as [`towpath_protocol::office::LedgerEntry`] does; the messages are its lines.
+    fn new(entry: &str, identity: &Identity, incarnation: &str) -> Self {
+        #[derive(Serialize)]
+        struct Head<'a> {
+            identity: &'a Identity,
+            incarnation: &'a str,
+        }
+        let head = Head {
+            identity,
+            incarnation,
+        };
+        let head = serde_json::to_string(&head).expect("an identity is JSON");
+        let open = head.strip_suffix('}').expect("an object ends so");
+        Self {
+            before: format!(r#"{{"{entry}":{open},"messages":["#).into_bytes(),
+            at: 0,
+        }
+    }
+
+    fn close(&self, lines: &[u8]) -> Vec<u8> {
+        let lines = lines.strip_suffix(b",").unwrap_or(lines);
+        let after = format!(r#"],"at":{}}}}}"#, self.at);
+        [self.before.as_slice(), lines, after.as_bytes()].concat()
+    }
+}
+
 struct Lane {
     exchange: Arc<str>,
     key: Arc<str>,
     content: Content,
+    frame: Option<Frame>,
     batch_max: u32,
     open_max: u32,
     growing: Batch,
@@ -128,7 +179,11 @@ impl Lane {
         if self.growing.count == 0 {
             return;
         }
-        let batch = std::mem::take(&mut self.growing);
+        let mut batch = std::mem::take(&mut self.growing);
+        let bytes = batch.payload.len();
+        if let Some(frame) = &self.frame {
+            batch.payload = frame.close(&batch.payload);
+        }
         // The next batch is probably as large as this one.
         self.growing
             .payload
@@ -138,6 +193,7 @@ impl Lane {
         self.sealed.push_back(Sealed {
             number: *numbers,
             payload: batch.payload.into(),
+            bytes,
             count: batch.count,
             members: batch.members,
             ids: batch.ids,
@@ -167,6 +223,9 @@ pub struct Lanes {
     ports: Vec<(Box<str>, Lane)>,
     dead: Lane,
     news: Lane,
+    apart: Lane,
+    settled: Lane,
+    released: Lane,
     delays: BTreeMap<u32, Lane>,
     open: HashMap<u64, (LaneId, Sealed)>,
     outstanding_bytes: usize,
@@ -177,11 +236,12 @@ pub struct Lanes {
 
 impl Lanes {
     /// Makes the lanes of a step.
-    pub fn new(routes: &Routes, limits: &Limits) -> Self {
+    pub fn new(routes: &Routes, limits: &Limits, identity: &Identity, incarnation: &str) -> Self {
         let lane = |exchange: &str, key: &str, content, batch_max, open_max| Lane {
             exchange: exchange.into(),
             key: key.into(),
             content,
+            frame: None,
             batch_max,
             open_max,
             growing: Batch::default(),
@@ -205,8 +265,27 @@ impl Lanes {
                 (port.as_str().into(), lane)
             })
             .collect();
+        let ledger = |entry| Lane {
+            frame: Some(Frame::new(entry, identity, incarnation)),
+            ..lane(
+                &routes.office_exchange,
+                LEDGER_KEY,
+                Content::Ledger,
+                u32::try_from(limits.claim_batch).unwrap_or(u32::MAX),
+                limits.open_batches,
+            )
+        };
         Self {
             ports,
+            apart: lane(
+                &routes.steps_exchange,
+                &routes.own_key,
+                Content::Returned(limits.suspect_returns),
+                1,
+                APART_OPEN_MAX,
+            ),
+            settled: ledger("settled"),
+            released: ledger("released"),
             dead: lane(
                 &routes.dead_exchange,
                 "",
@@ -279,6 +358,16 @@ impl Lanes {
         self.numbers = numbers;
     }
 
+    /// Adds a message to one of the lanes to the ledger.
+    pub fn tell(&mut self, id: LaneId, message: (MessageId, u32), member: Member, now: Now) {
+        let mut line = serde_json::to_vec(&message).expect("an id and a number are JSON");
+        line.push(b',');
+        if let Some(frame) = &mut self.lane(id).frame {
+            frame.at = now.wall_ms;
+        }
+        self.push(id, &line, member, now.instant);
+    }
+
     /// Adds a question to the lane of news; the answer has this correlation id.
     pub fn ask(&mut self, document: &[u8], member: Member, correlation: Arc<str>, now: Instant) {
         let mut numbers = self.numbers;
@@ -306,8 +395,11 @@ impl Lanes {
                     .map(|(units, lane)| (LaneId::Delay(*units), lane)),
             )
             .chain([
+                (LaneId::Apart, &mut self.apart),
                 (LaneId::Dead, &mut self.dead),
                 (LaneId::News, &mut self.news),
+                (LaneId::Settled, &mut self.settled),
+                (LaneId::Released, &mut self.released),
             ]);
         for (id, lane) in all {
             while let Some(batch) = lane.next(now, age, &mut numbers) {
@@ -330,7 +422,7 @@ impl Lanes {
     /// Notes that a batch is durable: returns what it belonged to.
     pub fn accepted(&mut self, number: u64) -> Option<Accepted> {
         let (id, batch) = self.open.remove(&number)?;
-        self.outstanding_bytes = self.outstanding_bytes.saturating_sub(batch.payload.len());
+        self.outstanding_bytes = self.outstanding_bytes.saturating_sub(batch.bytes);
         let lane = self.lane(id);
         lane.open = lane.open.saturating_sub(1);
         lane.refusals = 0;
@@ -388,17 +480,16 @@ impl Lanes {
             .delays
             .iter_mut()
             .map(|(units, lane)| (LaneId::Delay(*units), lane))
-            .chain([(LaneId::Dead, &mut self.dead)])
+            .chain([
+                (LaneId::Apart, &mut self.apart),
+                (LaneId::Dead, &mut self.dead),
+            ])
         {
-            debug_assert!(!id.survives(), "ports and news survive");
+            debug_assert!(!id.survives(), "ports, news and the ledger survive");
             lane.open = 0;
             let growing = std::mem::take(&mut lane.growing);
-            bytes += growing.payload.len()
-                + lane
-                    .sealed
-                    .iter()
-                    .map(|batch| batch.payload.len())
-                    .sum::<usize>();
+            bytes +=
+                growing.payload.len() + lane.sealed.iter().map(|batch| batch.bytes).sum::<usize>();
             void.extend(growing.members);
             void.extend(lane.sealed.drain(..).flat_map(|batch| batch.members));
         }
@@ -409,11 +500,7 @@ impl Lanes {
 
     /// Returns whether the broker refuses what is published.
     pub fn is_refused(&self) -> bool {
-        let fixed = self.ports.iter().map(|(_, lane)| lane);
-        fixed
-            .chain(self.delays.values())
-            .chain([&self.dead, &self.news])
-            .any(|lane| lane.refusals > 0)
+        self.all().any(|lane| lane.refusals > 0)
     }
 
     /// Returns whether something awaits its confirm.
@@ -428,16 +515,24 @@ impl Lanes {
 
     /// Returns when to look again without an event.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let fixed = self.ports.iter().map(|(_, lane)| lane);
-        fixed
-            .chain(self.delays.values())
-            .chain([&self.dead, &self.news])
+        self.all()
             .filter(|lane| lane.open < lane.open_max)
             .filter_map(|lane| match lane.not_before {
                 Some(not_before) => Some(not_before),
                 None => lane.since.map(|since| since + self.limits.batch_age),
             })
             .min()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Lane> {
+        let ports = self.ports.iter().map(|(_, lane)| lane);
+        ports.chain(self.delays.values()).chain([
+            &self.apart,
+            &self.dead,
+            &self.news,
+            &self.settled,
+            &self.released,
+        ])
     }
 
     /// Returns a number for something that is published outside all lanes.
@@ -451,6 +546,9 @@ impl Lanes {
             LaneId::Port(port) => &mut self.ports[usize::from(port)].1,
             LaneId::Dead => &mut self.dead,
             LaneId::News => &mut self.news,
+            LaneId::Apart => &mut self.apart,
+            LaneId::Settled => &mut self.settled,
+            LaneId::Released => &mut self.released,
             LaneId::Delay(units) => {
                 let (routes, open_max) = (&self.routes, self.limits.open_batches);
                 self.delays.entry(units).or_insert_with(|| {
@@ -468,6 +566,7 @@ impl Lanes {
                         exchange: exchange.into(),
                         key: key.into(),
                         content: Content::Batch,
+                        frame: None,
                         batch_max: 256,
                         open_max,
                         growing: Batch::default(),
@@ -487,6 +586,7 @@ impl Lanes {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use towpath_protocol::office::LedgerEntry;
     use towpath_protocol::start::Output;
 
     fn lanes() -> Lanes {
@@ -506,7 +606,14 @@ mod tests {
             dead_exchange: "dead".into(),
             office_exchange: "office".into(),
         };
-        Lanes::new(&routes, &Limits::default())
+        let identity = Identity {
+            instance: "i".into(),
+            flow: "f".into(),
+            step: "s".into(),
+            replica: 1,
+            spec: "0".into(),
+        };
+        Lanes::new(&routes, &Limits::default(), &identity, "once upon a time")
     }
 
     const OUT: LaneId = LaneId::Port(0);
@@ -623,6 +730,53 @@ mod tests {
         let again = sent(&mut lanes, now);
         assert_eq!(again.len(), 1);
         assert_eq!(again[0].number, publishes[0].number);
+    }
+
+    #[test]
+    fn what_the_ledger_is_told_is_one_document() {
+        let (mut lanes, now) = (lanes(), Now::read());
+        let id = |number: u8| MessageId::from_bytes([number; 16]);
+        lanes.tell(LaneId::Settled, (id(0), 0), MEMBER, now);
+        let first = sent(&mut lanes, now.instant).remove(0);
+        lanes.tell(LaneId::Settled, (id(1), 0), MEMBER, now);
+        lanes.tell(LaneId::Settled, (id(2), 7), MEMBER, now);
+        lanes.tell(LaneId::Released, (id(3), 0), MEMBER, now);
+        let released = sent(&mut lanes, now.instant).remove(0);
+        lanes.accepted(first.number);
+        let second = sent(&mut lanes, now.instant).remove(0);
+        for (publish, expect) in [
+            (&first, vec![(id(0), 0)]),
+            (&second, vec![(id(1), 0), (id(2), 7)]),
+            (&released, vec![(id(3), 0)]),
+        ] {
+            let entry: LedgerEntry = serde_json::from_slice(&publish.payload).unwrap();
+            let (LedgerEntry::Settled(told) | LedgerEntry::Released(told)) = entry else {
+                panic!("it is no claim");
+            };
+            assert_eq!(told.messages, expect);
+            assert_eq!(
+                (told.at, told.incarnation.as_str()),
+                (now.wall_ms, "once upon a time")
+            );
+            assert_eq!((&*publish.exchange, &*publish.key), ("office", "ledger"));
+        }
+        assert!(lanes.disconnected().is_empty(), "it is told again");
+        assert_eq!(sent(&mut lanes, now.instant).len(), 2);
+    }
+
+    #[test]
+    fn what_goes_apart_is_not_merged() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        lanes.push(LaneId::Apart, b"a\n", MEMBER, now);
+        lanes.push(LaneId::Apart, b"b\n", MEMBER, now);
+        let publishes = sent(&mut lanes, now);
+        assert_eq!(publishes.len(), 2);
+        assert_eq!(
+            (&*publishes[0].exchange, &*publishes[0].key),
+            ("steps", "f.s")
+        );
+        assert_eq!(publishes[0].content, Content::Returned(2));
+        assert_eq!(lanes.disconnected().len(), 2, "the delivery comes again");
     }
 
     #[test]

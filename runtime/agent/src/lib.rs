@@ -7,6 +7,7 @@
 //! | [`core`] | what to do about each of them: a state machine that does no IO |
 //! | [`settle`], [`ladder`] | what becomes of a message, and how a delay is routed |
 //! | [`envelope`], [`step_frame`] | reading messages and frames without parsing bodies |
+//! | [`claims`] | questions to the ledger: may these be handled? |
 //! | [`lanes`] | natural batching: what is published, when, and what waits for its confirm |
 //! | [`deliveries`] | what was taken from the queue, and when it may be acknowledged |
 //! | [`attempt_log`], [`journal`] | what is remembered: the lines of an attempt, what happened to messages |
@@ -25,6 +26,7 @@ pub mod args;
 pub mod attempt_log;
 pub mod broker;
 pub mod child;
+pub mod claims;
 pub mod clock;
 pub mod core;
 pub mod deliveries;

@@ -52,6 +52,33 @@ pub struct Limits {
     pub stall: Duration,
     /// How long a report says that the connection was made again, and why: long enough to be read.
     pub mishap_told: Duration,
+    /// Messages that are claimed, or asked for, ahead of free places in the step's hands
+    /// (`once: true`): an answer takes some milliseconds, and the step must not wait for it.
+    pub claim_ahead: usize,
+    /// Messages in one question to the ledger: one look-up is one transaction of the control plane.
+    pub claim_batch: usize,
+    /// The same while the control plane does not answer: one small question asks for all.
+    pub claim_probe: usize,
+    /// Questions under way.
+    pub claim_questions: usize,
+    /// How long an answer may take before the question is asked again; twice as long after each
+    /// silence.
+    pub claim_again: Duration,
+    /// The longest: how much later than the control plane the step comes back to work.
+    pub claim_again_longest: Duration,
+    /// How old a claim may be when its message is handed over. The lease of a claim is this and what
+    /// the step may then take, so that no message is in the hands of a step whose claim ran out.
+    pub claim_margin: Duration,
+    /// How old a claim gets before it is asked for once more.
+    pub claim_renew: Duration,
+    /// The lease of a claim of a step without a time limit. Whoever waits for a message of an agent
+    /// that is cut off waits this long, and what such an agent has in hand is taken from it.
+    pub claim_lease: Duration,
+    /// How often a delivery may come back before its messages are taken one by one: whatever took
+    /// it may have died of it.
+    pub suspect_returns: u32,
+    /// How long a message of such a delivery waits for the ledger, unless the step is `once: true`.
+    pub suspect_patience: Duration,
     /// How long a step has to exit after `drain` once nothing is in its hands.
     pub leave: Duration,
 }
@@ -80,6 +107,17 @@ impl Default for Limits {
             note_bytes: 64 << 10,
             stall: Duration::from_secs(60),
             mishap_told: Duration::from_secs(300),
+            claim_ahead: 1024,
+            claim_batch: 512,
+            claim_probe: 16,
+            claim_questions: 4,
+            claim_again: Duration::from_secs(5),
+            claim_again_longest: Duration::from_secs(15),
+            claim_margin: Duration::from_secs(60),
+            claim_renew: Duration::from_secs(20),
+            claim_lease: Duration::from_secs(600),
+            suspect_returns: 2,
+            suspect_patience: Duration::from_secs(30),
             leave: Duration::from_secs(10),
         }
     }

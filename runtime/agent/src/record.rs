@@ -17,6 +17,8 @@ use crate::deliveries::Sequence;
 pub enum State {
     /// A tick: asks for its checkpoint.
     Asking,
+    /// Waits for the ledger to say whether it may be handled.
+    Claiming,
     /// To be handed to the step (again).
     Ready,
     /// In the step's hands.
@@ -25,7 +27,8 @@ pub enum State {
     Settling,
     /// Its fate is decided, but the delivery it came by was lost: waits for the next.
     Parked,
-    /// Left to whoever gets it next; only its outputs on their way are still counted.
+    /// Left to whoever gets it next; only its outputs on their way are still counted, and the word
+    /// to the ledger that it is left.
     Abandoned,
 }
 
@@ -58,6 +61,39 @@ pub enum Resolution {
         /// The causes.
         chain: Vec<String>,
     },
+    /// Not handled: it was settled before.
+    Repeated,
+    /// Not handled: somebody else has it. It comes back as it is, and nothing is counted.
+    Busy {
+        /// The delay in ladder units.
+        units: u32,
+    },
+    /// Not one message but a delivery that came back again and again: its messages were sent on one
+    /// by one.
+    Split,
+}
+
+/// What the ledger knows of a message, as far as this agent knows.
+#[derive(Debug, Default)]
+pub struct Claim {
+    /// It was asked whether the message may be handled, so it may have noted that this agent has it.
+    pub is_asked: bool,
+    /// Since when it is asked.
+    pub since: Option<Instant>,
+    /// When the question was asked that it said yes to, last.
+    pub granted_at: Option<Instant>,
+    /// The claim is for the message alone in the step's hands.
+    pub is_alone: bool,
+    /// It was told that the message is settled or left, or is being told.
+    pub is_told: bool,
+    /// It does not answer: the message is handed over all the same.
+    pub is_waived: bool,
+    /// It ran out while the delivery was lost: somebody else may have the message.
+    pub is_lost: bool,
+    /// How many containers died with the message alone in hand.
+    pub deaths: u32,
+    /// How the last of them died.
+    pub death: Option<Box<str>>,
 }
 
 /// A trigger's outputs between two checkpoints.
@@ -118,6 +154,14 @@ pub struct Record {
     pub rebounds: u32,
     /// How often it was replayed.
     pub replays: u32,
+    /// It may have been handled before, in part or in whole.
+    pub is_uncertain: bool,
+    /// Its line says so already.
+    pub says_uncertain: bool,
+    /// It came back again and again: whoever had it may have died of it. It is handed over alone.
+    pub is_suspect: bool,
+    /// What the ledger knows of it.
+    pub claim: Claim,
     /// The deliveries it came by: more than one if it was published more than once.
     pub deliveries: Vec<Sequence>,
     /// Where it is.
@@ -147,6 +191,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Returns which attempt this is when the deaths of containers count, from 1.
+    pub fn tries(&self) -> u32 {
+        self.attempt.saturating_add(self.claim.deaths)
+    }
+
     /// Returns the number of the next output by a port.
     pub fn next_index(&mut self, port: u16) -> u64 {
         if let Some((_, count)) = self.outputs.iter_mut().find(|(other, _)| *other == port) {
@@ -238,6 +287,8 @@ impl Records {
         record.attempt = envelope.attempt;
         record.rebounds = envelope.rebounds;
         record.replays = envelope.replays;
+        record.says_uncertain = envelope.uncertain;
+        record.is_uncertain = envelope.uncertain || envelope.attempt > 1 || envelope.replays > 0;
         self.by_id.insert(envelope.id, number);
         number
     }
@@ -263,6 +314,10 @@ impl Records {
             attempt: 1,
             rebounds: 0,
             replays: 0,
+            is_uncertain: false,
+            says_uncertain: false,
+            is_suspect: false,
+            claim: Claim::default(),
             deliveries,
             state: State::Ready,
             handed_at: None,

@@ -5,7 +5,7 @@ mod simulated;
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use simulated::{Cut, World, expected, ids};
+use simulated::{Cut, Setting, World, expected, ids};
 use towpath_protocol::MessageId;
 use towpath_protocol::manifest::Kind;
 
@@ -18,10 +18,23 @@ fn bodies() -> Vec<Value> {
 }
 
 #[track_caller]
-fn check(cut: Cut) -> usize {
+fn check(cut: Cut, once: bool) -> usize {
     let bodies = bodies();
-    let (mut world, parents) = World::new(cut, Kind::Action, 4, &bodies, 3);
+    let setting = Setting {
+        once,
+        ..Setting::once(cut, 1)
+    };
+    let (mut world, parents) = World::of(setting, &bodies);
     world.run();
+    if once {
+        assert!(
+            world.target.values().all(|times| *times == 1),
+            "{cut:?}: {:?}",
+            world.target
+        );
+        assert_eq!(world.broker.ledger.settled(), bodies.len(), "{cut:?}");
+        assert_eq!(world.broker.ledger.held(), 0, "{cut:?}");
+    }
     assert_eq!(
         ids(&world.broker.outputs),
         expected(&bodies, &parents),
@@ -51,12 +64,24 @@ fn check(cut: Cut) -> usize {
 
 #[test]
 fn nothing_is_lost_wherever_it_is_cut() {
-    let calls = check(Cut::Never);
+    let calls = check(Cut::Never, false);
     assert!(calls > 50, "the run is long enough to be cut: {calls}");
     for at in 1..=calls {
-        check(Cut::Agent(at));
-        check(Cut::Connection(at));
-        check(Cut::Step(at));
+        check(Cut::Agent(at), false);
+        check(Cut::Connection(at), false);
+        check(Cut::Step(at), false);
+    }
+}
+
+/// A step that asks its target before it repeats anything writes everything exactly once.
+#[test]
+fn nothing_is_lost_wherever_it_is_cut_with_once() {
+    let calls = check(Cut::Never, true);
+    assert!(calls > 50, "the run is long enough to be cut: {calls}");
+    for at in 1..=calls {
+        check(Cut::Agent(at), true);
+        check(Cut::Connection(at), true);
+        check(Cut::Step(at), true);
     }
 }
 
@@ -74,7 +99,7 @@ fn without_a_cut_everything_happens_once() {
 
 #[test]
 fn a_lost_connection_makes_nobody_do_anything_twice() {
-    let calls = check(Cut::Never);
+    let calls = check(Cut::Never, false);
     for at in 1..=calls {
         let bodies = vec![json!({}); 8];
         let (mut world, parents) = World::new(Cut::Connection(at), Kind::Action, 4, &bodies, 3);

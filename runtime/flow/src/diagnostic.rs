@@ -82,6 +82,8 @@ codes! {
     NeedsImage = "F022", Error;
     /// The flow has no actions.
     NoActions = "F023", Error;
+    /// A trigger cannot be `once`.
+    OnceTrigger = "F024", Error;
     /// The replicas of a trigger are a number, not counted by the work.
     TriggerScaled = "F026", Error;
     /// `replicas` has two ways to count the work, or none.

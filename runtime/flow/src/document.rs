@@ -319,7 +319,9 @@ impl Steps<'_, '_> {
             return;
         };
         for entry in entries {
-            if entry.key != "id" && keys::STEP.iter().any(|key| key.name == entry.key) {
+            if !matches!(&*entry.key, "id" | "once")
+                && keys::STEP.iter().any(|key| key.name == entry.key)
+            {
                 self.reader.report(
                     Diagnostic::new(
                         Code::NeedsImage,

@@ -59,6 +59,10 @@ pub(crate) const STEP: &[Key] = &[
         "How long the step has for one message; 0 is without limit.",
     ),
     key("retry", "When a message that failed is tried again."),
+    key(
+        "once",
+        "For actions: `true` has a message that is settled never handled again, whatever breaks; it costs a look-up a batch.",
+    ),
     key("memory", "How much memory a replica may use."),
     key(
         "cpus",

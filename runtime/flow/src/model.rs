@@ -65,6 +65,9 @@ pub struct Step {
     pub timeout: Duration,
     /// When a message that failed is tried again.
     pub retry: Retry,
+    /// Whether a message that is settled is recognised and never handled again (`once: true`);
+    /// false for triggers.
+    pub once: bool,
     /// What a replica may use.
     pub limits: Limits,
 }

@@ -123,6 +123,7 @@ fn value(key: &str) -> Value {
             "default": text::duration(limits::TIMEOUT_DEFAULT),
         }),
         "retry" => json!({ "anyOf": [{ "$ref": "#/$defs/retry" }, { "type": "null" }] }),
+        "once" => json!({ "type": "boolean", "default": false }),
         "memory" => json!({
             "$ref": "#/$defs/size",
             "default": text::size(limits::MEMORY_BYTES_DEFAULT),

@@ -45,6 +45,7 @@ fn what_is_left_out_has_its_default() {
         (8, 1_000, 600_000)
     );
     assert_eq!((one.limits.memory_bytes, one.limits.pids), (256 << 20, 256));
+    assert!(!one.once);
     assert!(!one.limits.writable && !one.limits.image_privileges);
 }
 
@@ -115,6 +116,7 @@ fn every_key_arrives() {
         (shape.limits.memory_bytes, shape.limits.pids),
         (64 << 20, 32)
     );
+    assert!(shape.once && !split.once);
     assert!(shape.limits.writable && shape.limits.image_privileges);
     let values = Values {
         secrets: [("crm_token".to_owned(), "s3cr3t".to_owned())].into(),

@@ -240,7 +240,7 @@ fn blueprint(
             timeout_ms: millis(step.timeout),
             retry: step.retry.clone(),
             rebounds_max: REBOUNDS_MAX,
-            once: false,
+            once: step.once,
             body_bytes_max: ground.body_bytes_max,
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,

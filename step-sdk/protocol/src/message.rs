@@ -28,6 +28,10 @@ pub const BATCH_CONTENT_TYPE: &str = "application/x-ndjson";
 /// The AMQP header that carries the number of messages in a batch.
 pub const BATCH_COUNT_HEADER: &str = "towpath-count";
 
+/// The AMQP header that carries how often a delivery had come back when its messages were sent on one
+/// by one; the broker counts their own returns from zero.
+pub const BATCH_RETURNS_HEADER: &str = "towpath-returns";
+
 /// The number of past attempts a message carries; older ones are dropped.
 pub const HISTORY_MAX: usize = 10;
 
@@ -65,7 +69,8 @@ pub struct Message<'a> {
     pub replays: u32,
     /// Somebody may have handled it before, in part or in whole, without anybody knowing: it was
     /// tried before, or it was taken by a replica that did not settle it. Said to a step by its
-    /// agent only; no message on the broker has it.
+    /// agent; on the broker only a message has it that an agent sent back without handling it, which
+    /// nothing else about it would tell.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uncertain: bool,
     /// The failed attempts of the current step at it, oldest first, at most [`HISTORY_MAX`].

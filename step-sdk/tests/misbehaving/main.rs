@@ -32,6 +32,8 @@ enum Input {
     Exit(i32),
     /// Returns the message's headers and attempt.
     Headers,
+    /// Returns whether the message may have been handled before.
+    IsUncertain,
     /// Emits by a port that is not in the manifest.
     Port(String),
 }
@@ -60,6 +62,8 @@ async fn obey(input: Input, ctx: &Context<Config>) -> Result<Option<String>> {
         }
         Input::Exit(code) => std::process::exit(code),
         Input::Headers => Ok(Some(format!("{:?} {}", ctx.headers(), ctx.attempt()))),
+        Input::IsUncertain if ctx.is_uncertain() => Ok(Some("uncertain".to_owned())),
+        Input::IsUncertain => Ok(Some("certain".to_owned())),
         Input::Port(port) => ctx.emit_to(&port, 1).await.map(|()| None),
     }
 }

@@ -37,6 +37,22 @@ pub struct Config {
     /// What the step emits.
     #[serde(default)]
     pub emit: EmitWhat,
+    /// Where to ask whether it was done already, for a target that cannot recognise a repetition.
+    #[serde(default)]
+    pub check: Option<Check>,
+}
+
+/// A question with `GET`, before a message is sent that may have been sent before: 2xx says that it
+/// was, and its answer is what the step emits; 404 that it was not; after anything else the
+/// message is tried again later.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    /// The URL, a template like the other.
+    pub url: String,
+    /// Headers of the question; those of the request if left out.
+    #[serde(default)]
+    pub headers: Option<BTreeMap<String, String>>,
 }
 
 /// What the step emits.

@@ -31,9 +31,13 @@ pub struct Plan {
     templates: Templates,
     method: Template,
     url: Template,
-    headers: Vec<(HeaderName, String, Template)>,
+    headers: Headers,
     body: Option<Body>,
+    check: Option<(Template, Headers)>,
 }
+
+/// The name of each header, its place in the configuration, its value.
+type Headers = Vec<(HeaderName, String, Template)>;
 
 /// The body of a request, with templates in place of its texts.
 #[derive(Debug)]
@@ -56,41 +60,54 @@ impl Plan {
         if let Template::Fixed(text) = &url {
             read_url(text)?;
         }
-        let headers = config.headers.iter().map(|(name, value)| {
-            let place = format!("headers.{name}");
-            let header = HeaderName::try_from(name.as_str())
-                .map_err(|_| format!("`{name}` is not the name of a header"))?;
-            let template = templates.add(&place, value)?;
-            if let Template::Fixed(text) = &template {
-                read_header(&place, text)?;
-            }
-            Ok((header, place, template))
-        });
-        let headers = headers.collect::<Result<_, String>>()?;
+        let headers = read_headers(&mut templates, "headers", &config.headers)?;
         let body = config.body.as_ref();
         let body = body
             .map(|body| Body::new(&mut templates, "body", body))
             .transpose()?;
+        let check = config.check.as_ref();
+        let check = check.map(|check| {
+            let url = templates.add("check.url", &check.url)?;
+            if let Template::Fixed(text) = &url {
+                read_url(text)?;
+            }
+            let (place, headers) = match &check.headers {
+                Some(headers) => ("check.headers", headers),
+                None => ("headers", &config.headers),
+            };
+            Ok::<_, String>((url, read_headers(&mut templates, place, headers)?))
+        });
+        let check = check.transpose()?;
         Ok(Self {
             templates,
             method,
             url,
             headers,
             body,
+            check,
         })
+    }
+
+    /// Makes the question whether a message was sent before; none if the flow gives none.
+    pub fn check(&self, body: &RawValue, about: About<'_>) -> Result<Option<Request>, String> {
+        let Some((url, headers)) = &self.check else {
+            return Ok(None);
+        };
+        let values = read_values(body, about)?;
+        Ok(Some(Request {
+            method: Method::GET,
+            url: read_url(&self.templates.text(url, &values)?)?,
+            headers: self.fill_headers(headers, &values)?,
+            body: None,
+        }))
     }
 
     /// Makes the request for a message; an error says why there can be none.
     pub fn request(&self, body: &RawValue, about: About<'_>) -> Result<Request, String> {
-        let values = values(body, about.id, about.attempt, about.headers)
-            .map_err(|error| format!("cannot read the body: {error}"))?;
+        let values = read_values(body, about)?;
         let method = read_method(&self.templates.text(&self.method, &values)?)?;
         let url = read_url(&self.templates.text(&self.url, &values)?)?;
-        let mut headers = HeaderMap::new();
-        for (name, place, template) in &self.headers {
-            let text = self.templates.text(template, &values)?;
-            headers.insert(name.clone(), read_header(place, &text)?);
-        }
+        let mut headers = self.fill_headers(&self.headers, &values)?;
         if !headers.contains_key(IDEMPOTENCY_KEY) {
             headers.insert(IDEMPOTENCY_KEY, read_header("message.id", about.id)?);
         }
@@ -106,6 +123,15 @@ impl Plan {
             headers,
             body: content,
         })
+    }
+
+    fn fill_headers(&self, headers: &Headers, values: &Values) -> Result<HeaderMap, String> {
+        let mut filled = HeaderMap::new();
+        for (name, place, template) in headers {
+            let text = self.templates.text(template, values)?;
+            filled.insert(name.clone(), read_header(place, &text)?);
+        }
+        Ok(filled)
     }
 
     fn content(
@@ -173,6 +199,29 @@ impl Body {
             }
         })
     }
+}
+
+fn read_values(body: &RawValue, about: About<'_>) -> Result<Values, String> {
+    values(body, about.id, about.attempt, about.headers)
+        .map_err(|error| format!("cannot read the body: {error}"))
+}
+
+fn read_headers(
+    templates: &mut Templates,
+    place: &str,
+    headers: &BTreeMap<String, String>,
+) -> Result<Headers, String> {
+    let headers = headers.iter().map(|(name, value)| {
+        let place = format!("{place}.{name}");
+        let header = HeaderName::try_from(name.as_str())
+            .map_err(|_| format!("`{name}` is not the name of a header"))?;
+        let template = templates.add(&place, value)?;
+        if let Template::Fixed(text) = &template {
+            read_header(&place, text)?;
+        }
+        Ok((header, place, template))
+    });
+    headers.collect()
 }
 
 fn read_method(text: &str) -> Result<Method, String> {

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use towpath_step::{Context, Result, StepError};
-use towpath_step_http::{Answer, Client, Failure, Settings, Verdict};
+use towpath_step_http::{Answer, Client, Failure, Request, Settings, Verdict};
 use towpath_step_json::compact;
 
 use crate::config::{Config, EmitWhat};
@@ -64,17 +64,27 @@ pub async fn handle(
         attempt: ctx.attempt(),
         headers: ctx.headers(),
     };
+    if ctx.is_uncertain()
+        && let Some(question) = ctx
+            .state
+            .plan
+            .check(&body, about)
+            .map_err(StepError::permanent)?
+        && let Some(known) = ask(question, ctx).await?
+    {
+        ctx.log_info("it was done before: nothing is sent");
+        return emit(known, body, ctx.config.emit);
+    }
     let request = ctx
         .state
         .plan
         .request(&body, about)
         .map_err(StepError::permanent)?;
-    let emit = ctx.config.emit;
     let answer = match ctx.state.client.send(request).await {
         Ok(answer) => answer,
         // It was done, and nobody wants to know what was said.
-        Err(Failure::TooLarge { .. }) if emit != EmitWhat::Response => {
-            return Ok((emit == EmitWhat::Input).then_some(body));
+        Err(Failure::TooLarge { .. }) if ctx.config.emit != EmitWhat::Response => {
+            return emit(None, body, ctx.config.emit);
         }
         Err(failure) if failure.may_pass() => return Err(failure.into()),
         Err(failure) => return Err(StepError::from(failure).into_permanent()),
@@ -87,8 +97,42 @@ pub async fn handle(
         Verdict::Retry { after: None } => return Err(StepError::retry(answer.complaint())),
         Verdict::Permanent => return Err(StepError::permanent(answer.complaint())),
     }
-    match emit {
-        EmitWhat::Response => Ok(Some(emitted(&answer)?)),
+    emit(Some(answer), body, ctx.config.emit)
+}
+
+/// Asks whether a message was sent before: none says that it was not, an answer that it was (the
+/// answer itself is none if it is too large and nobody wants it). Anything but a clear yes or no is
+/// asked again later, because to send it then might do it twice.
+async fn ask(question: Request, ctx: &Context<Config, State>) -> Result<Option<Option<Answer>>> {
+    let why = "it may have been done before, and the check cannot tell";
+    let answer = match ctx.state.client.send(question).await {
+        Ok(answer) => answer,
+        Err(Failure::TooLarge { .. }) if ctx.config.emit != EmitWhat::Response => {
+            return Ok(Some(None));
+        }
+        Err(failure) => return Err(StepError::from(failure).context(why)),
+    };
+    if answer.status.is_success() {
+        return Ok(Some(Some(answer)));
+    }
+    if answer.status.as_u16() == 404 {
+        return Ok(None);
+    }
+    let error = StepError::retry(format!("{why}: {}", answer.complaint()));
+    Err(match answer.verdict(&[], SystemTime::now()) {
+        Verdict::Retry { after: Some(after) } => error.after(after),
+        _ => error,
+    })
+}
+
+/// Chooses what the step emits.
+fn emit(
+    answer: Option<Answer>,
+    body: Box<RawValue>,
+    what: EmitWhat,
+) -> Result<Option<Box<RawValue>>> {
+    match what {
+        EmitWhat::Response => answer.as_ref().map(emitted).transpose(),
         EmitWhat::Input => Ok(Some(body)),
         EmitWhat::None => Ok(None),
     }

@@ -156,6 +156,94 @@ async fn a_message_that_the_templates_do_not_fit_is_given_up() {
     );
 }
 
+async fn checked(server: &MockServer, more: Value, is_uncertain: bool) -> Outcome {
+    let mut config = json!({
+        "url": format!("{}/deals", server.uri()),
+        "headers": {"authorization": "Bearer hush"},
+        "check": {"url": format!("{}/deals/{{{{ .id }}}}", server.uri())},
+    });
+    let object = config.as_object_mut().expect("it is an object");
+    object.extend(more.as_object().expect("it is an object").clone());
+    let step = Step::action(handle).setup(setup);
+    let trial = TestRun::of(step).config(config).input(order());
+    if is_uncertain {
+        trial.uncertain().await
+    } else {
+        trial.await
+    }
+}
+
+async fn methods(server: &MockServer) -> Vec<String> {
+    let requests = server.received_requests().await.expect("they are recorded");
+    requests
+        .iter()
+        .map(|request| request.method.to_string())
+        .collect()
+}
+
+async fn knowing(check: ResponseTemplate) -> MockServer {
+    let server = MockServer::start().await;
+    Mock::given(method("GET"))
+        .and(path("/deals/7"))
+        .and(header("authorization", "Bearer hush"))
+        .respond_with(check)
+        .mount(&server)
+        .await;
+    Mock::given(method("POST"))
+        .respond_with(ResponseTemplate::new(201).set_body_json(json!({"made": true})))
+        .mount(&server)
+        .await;
+    server
+}
+
+#[tokio::test]
+async fn what_may_have_been_sent_before_is_asked_about_first() {
+    let server = knowing(ResponseTemplate::new(200).set_body_json(json!({"found": true}))).await;
+    let outcome = checked(&server, json!({}), true).await;
+    assert_eq!(outcome.bodies()[0]["body"], json!({"found": true}));
+    assert_eq!(methods(&server).await, ["GET"], "nothing is sent");
+    let outcome = checked(&server, json!({"emit": "input"}), true).await;
+    assert_eq!(outcome.bodies(), [&order()]);
+
+    let server = knowing(ResponseTemplate::new(404)).await;
+    let outcome = checked(&server, json!({}), true).await;
+    assert_eq!(outcome.bodies()[0]["body"], json!({"made": true}));
+    assert_eq!(methods(&server).await, ["GET", "POST"]);
+}
+
+#[tokio::test]
+async fn what_is_new_is_sent_without_a_question() {
+    let server = knowing(ResponseTemplate::new(200)).await;
+    let outcome = checked(&server, json!({}), false).await;
+    assert_eq!(outcome.bodies()[0]["body"], json!({"made": true}));
+    assert_eq!(methods(&server).await, ["POST"]);
+}
+
+#[tokio::test]
+async fn without_a_clear_answer_nothing_is_sent() {
+    for status in [400, 401, 403, 410, 429, 500, 503] {
+        let answer = ResponseTemplate::new(status).insert_header("retry-after", "7");
+        let server = knowing(answer).await;
+        let outcome = checked(&server, json!({}), true).await;
+        assert_eq!(outcome.fate(), Some(Fate::Retry), "{status}");
+        assert!(
+            outcome.reason().starts_with("it may have been done before"),
+            "{}",
+            outcome.reason()
+        );
+        let expect = (status >= 429).then(|| Duration::from_secs(7));
+        assert_eq!(delay(&outcome), expect, "{status}");
+        assert_eq!(methods(&server).await, ["GET"], "{status}");
+    }
+    let away = ResponseTemplate::new(302).insert_header("location", "http://elsewhere.example/");
+    let server = knowing(away).await;
+    let outcome = checked(&server, json!({}), true).await;
+    assert_eq!(outcome.fate(), Some(Fate::Retry), "{}", outcome.reason());
+    let nowhere = json!({"check": {"url": "http://127.0.0.1:9/{{ .id }}", "headers": {}}});
+    let outcome = checked(&server, nowhere, true).await;
+    assert_eq!(outcome.fate(), Some(Fate::Retry), "{}", outcome.reason());
+}
+
 #[tokio::test]
 async fn a_redirect_takes_no_secret_elsewhere() {
     let away =
@@ -195,6 +283,10 @@ async fn a_wrong_configuration_is_refused() {
         refusal(json!({"url": "crm/deals"})).await.as_deref(),
         Some("`url` is not a URL: relative URL without a base")
     );
+    assert_eq!(
+        refusal(json!({"url": "http://x/", "check": {"url": "deals"}})).await,
+        Some("`url` is not a URL: relative URL without a base".to_owned())
+    );
     let reason = refusal(json!({"url": "http://x/", "metod": "PUT"}))
         .await
         .expect("it is refused");
@@ -210,7 +302,7 @@ fn the_manifest_names_what_can_be_set() {
     let step = Step::action(handle).setup(setup);
     let config = step.manifest().config.expect("it has a configuration");
     for name in [
-        "method", "url", "headers", "body", "timeout", "success", "emit",
+        "method", "url", "headers", "body", "timeout", "success", "emit", "check",
     ] {
         assert!(!config["properties"][name].is_null(), "{name}: {config}");
     }

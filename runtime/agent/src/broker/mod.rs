@@ -12,10 +12,14 @@ use std::sync::Arc;
 pub enum Content {
     /// Lines of messages.
     Batch,
+    /// One message of a delivery that came back so often.
+    Returned(u32),
     /// Lines of dead letters.
     Dead,
     /// One piece of news.
     News,
+    /// One entry of the ledger.
+    Ledger,
     /// One report: transient.
     Report,
     /// The answer to a question: transient.
@@ -82,6 +86,15 @@ pub struct Addressed {
     pub command: Command,
 }
 
+/// What the broker knows of a delivery's past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Origin {
+    /// Somebody had it before.
+    pub is_redelivered: bool,
+    /// How often it came back because whoever had it died, lost its connection or gave it back.
+    pub returns: u32,
+}
+
 /// What the broker tells the agent.
 #[derive(Debug)]
 pub enum Event {
@@ -101,6 +114,8 @@ pub enum Event {
         tag: u64,
         /// Whether its type says that it is a batch of messages.
         is_batch: bool,
+        /// What the broker knows of its past.
+        origin: Origin,
         /// The body.
         payload: Bytes,
     },

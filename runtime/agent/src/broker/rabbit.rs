@@ -25,14 +25,21 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use towpath_protocol::message::{BATCH_CONTENT_TYPE, BATCH_COUNT_HEADER, BATCH_TYPE};
-use towpath_protocol::office::{DEAD_TYPE, FOUND_TYPE, NEWS_TYPE, REPORT_TYPE, WAITING_TYPE};
+use towpath_protocol::message::{
+    BATCH_CONTENT_TYPE, BATCH_COUNT_HEADER, BATCH_RETURNS_HEADER, BATCH_TYPE,
+};
+use towpath_protocol::office::{
+    DEAD_TYPE, FOUND_TYPE, LEDGER_TYPE, NEWS_TYPE, REPORT_TYPE, WAITING_TYPE,
+};
 
 use super::trouble::explain;
-use super::{Addressed, Command, Content, Event, Publish};
+use super::{Addressed, Command, Content, Event, Origin, Publish};
 
 /// The queue of direct answers: known to every RabbitMQ, and never declared.
 const REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+/// The header in which the broker counts how often a delivery came back.
+const RETURNS_HEADER: &str = "x-delivery-count";
 
 /// How long making a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
@@ -454,11 +461,35 @@ fn delivered(delivery: lapin::message::Delivery) -> Event {
         .kind()
         .as_ref()
         .is_some_and(|kind| kind.as_str() == BATCH_TYPE);
+    let headers = delivery.properties.headers().as_ref();
+    let number = |name: &str| {
+        let value = headers.and_then(|headers| headers.inner().get(name));
+        value.and_then(whole_number).unwrap_or(0)
+    };
     Event::Delivery {
         tag: delivery.delivery_tag,
         is_batch,
+        origin: Origin {
+            is_redelivered: delivery.redelivered,
+            returns: number(RETURNS_HEADER).saturating_add(number(BATCH_RETURNS_HEADER)),
+        },
         payload: Bytes::from(delivery.data),
     }
+}
+
+/// Reads a count, in whichever of its integer types the broker writes it.
+fn whole_number(value: &AMQPValue) -> Option<u32> {
+    let number = match *value {
+        AMQPValue::ShortShortInt(number) => i64::from(number),
+        AMQPValue::ShortShortUInt(number) => i64::from(number),
+        AMQPValue::ShortInt(number) => i64::from(number),
+        AMQPValue::ShortUInt(number) => i64::from(number),
+        AMQPValue::LongInt(number) => i64::from(number),
+        AMQPValue::LongUInt(number) => i64::from(number),
+        AMQPValue::LongLongInt(number) => number,
+        _ => return None,
+    };
+    u32::try_from(number).ok()
 }
 
 async fn publish_one(channel: Channel, publish: Publish) -> Outcome {
@@ -480,9 +511,10 @@ async fn publish_one(channel: Channel, publish: Publish) -> Outcome {
 
 fn properties(publish: &Publish) -> BasicProperties {
     let (kind, content_type) = match publish.content {
-        Content::Batch => (BATCH_TYPE, BATCH_CONTENT_TYPE),
+        Content::Batch | Content::Returned(_) => (BATCH_TYPE, BATCH_CONTENT_TYPE),
         Content::Dead => (DEAD_TYPE, BATCH_CONTENT_TYPE),
         Content::News => (NEWS_TYPE, "application/json"),
+        Content::Ledger => (LEDGER_TYPE, "application/json"),
         Content::Report => (REPORT_TYPE, "application/json"),
         Content::Found => (FOUND_TYPE, "application/json"),
         Content::Waiting => (WAITING_TYPE, BATCH_CONTENT_TYPE),
@@ -496,8 +528,14 @@ fn properties(publish: &Publish) -> BasicProperties {
         .with_delivery_mode(delivery_mode)
         .with_type(kind.into())
         .with_content_type(content_type.into());
-    if matches!(publish.content, Content::Batch | Content::Dead) {
+    if matches!(
+        publish.content,
+        Content::Batch | Content::Returned(_) | Content::Dead
+    ) {
         let mut headers = FieldTable::default();
+        if let Content::Returned(times) = publish.content {
+            headers.insert(BATCH_RETURNS_HEADER.into(), AMQPValue::LongUInt(times));
+        }
         headers.insert(
             BATCH_COUNT_HEADER.into(),
             AMQPValue::LongUInt(publish.count),
@@ -515,6 +553,14 @@ fn properties(publish: &Publish) -> BasicProperties {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_count_is_read_whatever_its_type() {
+        assert_eq!(whole_number(&AMQPValue::LongLongInt(3)), Some(3));
+        assert_eq!(whole_number(&AMQPValue::ShortShortUInt(3)), Some(3));
+        assert_eq!(whole_number(&AMQPValue::LongLongInt(-1)), None);
+        assert_eq!(whole_number(&AMQPValue::Boolean(true)), None);
+    }
 
     #[test]
     fn a_url_gets_defaults_and_keeps_what_it_says() {

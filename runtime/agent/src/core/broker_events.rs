@@ -22,8 +22,14 @@ impl Core {
             Event::Delivery {
                 tag,
                 is_batch,
+                origin,
                 payload,
-            } => self.on_delivery(tag, is_batch, payload, now),
+            } if is_batch => {
+                self.moved_at = now.instant;
+                self.counters.deliveries += 1;
+                self.deliveries.add(tag, payload, origin);
+            }
+            Event::Delivery { tag, payload, .. } => self.on_odd_delivery(tag, payload, now),
             Event::Confirmed {
                 number,
                 accepted: true,
@@ -95,6 +101,8 @@ impl Core {
         self.deferred.clear();
         self.again.clear();
         self.suspects.clear();
+        self.claims.forget();
+        self.has_detached = self.is_once();
         for member in self.lanes.disconnected() {
             self.records.get(member.record).unconfirmed -= u64::from(member.count);
         }
@@ -105,8 +113,11 @@ impl Core {
             // What has no id is not recognised when it comes again.
             let is_known = record.id.is_some();
             match (record.state, &record.resolution) {
-                (State::Asking | State::Ready, _) => self.abandon(number),
-                (State::Settling, _) if !is_known => self.abandon(number),
+                (State::Asking | State::Claiming | State::Ready, _) => self.abandon(number, now),
+                // All is done but for the word to the ledger, which is said again.
+                (State::Settling, _) if record.claim.is_told => {}
+                (State::Settling, Some(Resolution::Busy { .. })) => self.abandon(number, now),
+                (State::Settling, _) if !is_known => self.abandon(number, now),
                 (State::Settling, Some(Resolution::Again { .. } | Resolution::Dead { .. })) => {
                     record.state = State::Parked;
                 }
@@ -115,13 +126,9 @@ impl Core {
         }
     }
 
-    fn on_delivery(&mut self, tag: u64, is_batch: bool, payload: Bytes, now: Now) {
+    fn on_odd_delivery(&mut self, tag: u64, payload: Bytes, now: Now) {
         self.moved_at = now.instant;
         self.counters.deliveries += 1;
-        if is_batch {
-            self.deliveries.add(tag, payload);
-            return;
-        }
         if self.is_paused || self.drain.is_some() {
             self.tell(Command::Requeue { tag });
             return;
@@ -176,7 +183,7 @@ impl Core {
         match serde_json::from_slice::<ToAgent>(answer) {
             Ok(ToAgent::Checkpoint(answer)) => self.checkpoint_is_known(answer),
             Ok(ToAgent::Find(find)) => self.on_find(&find, now),
-            Ok(ToAgent::Claimed(_)) => {}
+            Ok(ToAgent::Claimed(answer)) => self.on_claimed(&answer, now),
             Err(error) => {
                 let text = format!("what the control plane says is not understood: {error}");
                 self.logger.agent("error", None, &text);
@@ -199,13 +206,13 @@ impl Core {
         {
             self.reconnected_at = None;
             self.finished.clear();
-            self.abandon_all(State::Parked);
+            self.abandon_all(State::Parked, now);
         }
     }
 
-    pub(super) fn abandon_all(&mut self, state: State) {
+    pub(super) fn abandon_all(&mut self, state: State, now: Now) {
         for number in self.records.in_state(state) {
-            self.abandon(number);
+            self.abandon(number, now);
         }
     }
 }

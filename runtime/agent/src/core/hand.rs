@@ -8,7 +8,8 @@ use crate::clock::Now;
 use crate::deliveries::Sequence;
 use crate::envelope::{self, Envelope};
 use crate::journal;
-use crate::record::State;
+use crate::lanes::LaneId;
+use crate::record::{Record, Resolution, State};
 use crate::settle::Outcome;
 
 impl Core {
@@ -17,16 +18,25 @@ impl Core {
         if self.step != Step::Ready {
             return;
         }
+        self.claim_ahead(now);
         while self.to_step.len() < self.setup.limits.step_input_bytes {
             if self.in_hand as usize >= self.places() {
                 break;
             }
-            if let Some(number) = self.suspects.pop_front() {
+            if let Some(number) = self.suspects.front().copied() {
+                if !self.may_hand_alone(number, now) {
+                    break;
+                }
+                self.suspects.pop_front();
                 self.suspect = Some(number);
                 self.give(number, now);
             } else if let Some(number) = self.again.pop_front() {
-                self.give(number, now);
-            } else if !self.take(now) {
+                if self.is_once() && !self.is_granted(number, now) {
+                    self.claim(number, now);
+                } else {
+                    self.give(number, now);
+                }
+            } else if self.is_once() || !self.take(now) {
                 break;
             }
         }
@@ -43,10 +53,14 @@ impl Core {
     }
 
     /// Takes the next line. Returns whether there was one.
-    fn take(&mut self, now: Now) -> bool {
+    pub(super) fn take(&mut self, now: Now) -> bool {
+        self.split_suspects(now);
         let Some((delivery, line)) = self.deliveries.next_line() else {
             return false;
         };
+        if !self.is_once() {
+            self.deliveries.begin(delivery);
+        }
         self.counters.received += 1;
         match envelope::read(&line) {
             Ok(envelope) => self.admit(delivery, line, envelope, now),
@@ -69,10 +83,12 @@ impl Core {
         if !self.finished.is_empty() && self.finished.contains(&handling) {
             self.journal
                 .push(envelope.id, now.wall_ms, journal::Event::Repeated);
+            self.deliveries.begin(delivery);
             self.deliveries.settle(delivery);
             return;
         }
         if let Some(number) = self.records.find(envelope.id)
+            && self.records.get(number).state != State::Abandoned
             && self.records.get(number).line == line
         {
             self.attach(number, delivery, now);
@@ -88,9 +104,16 @@ impl Core {
             });
             return;
         }
+        let origin = self.deliveries.origin(delivery);
         let number = self.records.insert(envelope, line, delivery);
+        self.records.get(number).is_uncertain |= origin.is_redelivered || origin.returns > 0;
         if self.setup.kind == Kind::Poll {
             self.begin_tick(number, now);
+        } else if origin.returns >= self.setup.limits.suspect_returns {
+            self.records.get(number).is_suspect = true;
+            self.suspects.push_back(number);
+        } else if self.is_once() {
+            self.claim(number, now);
         } else if (self.in_hand as usize) < self.places() {
             self.give(number, now);
         } else {
@@ -103,6 +126,9 @@ impl Core {
     fn attach(&mut self, number: u32, delivery: Sequence, now: Now) {
         let record = self.records.get(number);
         record.deliveries.push(delivery);
+        if !matches!(record.state, State::Claiming | State::Ready) {
+            self.deliveries.begin(delivery);
+        }
         if record.state == State::Parked {
             self.issue(number, now);
         }
@@ -140,12 +166,64 @@ impl Core {
         }
         self.in_hand += 1;
         self.moved_at = now.instant;
+        for delivery in &record.deliveries {
+            self.deliveries.begin(*delivery);
+        }
         if record.tick.is_some() {
             self.write_tick(number);
             return;
         }
         self.to_step.extend_from_slice(b"{\"message\":");
-        self.to_step.extend_from_slice(&record.line);
+        let is_uncertain = record.is_uncertain;
+        write_line(&mut self.to_step, record, is_uncertain);
         self.to_step.extend_from_slice(b"}\n");
     }
+
+    /// Sends on the messages of deliveries that came back again and again, each by itself: if one
+    /// of them kills its container, the others get away from it. What this agent has in hand or
+    /// settled came back because a connection was lost, not because anybody died.
+    fn split_suspects(&mut self, now: Now) {
+        let returns_min = self.setup.limits.suspect_returns;
+        if self.setup.kind == Kind::Poll {
+            return;
+        }
+        while let Some((delivery, returns, payload)) = self.deliveries.next_returned(returns_min) {
+            let lines = || payload.split(|byte| *byte == b'\n');
+            let is_known = lines().any(|line| {
+                envelope::read(line).is_ok_and(|it| self.records.find(it.id).is_some())
+            });
+            if is_known {
+                self.deliveries.trust(delivery);
+                return;
+            }
+            self.deliveries.take_whole(delivery);
+            let number = self.records.insert_unreadable(payload.clone(), delivery);
+            let mut count = 0;
+            for line in lines() {
+                count += 1;
+                self.publish_settlement(number, LaneId::Apart, &[line, b"\n"].concat(), now);
+            }
+            self.logger.agent(
+                "warn",
+                None,
+                &format!("a delivery came back {returns} times: its {count} messages are taken one by one, because one of them may kill whoever has it"),
+            );
+            let record = self.records.get(number);
+            record.resolution = Some(Resolution::Split);
+            record.state = State::Settling;
+        }
+    }
+}
+
+/// Appends the line of a message, and that it may have been handled before.
+pub(super) fn write_line(bytes: &mut Vec<u8>, record: &Record, is_uncertain: bool) {
+    let mut line = &record.line[..];
+    if is_uncertain
+        && !record.says_uncertain
+        && let Some(brace) = memchr::memchr(b'{', line)
+    {
+        bytes.extend_from_slice(b"{\"uncertain\":true,");
+        line = &line[brace + 1..];
+    }
+    bytes.extend_from_slice(line);
 }

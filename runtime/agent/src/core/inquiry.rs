@@ -46,7 +46,7 @@ impl Core {
         };
         let record = self.records.get(number);
         Some(match record.state {
-            State::Asking | State::Ready => Holding::Waiting,
+            State::Asking | State::Claiming | State::Ready => Holding::Waiting,
             State::InHand => {
                 let took = record.handed_at.map_or(0, |at| {
                     now.instant.saturating_duration_since(at).as_millis()
@@ -55,7 +55,7 @@ impl Core {
                     since: now
                         .wall_ms
                         .saturating_sub(u64::try_from(took).unwrap_or(u64::MAX)),
-                    attempt: record.attempt,
+                    attempt: record.tries(),
                 }
             }
             State::Settling | State::Parked | State::Abandoned => Holding::Settling,

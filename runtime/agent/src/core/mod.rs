@@ -8,6 +8,7 @@
 //! | File | What |
 //! |---|---|
 //! | `broker_events` | the connection comes and goes; deliveries, confirms, answers |
+//! | `claim` | the ledger: asking for messages, and telling what became of them |
 //! | `hand` | taking lines, and handing messages to the step |
 //! | `step_frames` | what the step says |
 //! | `outcome` | settling: done, again, dead |
@@ -23,6 +24,7 @@
 //! - `neighbours_of_a_poison_message_lose_no_attempt` (tests/simulation.rs).
 
 mod broker_events;
+mod claim;
 mod hand;
 mod inquiry;
 mod notes;
@@ -46,6 +48,7 @@ use towpath_protocol::office::{Counters, LATENCY_BOUNDS_US, Latency};
 use towpath_protocol::start::{Identity, Routes, Settings, Start};
 
 use crate::broker::{Addressed, Command};
+use crate::claims::Claims;
 use crate::clock::{Now, Stopwatch};
 use crate::deliveries::{Deliveries, Sequence};
 use crate::envelope::Envelope;
@@ -118,6 +121,11 @@ pub struct Core {
     notes: notes::Notes,
 
     records: Records,
+    claims: Claims,
+    /// When claims are looked through for those to ask for once more.
+    renew_at: Option<Instant>,
+    /// The step may have something in hand whose delivery was lost, and whose claim may run out.
+    has_detached: bool,
     again: VecDeque<u32>,
     suspects: VecDeque<u32>,
     suspect: Option<u32>,
@@ -144,9 +152,9 @@ pub struct Core {
 impl Core {
     /// Makes the mind of an agent that has just started.
     pub fn new(start: Start, limits: Limits, logger: Logger, seed: u64, now: Now) -> Self {
-        let lanes = Lanes::new(&start.routes, &limits);
         let mut rng = StdRng::seed_from_u64(seed);
         let incarnation = format!("{:016x}", rng.random::<u64>());
+        let lanes = Lanes::new(&start.routes, &limits, &start.identity, &incarnation);
         Self {
             setup: Setup {
                 redact: Redact::new(&start.redact),
@@ -176,6 +184,9 @@ impl Core {
             journal: Journal::new(now.wall_ms),
             notes: notes::Notes::default(),
             records: Records::default(),
+            claims: Claims::default(),
+            renew_at: None,
+            has_detached: false,
             again: VecDeque::new(),
             suspects: VecDeque::new(),
             suspect: None,
@@ -203,12 +214,13 @@ impl Core {
     pub fn advance(&mut self, now: Now) {
         self.stopwatch.set_running(self.reads_step(), now.instant);
         self.check_time(now);
-        self.want_deliveries();
+        self.want_deliveries(now);
         self.hand(now);
         self.finish_drain(now);
         self.check_stall(now);
         if self.is_up {
             self.send_notes(now);
+            self.ask_ledger(now);
             let (lanes, commands, generation) =
                 (&mut self.lanes, &mut self.commands, self.generation);
             let moved_at = &mut self.moved_at;
@@ -275,6 +287,7 @@ impl Core {
             drain,
             self.next_step_deadline(),
             self.next_tick_deadline(),
+            self.next_claim_deadline(),
             self.next_reattach_deadline(),
             self.next_note_deadline(),
         ]
@@ -344,7 +357,7 @@ impl Core {
     }
 
     /// Begins or stops consuming, as is wanted, and gives back what was taken too much.
-    fn want_deliveries(&mut self) {
+    fn want_deliveries(&mut self, now: Now) {
         let is_leaving = self.is_paused || self.drain.is_some();
         let wanted = !is_leaving && self.step_is_usable();
         if self.is_up {
@@ -360,15 +373,47 @@ impl Core {
                 _ => {}
             }
         }
-        if is_leaving && self.deliveries.is_waiting() {
-            let (commands, generation) = (&mut self.commands, self.generation);
-            self.deliveries.give_back_unstarted(|tag| {
-                commands.push_back(Addressed {
-                    generation,
-                    command: Command::Requeue { tag },
-                });
-            });
+        if is_leaving && self.is_up {
+            self.give_back(now);
         }
+    }
+
+    /// Gives back the deliveries nothing of which was begun, with what was claimed of them.
+    fn give_back(&mut self, now: Now) {
+        let mut back = Vec::new();
+        self.deliveries
+            .give_back_unbegun(|sequence, tag| back.push((sequence, tag)));
+        if back.is_empty() {
+            return;
+        }
+        let is_back = |sequence: &Sequence| back.binary_search_by_key(sequence, |it| it.0).is_ok();
+        self.deferred
+            .retain(|deferred| !is_back(&deferred.delivery));
+        let numbers: Vec<u32> = self.records.iter().map(|(number, _)| number).collect();
+        for number in numbers {
+            let record = self.records.get(number);
+            let count = record.deliveries.len();
+            record.deliveries.retain(|sequence| !is_back(sequence));
+            let is_left = count > 0 && record.deliveries.is_empty();
+            if is_left && matches!(record.state, State::Claiming | State::Ready) {
+                self.abandon(number, now);
+            }
+        }
+        self.forget_abandoned();
+        for (_, tag) in back {
+            self.tell(Command::Requeue { tag });
+        }
+    }
+
+    /// Takes what was abandoned from those that wait to be handed over.
+    fn forget_abandoned(&mut self) {
+        let records = &mut self.records;
+        let mut waits = |number: &u32| {
+            records.exists(*number)
+                && matches!(records.get(*number).state, State::Claiming | State::Ready)
+        };
+        self.again.retain(&mut waits);
+        self.suspects.retain(&mut waits);
     }
 
     fn finish_drain(&mut self, now: Now) {
@@ -378,8 +423,10 @@ impl Core {
         // What cannot be finished without taking more, or without an answer, goes back to the queue
         // when the connection closes.
         self.deferred.clear();
-        self.abandon_all(State::Parked);
-        self.abandon_all(State::Asking);
+        self.abandon_all(State::Parked, now);
+        self.abandon_all(State::Asking, now);
+        self.abandon_all(State::Claiming, now);
+        self.forget_abandoned();
         let is_settled = self.records.is_empty() && !self.deliveries.is_waiting();
         if !is_settled && self.step != Step::Absent {
             return;

@@ -70,7 +70,7 @@ impl Core {
         let settings = &self.setup.settings;
         let record = self.records.get(number);
         let (attempt, rebounds, delivery) = (
-            record.attempt,
+            record.tries(),
             record.rebounds,
             record.deliveries.first().copied(),
         );
@@ -138,7 +138,7 @@ impl Core {
         }
         let is_late = self.is_up && self.reconnected_at.is_none();
         if self.drain.is_some() || is_late {
-            self.abandon(number);
+            self.abandon(number, now);
         } else {
             self.records.get(number).state = State::Parked;
         }
@@ -166,7 +166,7 @@ impl Core {
                     *due = next;
                 }
                 let past = PastAttempt {
-                    attempt: record.attempt,
+                    attempt: record.tries(),
                     at,
                     replica: self.setup.identity.replica,
                     reason: reason.clone(),
@@ -193,12 +193,13 @@ impl Core {
                 let replica = self.setup.identity.replica;
                 let (message, mut attempts) = message_of(record);
                 let past = PastAttempt {
-                    attempt: record.attempt,
+                    attempt: record.tries(),
                     at,
                     replica,
                     reason: reason.clone(),
                     log: record.log(),
                 };
+                attempts.extend(deaths_of(record, at));
                 remember(&mut attempts, past);
                 let identity = self.setup.identity.clone();
                 let letter = DeadLetter {
@@ -215,11 +216,19 @@ impl Core {
                 self.publish_settlement(number, LaneId::Dead, &line, now);
                 self.counters.dead += 1;
             }
+            Resolution::Busy { units } => {
+                // Whoever has it may be handling it now.
+                let mut line = Vec::with_capacity(record.line.len() + 20);
+                super::hand::write_line(&mut line, record, true);
+                line.push(b'\n');
+                self.publish_settlement(number, LaneId::Delay(units), &line, now);
+            }
+            Resolution::Repeated | Resolution::Split => {}
         }
         self.try_complete(number, now);
     }
 
-    fn publish_settlement(&mut self, number: u32, lane: LaneId, line: &[u8], now: Now) {
+    pub(super) fn publish_settlement(&mut self, number: u32, lane: LaneId, line: &[u8], now: Now) {
         self.records.get(number).unconfirmed += 1;
         let member = Member {
             record: number,
@@ -245,8 +254,13 @@ impl Core {
                 if is_done && self.tell_run_ended(number, now) {
                     return;
                 }
+                if self.tell_ledger(number, now) {
+                    return;
+                }
                 let record = self.records.remove(number);
+                let is_repeated = matches!(record.resolution, Some(Resolution::Repeated));
                 self.counters.done += u64::from(is_done);
+                self.counters.repeated += u64::from(is_repeated);
                 self.note_end(&record, now);
                 for delivery in &record.deliveries {
                     self.deliveries.settle(*delivery);
@@ -259,7 +273,7 @@ impl Core {
                 }
                 self.release_deferred(now);
             }
-            State::Asking | State::Ready | State::InHand | State::Parked => {}
+            State::Asking | State::Claiming | State::Ready | State::InHand | State::Parked => {}
         }
     }
 
@@ -268,27 +282,30 @@ impl Core {
         let (Some(id), Some(resolution)) = (record.id, &record.resolution) else {
             return;
         };
-        let attempt = record.attempt;
+        let attempt = record.tries();
         let event = match *resolution {
             Resolution::Done => journal::Event::Done { attempt },
             Resolution::Again { due, .. } => journal::Event::Delayed { attempt, due },
             Resolution::Dead { .. } => journal::Event::Dead { attempt },
+            Resolution::Repeated => journal::Event::Repeated,
+            Resolution::Busy { .. } | Resolution::Split => return,
         };
         self.journal.push(id, now.wall_ms, event);
     }
 
     /// Leaves a message to whoever gets it next.
-    pub(super) fn abandon(&mut self, number: u32) {
+    pub(super) fn abandon(&mut self, number: u32, now: Now) {
         self.spoil_held(number);
         self.forget_cancelled(number);
-        self.records.forget_id(number);
         let record = self.records.get(number);
         if record.state == State::InHand {
             self.in_hand -= 1;
         }
-        let record = self.records.get(number);
         record.state = State::Abandoned;
-        if record.unconfirmed == 0 {
+        if !self.tell_released(number, now) {
+            self.records.forget_id(number);
+        }
+        if self.records.get(number).unconfirmed == 0 {
             self.records.remove(number);
         }
     }
@@ -317,6 +334,10 @@ fn put_off(
 ) -> (Vec<u8>, Option<Waiting>) {
     let mut message = envelope::parse(&record.line).expect("what was handed over was read before");
     let (at, reason) = (past.at, past.reason.clone());
+    // A later attempt says it by its number.
+    message.uncertain = is_rebound && record.is_uncertain;
+    message.attempt = record.tries();
+    message.history.extend(deaths_of(record, past.at));
     if is_rebound {
         message.rebounds += 1;
     } else {
@@ -346,6 +367,17 @@ fn put_off(
 /// Returns when the first attempt failed that is remembered, or now.
 fn since(message: &Message<'_>, now_ms: u64) -> u64 {
     message.history.first().map_or(now_ms, |first| first.at)
+}
+
+/// The deaths of containers as one past attempt: when each of them was, nobody wrote down.
+fn deaths_of(record: &Record, at: u64) -> Option<PastAttempt> {
+    (record.claim.deaths > 0).then(|| PastAttempt {
+        attempt: record.tries() - 1,
+        at,
+        replica: 0,
+        reason: super::claim::death(record.claim.death.as_deref(), record.tries() - 1),
+        log: Vec::new(),
+    })
 }
 
 fn remember(history: &mut Vec<PastAttempt>, past: PastAttempt) {

@@ -35,6 +35,10 @@ impl Core {
         if self.lanes.is_open() {
             return Some("the broker did not confirm what was published".to_owned());
         }
+        if self.claims.waiting() > 0 || !self.suspects.is_empty() {
+            // It is the control plane's turn.
+            return None;
+        }
         let held = self.deliveries.unacknowledged();
         (held > 0 && self.step == Step::Ready && self.in_hand == 0)
             .then(|| format!("{held} deliveries were held and none of them handled"))

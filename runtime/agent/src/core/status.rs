@@ -44,7 +44,10 @@ impl Core {
             AgentState::StepFails | AgentState::Starting => self.life.last_death.clone(),
             AgentState::HeldBack if self.is_blocked => Some("the broker has an alarm".to_owned()),
             AgentState::HeldBack => Some("a queue that this step publishes to is full".to_owned()),
-            _ => self.recent_mishap(state, now),
+            AgentState::Running => self
+                .waits_for_ledger(now)
+                .or_else(|| self.recent_mishap(state, now)),
+            _ => None,
         };
         let is_dying = state == AgentState::StepFails || state == AgentState::Starting;
         Report {

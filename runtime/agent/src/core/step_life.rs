@@ -279,7 +279,15 @@ impl Core {
             self.spoil_held(*number);
             let record = self.records.get(*number);
             record.state = State::Ready;
+            record.is_uncertain = true;
             record.start_again();
+        }
+        // Somebody else may have those, and it is not for this agent to say what they did.
+        let (lost, live): (Vec<u32>, Vec<u32>) = live
+            .into_iter()
+            .partition(|number| self.records.get(*number).claim.is_lost);
+        for number in lost {
+            self.abandon(number, now);
         }
         if let [guilty] = live.as_slice() {
             self.blame(*guilty, outcome, reason, now);
@@ -296,7 +304,7 @@ impl Core {
             self.records.forget_log(number);
             let record = self.records.get(number);
             if record.deliveries.is_empty() && record.tick.is_none() {
-                self.abandon(number);
+                self.abandon(number, now);
             } else if record.tick.is_some() {
                 self.ask(number, now);
             } else {
@@ -338,6 +346,7 @@ impl Core {
         self.check_hanging(now);
         self.check_asking(now);
         self.check_reattach(now);
+        self.check_claims(now);
     }
 
     fn check_timeouts(&mut self, now: Now) {
@@ -362,20 +371,20 @@ impl Core {
         }
         self.next_timeout = next;
         for number in late {
-            self.cancel(number, now);
+            self.cancel(number, "timeout", now);
         }
     }
 
     /// Tells the step that a message took too long. It stays in the step's hands until the step
     /// comes back with it: only then is it known that this message, and not one beside it that
     /// blocks the whole process, is the one that took so long.
-    fn cancel(&mut self, number: u32, now: Now) {
+    pub(super) fn cancel(&mut self, number: u32, reason: &str, now: Now) {
         let record = self.records.get(number);
         record.deadline = None;
         if let Some(id) = record.id {
             let frame = ToStep::Cancel(Cancel {
                 id,
-                reason: "timeout".into(),
+                reason: reason.into(),
             });
             serde_json::to_writer(&mut self.to_step, &frame).expect("a frame is JSON");
             self.to_step.push(b'\n');
@@ -386,12 +395,19 @@ impl Core {
     /// The step came back with a message that was cancelled.
     pub(super) fn come_back(&mut self, number: u32, now: Now) {
         self.leave_hands(number, now);
+        if self.records.get(number).claim.is_lost {
+            self.abandon(number, now);
+            return;
+        }
         let reason = self.too_long();
         self.fail(number, Outcome::TimedOut, &reason, &[], now);
     }
 
     fn too_long(&self) -> String {
         let limit = self.setup.settings.timeout_ms;
+        if limit == 0 {
+            return "the step has what somebody else may have by now".to_owned();
+        }
         format!("the step took longer than {}", crate::exit::duration(limit))
     }
 

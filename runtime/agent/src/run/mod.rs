@@ -85,7 +85,13 @@ fn prefetch(kind: Kind, settings: &Settings) -> u16 {
     let deliveries = (2 * concurrency)
         .clamp(2, 16)
         .max((concurrency + 2).min(64));
-    u16::try_from(deliveries).expect("at most 64")
+    // Messages that have to be claimed are under way for longer before they are handed over.
+    let deliveries = if settings.once {
+        4 * deliveries
+    } else {
+        deliveries
+    };
+    u16::try_from(deliveries).expect("at most 256")
 }
 
 struct Signals {

@@ -1,14 +1,18 @@
-//! The agent's real mind in a simulated world: a broker that keeps what it confirmed, a step that
-//! answers, and a clock that jumps. Whoever holds the world may cut anything off at any call.
+//! The agent's real mind in a simulated world: a broker that keeps what it confirmed, steps that
+//! answer, a control plane that keeps the ledger, and a clock that jumps. Whoever holds the world may
+//! cut anything off at any call.
 #![expect(dead_code, reason = "each test file uses a part of it")]
+
+mod ledger;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use ledger::Ledger;
 use serde_json::{Value, json};
-use towpath_agent::broker::{Addressed, Command, Content, Event, Publish};
+use towpath_agent::broker::{Addressed, Command, Content, Event, Origin, Publish};
 use towpath_agent::clock::Now;
 use towpath_agent::core::{Core, Memory};
 use towpath_agent::limits::Limits;
@@ -26,7 +30,7 @@ use towpath_protocol::start::{
 pub(crate) enum Cut {
     /// Nothing.
     Never,
-    /// The agent is killed.
+    /// The agent is killed, and its step with it.
     Agent(usize),
     /// The connection is lost.
     Connection(usize),
@@ -36,29 +40,68 @@ pub(crate) enum Cut {
     Chance(u64),
 }
 
-/// Everything but the agent.
+/// What is simulated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setting {
+    pub(crate) cut: Cut,
+    pub(crate) kind: Kind,
+    pub(crate) concurrency: u32,
+    /// Messages in a delivery.
+    pub(crate) batch: usize,
+    pub(crate) replicas: u32,
+    pub(crate) once: bool,
+}
+
+impl Setting {
+    pub(crate) fn once(cut: Cut, replicas: u32) -> Self {
+        Self {
+            cut,
+            kind: Kind::Action,
+            concurrency: 4,
+            batch: 3,
+            replicas,
+            once: true,
+        }
+    }
+}
+
+/// Everything but the agents.
 pub(crate) struct World {
     pub(crate) broker: Broker,
-    step: Step,
-    core: Core,
+    replicas: Vec<Replica>,
     start: Start,
     now: Now,
     cut: Cut,
     pub(crate) calls: usize,
     chance: u64,
     lives: u64,
+    most_in_hand: usize,
+    /// How often each message was written to what is outside: once is right.
+    pub(crate) target: BTreeMap<String, u32>,
+    /// How many of them were handed over as uncertain.
+    pub(crate) uncertain: u32,
+}
+
+/// A container.
+struct Replica {
+    core: Core,
+    step: Step,
+    /// The connection does not come back before.
+    down_until: Instant,
+}
+
+/// A delivery in a queue.
+#[derive(Clone)]
+struct Queued {
+    payload: Bytes,
+    origin: Origin,
 }
 
 /// A broker: what it confirmed, it keeps.
 #[derive(Default)]
 pub(crate) struct Broker {
-    queue: VecDeque<Bytes>,
-    unacknowledged: BTreeMap<u64, Bytes>,
-    tag: u64,
-    generation: u64,
-    is_up: bool,
-    is_consuming: bool,
-    answers: VecDeque<Event>,
+    queue: VecDeque<Queued>,
+    links: Vec<Link>,
     /// The lines of outputs, as often as they were published.
     pub(crate) outputs: Vec<Value>,
     /// The dead letters.
@@ -69,12 +112,25 @@ pub(crate) struct Broker {
     pub(crate) found: Vec<Value>,
     /// Notes about what went into the ladder.
     pub(crate) waiting: Vec<Value>,
-    /// How often the agent wanted the connection made again, and why.
+    /// How often an agent wanted the connection made again, and why.
     pub(crate) recycled: Vec<String>,
     /// Nothing comes back any more: no confirms and no deliveries.
     pub(crate) is_mute: bool,
     /// What is published is refused.
     pub(crate) refuses: bool,
+    /// What the control plane knows.
+    pub(crate) ledger: Ledger,
+}
+
+/// The connection of one agent.
+#[derive(Default)]
+struct Link {
+    unacknowledged: BTreeMap<u64, Queued>,
+    tag: u64,
+    generation: u64,
+    is_up: bool,
+    is_consuming: bool,
+    answers: VecDeque<Event>,
 }
 
 /// A step that answers one message at a time, the newest first.
@@ -83,10 +139,15 @@ struct Step {
     is_there: bool,
     in_hand: Vec<Value>,
     says: VecDeque<Value>,
-    most_in_hand: usize,
     /// It does nothing.
     is_idle: bool,
+    turns: u64,
+    /// When each slow message was handed over.
+    slow: BTreeMap<String, u64>,
 }
+
+/// How many turns a slow message takes.
+const SLOW_TURNS: u64 = 40;
 
 impl World {
     pub(crate) fn new(
@@ -96,15 +157,29 @@ impl World {
         bodies: &[Value],
         batch: usize,
     ) -> (Self, Vec<MessageId>) {
-        let start = start(kind, concurrency);
+        let setting = Setting {
+            cut,
+            kind,
+            concurrency,
+            batch,
+            replicas: 1,
+            once: false,
+        };
+        Self::of(setting, bodies)
+    }
+
+    pub(crate) fn of(setting: Setting, bodies: &[Value]) -> (Self, Vec<MessageId>) {
+        let mut start = start(setting.kind, setting.concurrency);
+        start.settings.once = setting.once;
         let now = Now::read();
         let mut broker = Broker::default();
         let mut ids = Vec::new();
-        for (index, chunk) in bodies.chunks(batch).enumerate() {
+        for (index, chunk) in bodies.chunks(setting.batch).enumerate() {
             let mut payload = String::new();
             for (offset, body) in chunk.iter().enumerate() {
                 let mut bytes = [9; 16];
-                bytes[..8].copy_from_slice(&((index * batch + offset) as u64).to_be_bytes());
+                bytes[..8]
+                    .copy_from_slice(&((index * setting.batch + offset) as u64).to_be_bytes());
                 let id = MessageId::from_bytes(bytes);
                 writeln!(
                     payload,
@@ -113,22 +188,63 @@ impl World {
                 .expect("a string takes it");
                 ids.push(id);
             }
-            broker.queue.push_back(payload.into());
+            broker.queue.push_back(Queued {
+                payload: payload.into(),
+                origin: Origin::default(),
+            });
         }
-        let core = mind(&start, 1, now);
-        let chance = if let Cut::Chance(seed) = cut { seed } else { 0 };
-        let world = Self {
+        let chance = if let Cut::Chance(seed) = setting.cut {
+            seed
+        } else {
+            0
+        };
+        let mut world = Self {
             broker,
-            step: Step::default(),
-            core,
+            replicas: Vec::new(),
             start,
             now,
-            cut,
+            cut: setting.cut,
             calls: 0,
             chance,
-            lives: 1,
+            lives: 0,
+            most_in_hand: 0,
+            target: BTreeMap::new(),
+            uncertain: 0,
         };
+        for number in 1..=setting.replicas {
+            let core = world.mind(number);
+            world.replicas.push(Replica {
+                core,
+                step: Step::default(),
+                down_until: now.instant,
+            });
+            world.broker.links.push(Link::default());
+        }
         (world, ids)
+    }
+
+    /// Starts an agent.
+    fn mind(&mut self, replica: u32) -> Core {
+        self.lives += 1;
+        let limits = Limits {
+            held_outputs: 10,
+            claim_ahead: 12,
+            claim_batch: 5,
+            claim_probe: 2,
+            claim_again: Duration::from_millis(200),
+            claim_again_longest: Duration::from_millis(400),
+            claim_margin: Duration::from_millis(900),
+            claim_renew: Duration::from_millis(300),
+            claim_lease: Duration::from_millis(1500),
+            cancel_grace: Duration::from_millis(200),
+            suspect_patience: Duration::from_millis(1000),
+            reattach: Duration::from_secs(2),
+            ..Limits::default()
+        };
+        let mut start = self.start.clone();
+        start.identity.replica = replica;
+        let logger = Logger::silent(&start.identity, Redact::default());
+        Core::new(start, limits, logger, self.lives, self.now)
     }
 
     /// Lets everything run until nothing is left to do.
@@ -141,21 +257,69 @@ impl World {
                 return;
             }
         }
+        let links = self.broker.links.iter();
+        let unacknowledged: Vec<usize> = links.map(|link| link.unacknowledged.len()).collect();
+        let replicas = self.replicas.iter();
+        let in_hand: Vec<usize> = replicas.map(|it| it.step.in_hand.len()).collect();
         panic!(
-            "it does not come to rest: {} in the queue, {} unacknowledged, {} in hand, state {:?}",
+            "it does not come to rest: {} in the queue, {unacknowledged:?} unacknowledged, {in_hand:?} in hand, {:?} {:?}",
             self.broker.queue.len(),
-            self.broker.unacknowledged.len(),
-            self.step.in_hand.len(),
-            self.core.state()
+            self.replicas
+                .iter()
+                .map(|it| it.core.state())
+                .collect::<Vec<_>>(),
+            self.cut,
         );
     }
 
+    /// Lets everything run for so many turns of 20 ms.
+    pub(crate) fn run_for(&mut self, turns: usize) {
+        for _ in 0..turns {
+            self.turn();
+        }
+    }
+
     pub(crate) fn is_settled(&self) -> bool {
-        self.broker.queue.is_empty() && self.broker.unacknowledged.is_empty()
+        self.broker.queue.is_empty()
+            && self
+                .broker
+                .links
+                .iter()
+                .all(|link| link.unacknowledged.is_empty())
     }
 
     pub(crate) fn most_in_hand(&self) -> usize {
-        self.step.most_in_hand
+        self.most_in_hand
+    }
+
+    /// What the agents' counters add up to, of those that live.
+    pub(crate) fn repeated(&self) -> u64 {
+        let reports = self
+            .replicas
+            .iter()
+            .map(|it| it.core.report(Memory::default(), self.now));
+        reports.map(|report| report.counters.repeated).sum()
+    }
+
+    /// What the first agent reports now.
+    pub(crate) fn report(&self) -> Report {
+        self.replicas[0].core.report(Memory::default(), self.now)
+    }
+
+    /// Asks the first agent what it knows of a message.
+    pub(crate) fn find(&mut self, id: MessageId) -> Value {
+        let find = json!({"find": {"question": 7, "id": id}}).to_string();
+        let core = &mut self.replicas[0].core;
+        core.on_broker(Event::Answer(find.into()), self.now);
+        while let Some(command) = core.take_command() {
+            self.broker.obey(0, command, self.now);
+        }
+        self.broker.found.pop().expect("it answers")
+    }
+
+    /// The first step takes no notice of what it has in hand.
+    pub(crate) fn set_step_idle(&mut self, is_idle: bool) {
+        self.replicas[0].step.is_idle = is_idle;
     }
 
     fn random(&mut self) -> u64 {
@@ -167,37 +331,62 @@ impl World {
     }
 
     /// Counts a call, and breaks what is to break before it.
-    fn call(&mut self) {
+    fn call(&mut self, replica: usize) {
         self.calls += 1;
         match self.cut {
-            Cut::Agent(at) if at == self.calls => self.kill_agent(),
-            Cut::Connection(at) if at == self.calls => self.lose_connection(),
-            Cut::Step(at) if at == self.calls => self.kill_step(),
+            Cut::Agent(at) if at == self.calls => self.kill_agent(replica),
+            Cut::Connection(at) if at == self.calls => self.lose_connection(replica, 0),
+            Cut::Step(at) if at == self.calls => self.kill_step(replica),
             // So rarely that it gets somewhere in between.
             Cut::Chance(_) if self.calls < 3_000 => match self.random() % 400 {
-                0 => self.kill_agent(),
-                1 | 2 => self.lose_connection(),
-                3 => self.kill_step(),
+                0 => self.kill_agent(replica),
+                1 => self.lose_connection(replica, 0),
+                2 => {
+                    let turns = self.random() % 200;
+                    self.lose_connection(replica, turns);
+                }
+                3 => self.kill_step(replica),
                 4 => self.broker.refuses = true,
                 5..20 => self.broker.refuses = false,
+                20 | 21 => self.broker.ledger.is_away = true,
+                22..30 => self.return_control_plane(),
                 _ => {}
             },
-            Cut::Chance(_) => self.broker.refuses = false,
+            Cut::Chance(_) => {
+                self.broker.refuses = false;
+                self.return_control_plane();
+            }
             _ => {}
         }
     }
 
-    fn kill_agent(&mut self) {
-        self.lives += 1;
-        self.broker.disconnect();
-        self.step = Step::default();
-        self.core = mind(&self.start, self.lives, self.now);
+    /// The control plane takes up what waited for it.
+    pub(crate) fn return_control_plane(&mut self) {
+        self.broker.ledger.is_away = false;
+        for waiting in self.broker.ledger.take_waiting() {
+            self.broker.note(waiting, self.now);
+        }
     }
 
-    fn lose_connection(&mut self) {
-        if self.broker.is_up {
-            self.broker.disconnect();
-            self.core.on_broker(
+    fn kill_agent(&mut self, replica: usize) {
+        let report = self.replicas[replica]
+            .core
+            .report(Memory::default(), self.now);
+        self.broker.ledger.is_gone(&report.incarnation);
+        self.broker.disconnect(replica);
+        let number = u32::try_from(replica + 1).expect("there are few");
+        let core = self.mind(number);
+        let container = &mut self.replicas[replica];
+        container.step = Step::default();
+        container.core = core;
+    }
+
+    fn lose_connection(&mut self, replica: usize, turns: u64) {
+        let container = &mut self.replicas[replica];
+        if self.broker.links[replica].is_up {
+            container.down_until = self.now.instant + TURN * u32::try_from(turns).expect("few");
+            self.broker.disconnect(replica);
+            container.core.on_broker(
                 Event::Down {
                     reason: "cut".into(),
                 },
@@ -206,154 +395,186 @@ impl World {
         }
     }
 
-    pub(crate) fn kill_step(&mut self) {
-        if self.step.is_there {
-            self.step = Step {
-                most_in_hand: self.step.most_in_hand,
-                ..Step::default()
-            };
-            self.core.on_step_exit("was killed by the test", self.now);
+    fn kill_step(&mut self, replica: usize) {
+        let container = &mut self.replicas[replica];
+        if container.step.is_there {
+            container.step = Step::default();
+            container
+                .core
+                .on_step_exit("was killed by the test", self.now);
         }
-    }
-
-    /// Lets everything run for so many rounds of 20 ms.
-    pub(crate) fn run_for(&mut self, rounds: usize) {
-        for _ in 0..rounds {
-            self.turn();
-        }
-    }
-
-    /// What the agent reports now.
-    pub(crate) fn report(&self) -> Report {
-        self.core.report(Memory::default(), self.now)
-    }
-
-    /// Asks the agent what it knows of a message.
-    pub(crate) fn find(&mut self, id: MessageId) -> Value {
-        let find = json!({"find": {"question": 7, "id": id}}).to_string();
-        self.core.on_broker(Event::Answer(find.into()), self.now);
-        while let Some(command) = self.core.take_command() {
-            self.broker.obey(command);
-        }
-        self.broker.found.pop().expect("it answers")
-    }
-
-    /// The step takes no notice of what it has in hand.
-    pub(crate) fn set_step_idle(&mut self, is_idle: bool) {
-        self.step.is_idle = is_idle;
     }
 
     /// One round of everybody. Returns whether something happened.
     fn turn(&mut self) -> bool {
-        self.now.instant += Duration::from_millis(20);
+        self.now.instant += TURN;
         self.now.wall_ms += 20;
         let before = self.calls;
-        if !self.broker.is_up {
-            self.broker.is_up = true;
-            self.broker.generation += 1;
-            let generation = self.broker.generation;
-            self.core.on_broker(Event::Up { generation }, self.now);
-        }
-        self.core.advance(self.now);
-        if self.core.wants_kill() {
-            self.kill_step();
-        }
-        if self.core.wants_start(self.now) {
-            self.step.is_there = true;
-            self.core.on_step_start(self.now);
-        }
-        while let Some(command) = self.core.take_command() {
-            // What was on its way on a connection that is cut is void; see `obey`.
-            self.call();
-            let recycled = self.broker.recycled.len();
-            self.broker.obey(command);
-            if self.broker.recycled.len() > recycled {
-                self.broker.is_mute = false;
-                self.lose_connection();
-            }
-        }
-        if self.broker.has_event() {
-            self.call();
-            if let Some(event) = self.broker.next_event() {
-                self.core.on_broker(event, self.now);
-            }
-        }
-        let written = std::mem::take(self.core.to_step());
-        self.step.read(&written);
-        if self.core.reads_step() && self.step.has_something_to_say() {
-            self.call();
-            match self.step.next() {
-                Some(Said::Line(line)) => {
-                    self.core
-                        .on_step_line(line.to_string().as_bytes(), self.now);
-                }
-                Some(Said::Dies) => self.kill_step(),
-                None => {}
-            }
+        for replica in 0..self.replicas.len() {
+            self.turn_of(replica);
         }
         self.calls > before
     }
+
+    fn turn_of(&mut self, replica: usize) {
+        let now = self.now;
+        let container = &mut self.replicas[replica];
+        let link = &mut self.broker.links[replica];
+        if !link.is_up && now.instant >= container.down_until {
+            link.is_up = true;
+            link.generation += 1;
+            let generation = link.generation;
+            container.core.on_broker(Event::Up { generation }, now);
+        }
+        container.core.advance(now);
+        if container.core.wants_kill() {
+            self.kill_step(replica);
+        }
+        let container = &mut self.replicas[replica];
+        if container.core.wants_start(now) {
+            container.step.is_there = true;
+            container.core.on_step_start(now);
+        }
+        while let Some(command) = self.replicas[replica].core.take_command() {
+            // What was on its way on a connection that is cut is void; see `obey`.
+            self.call(replica);
+            let recycled = self.broker.recycled.len();
+            self.broker.obey(replica, command, now);
+            if self.broker.recycled.len() > recycled {
+                self.broker.is_mute = false;
+                self.lose_connection(replica, 0);
+            }
+        }
+        if self.broker.has_event(replica) {
+            self.call(replica);
+            if let Some(event) = self.broker.next_event(replica) {
+                self.replicas[replica].core.on_broker(event, now);
+            }
+        }
+        let container = &mut self.replicas[replica];
+        let written = std::mem::take(container.core.to_step());
+        let handed = container.step.read(&written);
+        self.look(replica, &handed);
+        let container = &mut self.replicas[replica];
+        if container.core.reads_step() && container.step.has_something_to_say() {
+            self.call(replica);
+            let target = &mut self.target;
+            match self.replicas[replica].step.next(target) {
+                Some(Said::Line(line)) => {
+                    let core = &mut self.replicas[replica].core;
+                    core.on_step_line(line.to_string().as_bytes(), now);
+                }
+                Some(Said::Dies) => self.kill_step(replica),
+                Some(Said::KillsContainer) => self.kill_agent(replica),
+                None => {}
+            }
+        }
+    }
+
+    /// Looks whether what was handed over should have been.
+    fn look(&mut self, replica: usize, handed: &[Value]) {
+        let in_hand = &self.replicas[replica].step.in_hand;
+        self.most_in_hand = self.most_in_hand.max(in_hand.len());
+        for message in handed {
+            self.uncertain += u32::from(message["uncertain"] == true);
+            if !self.start.settings.once {
+                continue;
+            }
+            let id = message["id"].as_str().expect("an id");
+            assert!(
+                !self.broker.ledger.is_settled(id),
+                "{id} is settled, and handed over again ({:?})",
+                self.cut
+            );
+            let others = self.replicas.iter().enumerate();
+            let mut others = others.filter(|(other, _)| *other != replica);
+            assert!(
+                others.all(|(_, it)| it.step.in_hand.iter().all(|other| other["id"] != id)),
+                "{id} is in the hands of two replicas ({:?})",
+                self.cut
+            );
+        }
+    }
 }
 
+/// How long a turn takes.
+const TURN: Duration = Duration::from_millis(20);
+
 impl Broker {
-    fn disconnect(&mut self) {
-        self.is_up = false;
-        self.is_consuming = false;
-        self.answers.clear();
-        for payload in std::mem::take(&mut self.unacknowledged).into_values().rev() {
-            self.queue.push_front(payload);
+    fn disconnect(&mut self, replica: usize) {
+        let link = &mut self.links[replica];
+        link.is_up = false;
+        link.is_consuming = false;
+        link.answers.clear();
+        for queued in std::mem::take(&mut link.unacknowledged).into_values().rev() {
+            self.give_back(queued);
         }
+    }
+
+    /// Everything in the queue was published twice.
+    pub(crate) fn deliver_all_twice(&mut self) {
+        let copies: Vec<Queued> = self.queue.iter().cloned().collect();
+        self.queue.extend(copies);
+    }
+
+    fn give_back(&mut self, mut queued: Queued) {
+        queued.origin.is_redelivered = true;
+        queued.origin.returns += 1;
+        self.queue.push_front(queued);
     }
 
     fn obey(
         &mut self,
+        replica: usize,
         Addressed {
             generation,
             command,
         }: Addressed,
+        now: Now,
     ) {
-        if generation != self.generation || !self.is_up {
+        let link = &mut self.links[replica];
+        if generation != link.generation || !link.is_up {
             return;
         }
         match command {
-            Command::Publish(publish) => self.publish(&publish),
+            Command::Publish(publish) => self.publish(replica, &publish, now),
             Command::Ack { tag, multiple } => {
+                let unacknowledged = &mut link.unacknowledged;
                 assert!(
-                    multiple || self.unacknowledged.contains_key(&tag),
+                    multiple || unacknowledged.contains_key(&tag),
                     "{tag} was acknowledged twice: the broker closes the channel"
                 );
                 let first = if multiple { 0 } else { tag };
-                let gone: Vec<u64> = self
-                    .unacknowledged
+                let gone: Vec<u64> = unacknowledged
                     .range(first..=tag)
                     .map(|(tag, _)| *tag)
                     .collect();
                 assert!(!gone.is_empty(), "up to {tag} nothing is unacknowledged");
                 for tag in gone {
-                    self.unacknowledged.remove(&tag);
+                    unacknowledged.remove(&tag);
                 }
             }
             Command::Requeue { tag } => {
-                let payload = self
+                let queued = link
                     .unacknowledged
                     .remove(&tag)
                     .expect("only what is held is given back");
-                self.queue.push_front(payload);
+                self.give_back(queued);
             }
-            Command::Consume => self.is_consuming = true,
+            Command::Consume => link.is_consuming = true,
             Command::Stop => {
-                self.is_consuming = false;
-                self.answers.push_back(Event::Stopped);
+                link.is_consuming = false;
+                link.answers.push_back(Event::Stopped);
             }
             Command::Recycle { reason } => self.recycled.push(reason),
             Command::Close => {}
         }
     }
 
-    fn publish(&mut self, publish: &Publish) {
+    fn publish(&mut self, replica: usize, publish: &Publish, now: Now) {
         let number = publish.number;
         if self.refuses && publish.content != Content::Report {
-            self.answers.push_back(Event::Confirmed {
+            self.links[replica].answers.push_back(Event::Confirmed {
                 number,
                 accepted: false,
             });
@@ -376,42 +597,77 @@ impl Broker {
                         .find_map(|news| news["checkpoint"]["value"].as_u64());
                     let answer =
                         json!({"checkpoint": {"run": run, "checkpoint": saved}}).to_string();
-                    self.answers.push_back(Event::Answer(answer.into()));
+                    self.links[replica]
+                        .answers
+                        .push_back(Event::Answer(answer.into()));
                 }
                 self.news.extend(news);
+            }
+            Content::Ledger => {
+                let entry = serde_json::from_slice(&publish.payload).expect("an entry");
+                let generation = self.links[replica].generation;
+                self.note((replica, generation, entry), now);
             }
             Content::Report => {}
             Content::Found => self.found.extend(values),
             Content::Waiting => self.waiting.extend(values),
             Content::Batch if &*publish.exchange == "outputs" => self.outputs.extend(values),
             // A delay: it is over at once.
-            Content::Batch => self.queue.push_back(publish.payload.clone()),
+            Content::Batch | Content::Returned(_) => {
+                let returns = match publish.content {
+                    Content::Returned(returns) => returns,
+                    _ => 0,
+                };
+                self.queue.push_back(Queued {
+                    payload: publish.payload.clone(),
+                    origin: Origin {
+                        is_redelivered: false,
+                        returns,
+                    },
+                });
+            }
         }
-        self.answers.push_back(Event::Confirmed {
+        self.links[replica].answers.push_back(Event::Confirmed {
             number,
             accepted: true,
         });
     }
 
-    fn has_event(&self) -> bool {
-        let delivers = self.is_consuming && self.unacknowledged.len() < 4 && !self.queue.is_empty();
-        !self.is_mute && (!self.answers.is_empty() || delivers)
+    /// The control plane takes an entry from the ledger's queue, and answers if its asker is there.
+    fn note(&mut self, waiting: ledger::Waiting, now: Now) {
+        let (replica, generation, _) = waiting;
+        let Some(answer) = self.ledger.note(waiting, now.instant) else {
+            return;
+        };
+        let link = &mut self.links[replica];
+        if link.is_up && link.generation == generation {
+            let answer = serde_json::to_vec(&answer).expect("an answer is JSON");
+            link.answers.push_back(Event::Answer(answer.into()));
+        }
     }
 
-    fn next_event(&mut self) -> Option<Event> {
-        if !self.has_event() {
+    fn has_event(&self, replica: usize) -> bool {
+        let link = &self.links[replica];
+        let delivers = link.is_consuming && link.unacknowledged.len() < 4 && !self.queue.is_empty();
+        !self.is_mute && (!link.answers.is_empty() || delivers)
+    }
+
+    fn next_event(&mut self, replica: usize) -> Option<Event> {
+        if !self.has_event(replica) {
             return None;
         }
-        if let Some(event) = self.answers.pop_front() {
+        let link = &mut self.links[replica];
+        if let Some(event) = link.answers.pop_front() {
             return Some(event);
         }
-        let payload = self.queue.pop_front()?;
-        self.tag += 1;
-        self.unacknowledged.insert(self.tag, payload.clone());
+        let queued = self.queue.pop_front()?;
+        link.tag += 1;
+        link.unacknowledged.insert(link.tag, queued.clone());
         Some(Event::Delivery {
-            tag: self.tag,
+            tag: link.tag,
             is_batch: true,
-            payload,
+            origin: queued.origin,
+            payload: queued.payload,
         })
     }
 }
@@ -419,10 +675,14 @@ impl Broker {
 enum Said {
     Line(Value),
     Dies,
+    KillsContainer,
 }
 
 impl Step {
-    fn read(&mut self, bytes: &[u8]) {
+    /// Takes what the agent wrote; returns the messages that were handed over.
+    fn read(&mut self, bytes: &[u8]) -> Vec<Value> {
+        self.turns += 1;
+        let mut handed = Vec::new();
         for line in bytes
             .split(|byte| *byte == b'\n')
             .filter(|line| !line.is_empty())
@@ -434,7 +694,19 @@ impl Step {
                 .expect("one key");
             match kind.as_str() {
                 "hello" => self.says.push_back(json!({"ready": {"contract": 1}})),
-                "message" | "tick" => self.in_hand.push(value.clone()),
+                "message" | "tick" => {
+                    self.slow.insert(value["id"].to_string(), self.turns);
+                    self.in_hand.push(value.clone());
+                    handed.push(value.clone());
+                }
+                // Every other one is deaf.
+                "cancel" if self.turns % 2 == 0 => {
+                    self.in_hand.retain(|message| message["id"] != value["id"]);
+                    let id = &value["id"];
+                    self.says.push_back(
+                        json!({"failed": {"id": id, "fate": "retry", "reason": "cancelled"}}),
+                    );
+                }
                 _ => {}
             }
         }
@@ -446,14 +718,23 @@ impl Step {
                 message["id"]
             );
         }
-        self.most_in_hand = self.most_in_hand.max(self.in_hand.len());
+        handed
     }
 
     fn has_something_to_say(&self) -> bool {
-        !self.says.is_empty() || (!self.is_idle && !self.in_hand.is_empty())
+        !self.says.is_empty()
+            || (!self.is_idle && self.in_hand.iter().any(|message| self.is_ripe(message)))
     }
 
-    fn next(&mut self) -> Option<Said> {
+    fn is_ripe(&self, message: &Value) -> bool {
+        let since = self.slow.get(&message["id"].to_string());
+        message["body"]["do"] != "slow"
+            || since.is_none_or(|since| self.turns >= since + SLOW_TURNS)
+    }
+
+    /// Handles a message: what it writes outside is in `target`, which it asks first if the message
+    /// may have been handled before.
+    fn next(&mut self, target: &mut BTreeMap<String, u32>) -> Option<Said> {
         if let Some(frame) = self.says.pop_front() {
             return Some(Said::Line(frame));
         }
@@ -464,7 +745,20 @@ impl Step {
         {
             return Some(Said::Dies);
         }
-        let message = self.in_hand.pop()?;
+        if self
+            .in_hand
+            .iter()
+            .any(|message| message["body"]["do"] == "kill_container")
+        {
+            return Some(Said::KillsContainer);
+        }
+        let index = self.in_hand.iter().rposition(|it| self.is_ripe(it))?;
+        let message = self.in_hand.remove(index);
+        let name = message["id"].as_str().expect("an id").to_owned();
+        let is_there = target.contains_key(&name);
+        if message["uncertain"] != true || !is_there {
+            *target.entry(name).or_default() += 1;
+        }
         let id = message["id"].clone();
         let attempt = message["attempt"].as_u64().unwrap_or(1);
         let mut say = |frame: Value| self.says.push_back(frame);
@@ -505,15 +799,6 @@ impl Step {
         }
         self.says.pop_front().map(Said::Line)
     }
-}
-
-fn mind(start: &Start, seed: u64, now: Now) -> Core {
-    let limits = Limits {
-        held_outputs: 10,
-        ..Limits::default()
-    };
-    let logger = Logger::silent(&start.identity, Redact::default());
-    Core::new(start.clone(), limits, logger, seed, now)
 }
 
 fn start(kind: Kind, concurrency: u32) -> Start {
@@ -575,7 +860,7 @@ pub(crate) fn expected(bodies: &[Value], ids: &[MessageId]) -> BTreeSet<String> 
     let mut all = BTreeSet::new();
     for (body, id) in bodies.iter().zip(ids) {
         let count = match body["do"].as_str() {
-            Some("permanent" | "poison") => 0,
+            Some("permanent" | "poison" | "kill_container") => 0,
             Some("flood") => 40,
             _ => 2,
         };

@@ -55,6 +55,7 @@ impl Steps<'_, '_> {
         }
         self.texts(node, &mut draft.step);
         self.numbers(node, &mut draft.step);
+        self.once(node, &mut draft.step);
         self.limits(node, &mut draft.step.limits);
         draft
     }
@@ -167,6 +168,29 @@ impl Steps<'_, '_> {
         if let Some(entry) = node.entry("retry") {
             self.retry(&entry.value, &mut step.retry);
         }
+    }
+
+    /// `once`, which has a meaning for actions alone.
+    fn once(&mut self, node: &Node, step: &mut Step) {
+        let Some(entry) = node.entry("once") else {
+            return;
+        };
+        let flag = self.reader.flag(&entry.value, "`once`").unwrap_or_default();
+        if !step.is_trigger {
+            step.once = flag;
+            return;
+        }
+        let why = if node.entry("every").is_some() {
+            "a trigger that fires on a schedule goes on from its checkpoint, and what it emits twice has the same id: the actions that must not repeat it are to say `once: true`"
+        } else {
+            "a request to a webhook has no name that a second one could be recognised by: the actions that must not repeat it are to say `once: true`"
+        };
+        self.reader.report(
+            Diagnostic::new(Code::OnceTrigger, "a trigger cannot be `once`")
+                .at(entry.key_span.clone())
+                .label("only actions can")
+                .help(why),
+        );
     }
 
     fn retry(&mut self, node: &Node, retry: &mut Retry) {
@@ -292,6 +316,7 @@ fn plain_step(is_trigger: bool, timeout: Duration) -> Step {
         concurrency: None,
         timeout,
         retry: limits::RETRY_DEFAULT,
+        once: false,
         limits: Limits {
             memory_bytes: limits::MEMORY_BYTES_DEFAULT,
             cpus: limits::CPUS_DEFAULT,

@@ -101,6 +101,7 @@ fn every_setting_of_a_step_changes_the_hash() {
         "memory: 300MiB",
         "cpus: 0.5",
         "pids: 99",
+        "once: true",
         "writable: true",
         "privileges: image",
         "mode: lines",
