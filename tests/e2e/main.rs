@@ -10,6 +10,7 @@ mod isolation;
 mod languages;
 mod misbehaving;
 mod mistakes;
+mod once;
 mod operating;
 mod scaling;
 

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use towpath_tests::machine::docker;
 use towpath_tests::{BrokerVersion, Instance, eventually, holds, http};
 
 use crate::LONG;
@@ -166,5 +167,79 @@ fn a_body_above_the_limit_is_refused_by_name_and_the_step_goes_on() {
     eventually("the neighbours are done", LONG, || {
         let count = done(&instance, 0);
         holds(count == 2, || count.to_string())
+    });
+}
+
+/// How many messages are in the hands of a step.
+fn in_hand(instance: &Instance, step: usize) -> u64 {
+    instance.status("misbehaving")["steps"][step]["in_hand"]
+        .as_u64()
+        .unwrap_or(0)
+}
+
+#[test]
+fn a_message_that_takes_its_container_with_it_each_time_is_found_and_its_neighbours_are_done() {
+    let instance = Instance::start(BrokerVersion::V40);
+    instance.apply(&FLOW.replace("timeout: 2s", "timeout: 10m"));
+    let hook = instance.status("misbehaving")["webhook_url"]
+        .as_str()
+        .expect("a URL")
+        .to_owned();
+    post(&hook, &json!({ "do": "hang" }));
+    for _ in 0..3 {
+        post(&hook, &json!({ "do": "ok" }));
+    }
+    let letters = || {
+        instance
+            .run(&["dead", "list", "--flow", "misbehaving", "--output", "json"])
+            .ok()
+            .json()
+    };
+    let count = |letters: &Value| {
+        letters["dead"]
+            .as_array()
+            .or(letters.as_array())
+            .map_or(0, Vec::len)
+    };
+    let mut kills = 0;
+    eventually("it is a dead letter", Duration::from_secs(600), || {
+        let found = letters();
+        if count(&found) > 0 {
+            return Ok(());
+        }
+        // Whoever has a message in hand for long has the one that hangs.
+        std::thread::sleep(Duration::from_secs(3));
+        if in_hand(&instance, 0) > 0 {
+            for container in instance.containers("misbehaving", Some("step")).values() {
+                docker(&["kill", container]);
+                kills += 1;
+            }
+        }
+        Err(format!("{kills} kills, {}", instance.status("misbehaving")))
+    });
+    let found = letters();
+    assert_eq!(count(&found), 1, "its neighbours are not dead: {found}");
+    let id = found["dead"].as_array().or(found.as_array()).expect("one")[0]["id"].clone();
+    let letter = instance
+        .run(&[
+            "dead",
+            "show",
+            id.as_str().expect("an id"),
+            "--output",
+            "json",
+        ])
+        .ok()
+        .json();
+    let reason = letter["reason"].as_str().expect("a reason");
+    assert!(
+        reason.starts_with("its container died with it alone in hand"),
+        "{reason}"
+    );
+    assert!(reason.ends_with("attempt 2"), "{reason}");
+    eventually("its neighbours are done", LONG, || {
+        let count = done(&instance, 1);
+        holds(count == 3, || {
+            format!("{count} {}", instance.status("misbehaving"))
+        })
     });
 }

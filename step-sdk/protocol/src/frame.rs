@@ -147,7 +147,7 @@ pub struct TickBody<'a> {
 pub struct Cancel<'a> {
     /// The message.
     pub id: MessageId,
-    /// Why: `timeout`.
+    /// Why: `timeout`, or `claim` if somebody else may have the message by now.
     #[serde(borrow)]
     pub reason: Cow<'a, str>,
 }

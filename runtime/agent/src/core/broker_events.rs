@@ -207,6 +207,7 @@ impl Core {
             self.reconnected_at = None;
             self.finished.clear();
             self.abandon_all(State::Parked, now);
+            self.release_deferred(now);
         }
     }
 

@@ -114,7 +114,7 @@ impl Core {
             self.suspects.push_back(number);
         } else if self.is_once() {
             self.claim(number, now);
-        } else if (self.in_hand as usize) < self.places() {
+        } else if self.step == Step::Ready && (self.in_hand as usize) < self.places() {
             self.give(number, now);
         } else {
             self.again.push_back(number);

@@ -426,6 +426,7 @@ impl Core {
         self.abandon_all(State::Parked, now);
         self.abandon_all(State::Asking, now);
         self.abandon_all(State::Claiming, now);
+        self.claims.forget();
         self.forget_abandoned();
         let is_settled = self.records.is_empty() && !self.deliveries.is_waiting();
         if !is_settled && self.step != Step::Absent {

@@ -139,6 +139,7 @@ impl Core {
         let is_late = self.is_up && self.reconnected_at.is_none();
         if self.drain.is_some() || is_late {
             self.abandon(number, now);
+            self.release_deferred(now);
         } else {
             self.records.get(number).state = State::Parked;
         }

@@ -397,6 +397,7 @@ impl Core {
         self.leave_hands(number, now);
         if self.records.get(number).claim.is_lost {
             self.abandon(number, now);
+            self.release_deferred(now);
             return;
         }
         let reason = self.too_long();
