@@ -123,14 +123,13 @@ fn value(key: &str) -> Value {
             "default": text::duration(limits::TIMEOUT_DEFAULT),
         }),
         "retry" => json!({ "anyOf": [{ "$ref": "#/$defs/retry" }, { "type": "null" }] }),
-        "once" => json!({ "type": "boolean", "default": false }),
         "memory" => json!({
             "$ref": "#/$defs/size",
             "default": text::size(limits::MEMORY_BYTES_DEFAULT),
         }),
         "cpus" => with_default(real(&limits::CPUS), json!(limits::CPUS_DEFAULT)),
         "pids" => with_default(whole(&limits::PIDS), json!(limits::PIDS_DEFAULT)),
-        "writable" => json!({ "type": "boolean", "default": false }),
+        "once" | "writable" => json!({ "type": "boolean", "default": false }),
         "privileges" => json!({ "enum": ["image"] }),
         "every" | "initial" | "max" => {
             let schema = json!({ "$ref": "#/$defs/duration" });

@@ -73,7 +73,7 @@ pub async fn handle(
         && let Some(known) = ask(question, ctx).await?
     {
         ctx.log_info("it was done before: nothing is sent");
-        return emit(known, body, ctx.config.emit);
+        return emit(known.as_ref(), body, ctx.config.emit);
     }
     let request = ctx
         .state
@@ -97,7 +97,7 @@ pub async fn handle(
         Verdict::Retry { after: None } => return Err(StepError::retry(answer.complaint())),
         Verdict::Permanent => return Err(StepError::permanent(answer.complaint())),
     }
-    emit(Some(answer), body, ctx.config.emit)
+    emit(Some(&answer), body, ctx.config.emit)
 }
 
 /// Asks whether a message was sent before: none says that it was not, an answer that it was (the
@@ -127,12 +127,12 @@ async fn ask(question: Request, ctx: &Context<Config, State>) -> Result<Option<O
 
 /// Chooses what the step emits.
 fn emit(
-    answer: Option<Answer>,
+    answer: Option<&Answer>,
     body: Box<RawValue>,
     what: EmitWhat,
 ) -> Result<Option<Box<RawValue>>> {
     match what {
-        EmitWhat::Response => answer.as_ref().map(emitted).transpose(),
+        EmitWhat::Response => answer.map(emitted).transpose(),
         EmitWhat::Input => Ok(Some(body)),
         EmitWhat::None => Ok(None),
     }

@@ -113,10 +113,10 @@ impl Core {
             // What has no id is not recognised when it comes again.
             let is_known = record.id.is_some();
             match (record.state, &record.resolution) {
-                (State::Asking | State::Claiming | State::Ready, _) => self.abandon(number, now),
+                (State::Asking | State::Claiming | State::Ready, _)
+                | (State::Settling, Some(Resolution::Busy { .. })) => self.abandon(number, now),
                 // All is done but for the word to the ledger, which is said again.
                 (State::Settling, _) if record.claim.is_told => {}
-                (State::Settling, Some(Resolution::Busy { .. })) => self.abandon(number, now),
                 (State::Settling, _) if !is_known => self.abandon(number, now),
                 (State::Settling, Some(Resolution::Again { .. } | Resolution::Dead { .. })) => {
                     record.state = State::Parked;
