@@ -132,7 +132,7 @@ async fn a_job_that_was_cut_off_goes_on() {
         ids.push(world.store(numbered(number, u64::from(number))).await);
     }
     let running = Running::start(&world);
-    let job = begin(&world, ids, Some(10.0)).await;
+    let job = begin(&world, ids, Some(1.0)).await;
     until(&world, job.id, |job| job.sent >= 1).await;
     running.stop().await;
     let cut = world.store.job(job.id).await.unwrap().unwrap();

@@ -68,7 +68,7 @@ pub(super) fn page(letter: &DeadView, now: u64, printer: Printer) -> String {
     lines.extend(next(letter).into_iter().map(|(command, what)| {
         format!(
             "{} {}",
-            printer.tone(&format!("{command:46}"), Tone::Strong),
+            printer.tone(&format!("{command:52}"), Tone::Strong),
             what
         )
     }));

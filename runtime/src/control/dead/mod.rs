@@ -30,6 +30,9 @@ const LETTERS_MAX: u32 = 1_000;
 /// How many there are when nothing is said.
 const LETTERS_DEFAULT: u32 = 100;
 
+/// What to do about a number that is none.
+const ALL_OF_THEM: &str = "`towpath dead list --state all` shows all of them";
+
 /// How many other deaths of a message are shown.
 const DEATHS_MAX: u32 = 20;
 
@@ -292,8 +295,7 @@ impl Control {
 
 fn no_letter(id: &str) -> ControlError {
     let message = format!("there is no dead letter `{id}`");
-    ControlError::new(ErrorKind::NotFound, "no_such_dead_letter", message)
-        .hint("`towpath dead list --state all` shows all of them")
+    ControlError::new(ErrorKind::NotFound, "no_such_dead_letter", message).hint(ALL_OF_THEM)
 }
 
 impl From<ReplayError> for ControlError {
@@ -304,7 +306,8 @@ impl From<ReplayError> for ControlError {
                 ErrorKind::NotFound,
                 "no_such_dead_letter",
                 error.to_string(),
-            ),
+            )
+            .hint(ALL_OF_THEM),
             ReplayError::NotOpen { .. } => conflict("not_open"),
             ReplayError::UnderWay { .. } => conflict("under_way"),
             ReplayError::InJob { job, .. } => conflict("under_way").hint(format!(

@@ -196,8 +196,10 @@ pub(super) fn query(select: &DeadSelection) -> Result<DeadQuery, ControlError> {
 
 /// Reads the word of a cause.
 fn cause(text: &str) -> Result<DeadCause, ControlError> {
-    serde_json::from_value(serde_json::Value::String(text.replace(' ', "_"))).map_err(|error| {
-        bad(format!("`{text}` is no cause of a dead letter")).hint(error.to_string())
+    let word = serde_json::Value::String(text.replace(' ', "_"));
+    serde_json::from_value(word).map_err(|_| {
+        bad(format!("`{text}` is no cause of a dead letter"))
+            .hint("`towpath dead groups` shows which there are")
     })
 }
 
