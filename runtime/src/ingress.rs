@@ -22,8 +22,10 @@ use crate::schedule::{Clock, trace_of};
 
 mod body;
 mod headers;
+mod recent;
 mod worker;
 
+pub use recent::{Entered, Recent};
 pub use worker::Worker;
 use worker::{Item, Route};
 
@@ -136,6 +138,7 @@ pub struct Ingress {
     clock: Clock,
     body_bytes_max: usize,
     items: mpsc::Sender<Item>,
+    recent: Recent,
 }
 
 impl Ingress {
@@ -155,8 +158,14 @@ impl Ingress {
             clock,
             body_bytes_max,
             items,
+            recent: Recent::default(),
         };
         (this, Worker::new(receiver))
+    }
+
+    /// What was taken in of late.
+    pub fn recent(&self) -> Recent {
+        self.recent.clone()
     }
 
     /// Takes a request in, and returns the id of its message once the broker has it.
@@ -197,7 +206,10 @@ impl Ingress {
             mpsc::error::TrySendError::Closed(_) => IngressError::Unavailable(None),
         })?;
         match answer.await {
-            Ok(Ok(())) => Ok(id),
+            Ok(Ok(())) => {
+                self.recent.push(id, &flow.name, (self.clock)());
+                Ok(id)
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(IngressError::Unavailable(None)),
         }

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod filter;
 pub mod fingerprint;
 pub mod ingress;
+pub mod inquiry;
 pub mod json_text;
 pub mod ledger;
 pub mod live;

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use towpath_protocol::office::{Counters, LATENCY_BOUNDS_US, Latency, Report};
 use towpath_protocol::start::Identity;
 
+use crate::inquiry::Address;
+
 /// Over how much time rates are computed: long enough for several reports of each agent, short
 /// enough to see what is going on now.
 pub const RATE_WINDOW_MS: u64 = 20_000;
@@ -30,6 +32,8 @@ pub struct Reports {
 #[derive(Debug, Default)]
 struct Inner {
     replicas: BTreeMap<Identity, Seen>,
+    /// Where each of them can be asked: its newest direct reply-to.
+    addresses: BTreeMap<Identity, String>,
     steps: BTreeMap<StepKey, Step>,
 }
 
@@ -117,6 +121,37 @@ impl Reports {
                 received_at: now,
             },
         );
+    }
+
+    /// Notes where a replica can be asked.
+    pub fn note_address(&self, identity: &Identity, reply_to: &str) {
+        let mut inner = self.lock();
+        match inner.addresses.get_mut(identity) {
+            Some(known) if known == reply_to => {}
+            Some(known) => reply_to.clone_into(known),
+            None => {
+                inner
+                    .addresses
+                    .insert(identity.clone(), reply_to.to_owned());
+            }
+        }
+    }
+
+    /// Where the replicas can be asked that said something since then, in milliseconds since 1970.
+    pub fn addresses(&self, since: u64) -> Vec<Address> {
+        let inner = self.lock();
+        let recent = inner
+            .replicas
+            .iter()
+            .filter(|(_, seen)| seen.received_at >= since);
+        recent
+            .filter_map(|(identity, _)| {
+                Some(Address {
+                    identity: identity.clone(),
+                    reply_to: inner.addresses.get(identity)?.clone(),
+                })
+            })
+            .collect()
     }
 
     /// The last report of a replica.
@@ -210,6 +245,7 @@ impl Reports {
             .map(|(identity, _)| identity.clone())
             .collect();
         for identity in silent {
+            inner.addresses.remove(&identity);
             let Some(seen) = inner.replicas.remove(&identity) else {
                 continue;
             };
@@ -226,6 +262,7 @@ impl Reports {
     pub fn forget_flow(&self, flow: &str) {
         let mut inner = self.lock();
         inner.replicas.retain(|identity, _| identity.flow != flow);
+        inner.addresses.retain(|identity, _| identity.flow != flow);
         inner.steps.retain(|(of, _), _| of != flow);
     }
 

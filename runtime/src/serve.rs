@@ -26,6 +26,7 @@ use crate::control::{Control, Parts};
 use crate::engine::docker::DockerEngine;
 use crate::engine::{AgentBinaries, AgentError, Engine, chain};
 use crate::ingress::{Ingress, Worker};
+use crate::inquiry::Inquiry;
 use crate::ledger::Sighting;
 use crate::metrics::Metrics;
 use crate::office::Office;
@@ -216,6 +217,7 @@ impl Plane {
         };
         let engine: Arc<dyn Engine> = Arc::new(docker);
         let catalog = Arc::new(Catalog::new(store.clone(), Arc::clone(&engine), ground));
+        let inquiry = Inquiry::default();
         let (reports, metrics, clock) = (Reports::default(), Metrics::new(), system_clock());
         let said = reports.clone();
         let (reconciler, handle) = Reconciler::new(
@@ -248,6 +250,7 @@ impl Plane {
             store: store.clone(),
             names: names.clone(),
             reports: reports.clone(),
+            inquiry: inquiry.clone(),
             metrics: metrics.clone(),
             runs_changed,
             sightings,
@@ -266,6 +269,8 @@ impl Plane {
             reconciler: handle.clone(),
             scheduler: scheduler.clone(),
             reports,
+            inquiry,
+            entered: ingress.recent(),
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
             program: std::env::current_exe().map_err(ServeError::Program)?,

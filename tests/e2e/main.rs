@@ -13,6 +13,7 @@ mod mistakes;
 mod once;
 mod operating;
 mod scaling;
+mod why;
 
 use std::time::Duration;
 

@@ -116,6 +116,7 @@ fn verbs() -> Router<ApiState> {
             get(routes::dead_show).delete(routes::dead_discard),
         )
         .route("/dead/{id}/replay", post(routes::dead_replay))
+        .route("/messages/{id}", get(routes::why))
         .route("/secrets", get(routes::secrets))
         .route("/secrets/{name}", put(routes::set_secret))
         .route("/secrets/{name}", delete(routes::delete_secret))

@@ -18,7 +18,7 @@ use crate::control::view::{
     DeadList, DeadView, Done, Draft, FlowList, FlowStatus, PlanView, ReplayRequest, RunList,
     RunRequest, RunView, ScaleRequest, ScaleTo, ScaleWord, SecretList, SecretValue,
 };
-use crate::control::{DeadFilter, LogFilter, Verb};
+use crate::control::{DeadFilter, LogFilter, Verb, Whereabouts};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -304,6 +304,16 @@ pub(super) async fn dead_discard(
     Path(id): Path<String>,
 ) -> Answer<Done> {
     Ok(Json(state.control.dead_discard(&id).await?))
+}
+
+/// Says where a message is, what was tried, and what happens next.
+#[utoipa::path(get, path = "/api/v1/messages/{id}", params(("id" = String, Path)), security(("token" = [])),
+    responses((status = 200, body = Whereabouts), (status = 400, body = ErrorBody)))]
+pub(super) async fn why(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+) -> Answer<Whereabouts> {
+    Ok(Json(state.control.why(&id).await?))
 }
 
 /// Lists the names of all secrets.

@@ -31,6 +31,7 @@ mod serve;
 mod status;
 mod step;
 mod verbs;
+mod why;
 mod words;
 
 #[cfg(test)]
@@ -132,6 +133,8 @@ enum Command {
     /// Shows, edits, replays and discards messages that a step gave up on
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Says where a message is, what was tried, and what happens next
+    Why(why::Why),
     /// Sets, lists and deletes secrets
     #[command(subcommand)]
     Secret(secret::Secret),
@@ -230,6 +233,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Stop(target) => verbs::run("stop", &target, context).await,
         Command::Delete(command) => delete::run(&command, context).await,
         Command::Dead(command) => dead::run(&command, context).await,
+        Command::Why(command) => why::run(&command, context).await,
         Command::Secret(command) => secret::run(&command, context).await,
         Command::Step(command) => step::run(&command, context).await,
         Command::Completions(command) => Ok(completions::run(&command, context)),

@@ -9,6 +9,7 @@
 //! | `left` | what is left of what drains |
 //! | `status` | how everything is |
 //! | `runs`, `dead`, `secrets`, `images`, `logs` | one group of verbs each |
+//! | `why` | where a message is: `whereabouts` decides, from all that is known |
 //! | `removals` | takes away the queues of what is gone |
 //!
 //! # Invariants
@@ -24,6 +25,8 @@ use tokio::sync::{Notify, watch};
 use crate::broker::topology::{FlowTopology, Topology};
 use crate::broker::{Broker, BrokerError};
 use crate::engine::Engine;
+use crate::ingress::Recent;
+use crate::inquiry::Inquiry;
 use crate::live::LiveFlow;
 use crate::metrics::Metrics;
 use crate::reconcile::run::Handle;
@@ -52,10 +55,13 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod view;
+mod whereabouts;
+mod why;
 
 pub use dead::DeadFilter;
 pub use hold::Verb;
 pub use logs::LogFilter;
+pub use whereabouts::{AtStep, Attempt, Child, Parent, Place, Whereabouts};
 
 /// What the verbs are made of.
 pub struct Parts {
@@ -69,6 +75,10 @@ pub struct Parts {
     pub scheduler: Scheduler,
     /// What agents say.
     pub reports: Reports,
+    /// How agents are asked.
+    pub inquiry: Inquiry,
+    /// What webhooks took in of late.
+    pub entered: Recent,
     /// What is counted.
     pub metrics: Metrics,
     /// How the API is reached from outside.
@@ -85,6 +95,8 @@ pub struct Control {
     broker: Arc<dyn Broker>,
     reconciler: Handle,
     reports: Reports,
+    inquiry: Inquiry,
+    entered: Recent,
     metrics: Metrics,
     scheduler: Scheduler,
     replayer: Replayer,
@@ -108,6 +120,8 @@ impl Control {
             replayer: Replayer::new(parts.scheduler.clone()),
             scheduler: parts.scheduler,
             reports: parts.reports,
+            inquiry: parts.inquiry,
+            entered: parts.entered,
             metrics: parts.metrics,
             public_url: parts.public_url,
             sights: left::Sights::default(),

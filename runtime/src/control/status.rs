@@ -414,7 +414,11 @@ fn step_state(step: &crate::reconcile::status::StepStatus) -> (&'static str, Opt
     if step.desired == 0 && step.replicas.is_empty() {
         return ("asleep", None);
     }
-    let rank = |replica: &&ReplicaStatus| ORDER.iter().position(|it| *it == replica.state);
+    // Of those that are as bad, one that says why.
+    let rank = |replica: &&ReplicaStatus| {
+        let order = ORDER.iter().position(|it| *it == replica.state);
+        (order, replica.reason.is_none())
+    };
     match step.replicas.iter().min_by_key(rank) {
         None => ("starting", None),
         Some(worst) => {

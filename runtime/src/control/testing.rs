@@ -15,6 +15,8 @@ use crate::broker::topology::Names;
 use crate::broker::{Broker, Publication};
 use crate::engine::Image;
 use crate::engine::simulated::SimulatedEngine;
+use crate::ingress::Recent;
+use crate::inquiry::Inquiry;
 use crate::metrics::Metrics;
 use crate::reconcile::gauge::BrokerGauge;
 use crate::reconcile::run::{Pace, Reconciler, Round};
@@ -102,6 +104,8 @@ impl Bench {
             reconciler: handle,
             scheduler,
             reports,
+            inquiry: Inquiry::default(),
+            entered: Recent::default(),
             metrics: metrics.clone(),
             public_url: "http://here".into(),
             program: "towpath".into(),

@@ -16,11 +16,12 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use towpath_protocol::office::{CheckpointAnswer, News, Report, ToAgent};
+use towpath_protocol::office::{CheckpointAnswer, FOUND_TYPE, Found, News, Report, ToAgent};
 
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Delivery};
 use crate::engine::chain;
+use crate::inquiry::Inquiry;
 use crate::metrics::Metrics;
 use crate::reports::Reports;
 use crate::schedule::Clock;
@@ -52,6 +53,8 @@ pub struct Office {
     pub names: Names,
     /// Where reports go.
     pub reports: Reports,
+    /// Where answers to questions go.
+    pub inquiry: Inquiry,
     /// Where dead letters are counted.
     pub metrics: Metrics,
     /// Told when a run may have ended.
@@ -194,18 +197,41 @@ impl Office {
                 delivery = deliveries.recv() => {
                     let Some(delivery) = delivery else { return };
                     for line in lines(&delivery.body) {
-                        match serde_json::from_slice::<Report>(line) {
-                            Ok(report) if report.identity.instance == self.names.instance => {
-                                self.reports.record(report, (self.clock)());
-                            }
-                            Ok(report) => tracing::debug!(instance = report.identity.instance, "a report of another instance"),
-                            Err(error) => tracing::debug!(%error, "a report that cannot be read"),
+                        if delivery.kind == FOUND_TYPE {
+                            self.take_answer(line);
+                        } else {
+                            self.take_report(line, delivery.reply.as_ref());
                         }
                     }
                     settle(delivery);
                 }
                 _ = forget.tick() => self.reports.forget_silent((self.clock)()),
             }
+        }
+    }
+
+    fn take_report(&self, line: &[u8], reply: Option<&(String, String)>) {
+        match serde_json::from_slice::<Report>(line) {
+            Ok(report) if report.identity.instance == self.names.instance => {
+                if let Some((reply_to, _)) = reply {
+                    self.reports.note_address(&report.identity, reply_to);
+                }
+                self.reports.record(report, (self.clock)());
+            }
+            Ok(report) => {
+                tracing::debug!(
+                    instance = report.identity.instance,
+                    "a report of another instance"
+                );
+            }
+            Err(error) => tracing::debug!(%error, "a report that cannot be read"),
+        }
+    }
+
+    fn take_answer(&self, line: &[u8]) {
+        match serde_json::from_slice::<Found>(line) {
+            Ok(found) => self.inquiry.answered(found),
+            Err(error) => tracing::debug!(%error, "an answer that cannot be read"),
         }
     }
 

@@ -49,6 +49,7 @@ async fn world(faults: Faults) -> World {
         store: store.clone(),
         names,
         reports: Reports::default(),
+        inquiry: Inquiry::default(),
         metrics: Metrics::new(),
         runs_changed: Arc::new(Notify::new()),
         sightings: Arc::new(|_| crate::ledger::Sighting::default()),

@@ -160,6 +160,7 @@ impl Bench {
             (self.dead(), routes.dead_exchange.clone(), ""),
             (self.news(), routes.office_exchange.clone(), "news"),
             (self.reports(), routes.office_exchange.clone(), "report"),
+            (self.notes(), routes.office_exchange.clone(), "waiting"),
         ] {
             self.queue(&queue, quorum()).await;
             self.bind(&queue, &exchange, key).await;
@@ -211,6 +212,30 @@ impl Bench {
 
     pub(crate) fn reports(&self) -> String {
         format!("{}.reports", self.prefix)
+    }
+
+    /// The queue of notes about messages that wait.
+    pub(crate) fn notes(&self) -> String {
+        format!("{}.notes", self.prefix)
+    }
+
+    /// Deletes the step's queue and declares it again after a while.
+    pub(crate) async fn replace_queue(&mut self, pause: Duration) {
+        let queue = self.start.routes.queue.clone();
+        self.channel
+            .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
+            .await
+            .unwrap();
+        tokio::time::sleep(pause).await;
+        let arguments = args(&[
+            ("x-queue-type", text("quorum")),
+            ("x-delivery-limit", AMQPValue::LongInt(50)),
+        ]);
+        self.queue(&queue, arguments).await;
+        self.queues.pop();
+        let routes = &self.start.routes;
+        let key = format!("#.{}", routes.own_key);
+        self.bind(&queue, &routes.steps_exchange, &key).await;
     }
 
     /// Publishes messages with these bodies, so many in a batch.

@@ -83,6 +83,7 @@ impl Bench {
             store: Store::open(data.path())?,
             names: names(),
             reports: Reports::default(),
+            inquiry: towpath::inquiry::Inquiry::default(),
             metrics: Metrics::new(),
             runs_changed: Arc::new(Notify::new()),
             // Nobody dies here, so nobody need be looked for.
