@@ -244,6 +244,100 @@ async fn an_agent_killed_in_the_middle_loses_nothing() {
     bench.clean().await;
 }
 
+/// Answers claims until something else is told to the ledger, which is returned.
+async fn grant_until_told(bench: &Bench, ledger: &mut support::Reader) -> Value {
+    loop {
+        let entry = ledger.next("an entry of the ledger").await;
+        if entry.get("claim").is_none() {
+            return entry;
+        }
+        bench.grant(&entry, &json!({"yours": {}})).await;
+    }
+}
+
+#[tokio::test]
+async fn a_delivery_that_came_back_again_and_again_is_taken_apart() {
+    let bench = Bench::new("apart", |_| {}).await;
+    let mut out = bench.read(&bench.out()).await;
+    let mut ledger = bench.read(&bench.ledger()).await;
+    // The first is in the way of the others, as what kills a container is.
+    let bodies = [json!({"do": "hang"}), json!({}), json!({})];
+    let parents = bench.publish(&bodies, 3).await;
+    let queue = bench.start.routes.queue.clone();
+    for _ in 0..2 {
+        let mut agent = Agent::start(&bench.start);
+        agent.logs("the step is ready").await;
+        eventually("the messages to be taken", async || {
+            bench.waiting(&queue).await == 0
+        })
+        .await;
+        agent.signal(Signal::KILL);
+        agent.exit_code().await;
+        eventually("the messages to be back", async || {
+            bench.waiting(&queue).await == 1
+        })
+        .await;
+    }
+    let agent = Agent::start(&bench.start);
+    agent
+        .logs("came back 2 times: its 3 messages are taken one by one")
+        .await;
+    let claim = ledger.next("a claim").await;
+    assert_eq!(claim["claim"]["alone"], true, "{claim:#}");
+    let died = json!({"yours": {"uncertain": true, "deaths": 3, "death": "killed by the memory limit, 256 MiB"}});
+    let ids = bench.grant(&claim, &died).await;
+    assert_eq!(ids, [parents[0].to_string()], "one at a time");
+    let mut dead = bench.read(&bench.dead()).await;
+    let letter = dead.next("a dead letter").await;
+    assert_eq!(
+        letter["reason"],
+        "its container died with it alone in hand: killed by the memory limit, 256 MiB; attempt 3"
+    );
+    let mut settled = Vec::new();
+    while settled.len() < 3 {
+        let told = grant_until_told(&bench, &mut ledger).await;
+        let messages = told["settled"]["messages"].as_array().expect("settled");
+        settled.extend(messages.iter().map(|it| it[0].to_string()));
+    }
+    out.until("its neighbours", |lines| lines.len() >= 2).await;
+    agent.drain().await;
+    assert_eq!(bench.waiting(&queue).await, 0);
+    bench.clean().await;
+}
+
+#[tokio::test]
+async fn with_once_only_what_is_granted_is_handed_over() {
+    let bench = Bench::new("once", |start| start.settings.once = true).await;
+    let mut out = bench.read(&bench.out()).await;
+    let mut ledger = bench.read(&bench.ledger()).await;
+    let agent = Agent::start(&bench.start);
+    let settled = bench.publish(&echo(2), 2).await;
+    let claim = ledger.next("a claim").await;
+    let ids = bench.grant(&claim, &json!("settled")).await;
+    assert_eq!(
+        ids,
+        settled.iter().map(ToString::to_string).collect::<Vec<_>>()
+    );
+    let busy = bench.publish(&echo(1), 1).await;
+    let claim = ledger.next("a claim").await;
+    bench
+        .grant(&claim, &json!({"busy": {"again_ms": 300}}))
+        .await;
+    // It comes back by the ladder, and is asked for again.
+    let told = grant_until_told(&bench, &mut ledger).await;
+    assert_eq!(
+        told["settled"]["messages"],
+        json!([[busy[0].to_string(), 0]]),
+        "{told:#}"
+    );
+    let lines = out.until("one output", |lines| !lines.is_empty()).await;
+    assert_eq!(lines.len(), 1);
+    assert_eq!(lines[0]["parent"], busy[0].to_string());
+    agent.drain().await;
+    assert_eq!(bench.waiting(&bench.start.routes.queue).await, 0);
+    bench.clean().await;
+}
+
 #[tokio::test]
 async fn a_step_dies_with_its_agent() {
     let bench = Bench::new("orphan", |_| {}).await;

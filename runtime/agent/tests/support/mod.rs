@@ -161,6 +161,7 @@ impl Bench {
             (self.news(), routes.office_exchange.clone(), "news"),
             (self.reports(), routes.office_exchange.clone(), "report"),
             (self.notes(), routes.office_exchange.clone(), "waiting"),
+            (self.ledger(), routes.office_exchange.clone(), "ledger"),
         ] {
             self.queue(&queue, quorum()).await;
             self.bind(&queue, &exchange, key).await;
@@ -208,6 +209,25 @@ impl Bench {
 
     pub(crate) fn news(&self) -> String {
         format!("{}.news", self.prefix)
+    }
+
+    pub(crate) fn ledger(&self) -> String {
+        format!("{}.ledger", self.prefix)
+    }
+
+    /// Answers a claim with the same grant for all of its messages; returns their ids.
+    pub(crate) async fn grant(&self, claim: &Value, grant: &Value) -> Vec<String> {
+        let messages = claim["claim"]["messages"].as_array().expect("a claim");
+        let grants = vec![grant.clone(); messages.len()];
+        let question = &claim["claim"]["question"];
+        let answer = json!({"claimed": {"question": question, "grants": grants}});
+        let text = |key: &str| claim[key].as_str().expect("it can be answered").to_owned();
+        self.answer(&text("correlation"), &text("reply_to"), &answer)
+            .await;
+        messages
+            .iter()
+            .map(|message| message[0].as_str().expect("an id").to_owned())
+            .collect()
     }
 
     pub(crate) fn reports(&self) -> String {
