@@ -33,6 +33,7 @@ struct Counts {
     dead_letters: IntCounterVec,
     replayed: IntCounterVec,
     restarts: IntCounterVec,
+    recycled: IntCounterVec,
     ledger_claims: IntCounterVec,
     ledger_settled: IntCounterVec,
 }
@@ -113,6 +114,11 @@ impl Metrics {
             "Containers started again after they ended by themselves.",
             &["flow", "step"],
         );
+        let recycled = counter(
+            "towpath_replicas_recycled_total",
+            "Containers replaced although they ran, because they did nothing.",
+            &["flow", "step"],
+        );
         let ledger_claims = counter(
             "towpath_ledger_claims_total",
             "Messages that agents claimed, by what they were answered.",
@@ -132,6 +138,7 @@ impl Metrics {
                 dead_letters,
                 replayed,
                 restarts,
+                recycled,
                 ledger_claims,
                 ledger_settled,
             }),
@@ -183,6 +190,11 @@ impl Metrics {
     /// Counts a container that was started again after it ended by itself.
     pub fn replica_restart(&self, flow: &str, step: &str) {
         self.counts.restarts.with_label_values(&[flow, step]).inc();
+    }
+
+    /// Counts a container that was replaced although it ran, because it did nothing.
+    pub fn replica_recycled(&self, flow: &str, step: &str) {
+        self.counts.recycled.with_label_values(&[flow, step]).inc();
     }
 
     /// Counts the answers to a claim.
@@ -511,6 +523,7 @@ mod tests {
         metrics.webhook("orders", "default", 202);
         metrics.tick("orders", "poll", "default", Why::Schedule);
         metrics.replica_restart("orders", "crm");
+        metrics.replica_recycled("orders", "crm");
         let open = OpenDeadLetters {
             flow: "orders".into(),
             step: "crm".into(),
@@ -544,6 +557,7 @@ mod tests {
             r#"towpath_replicas_desired{flow="orders",step="crm"} 2"#,
             r#"towpath_replicas_running{flow="orders",step="crm"} 1"#,
             r#"towpath_replica_restarts_total{flow="orders",step="crm"} 1"#,
+            r#"towpath_replicas_recycled_total{flow="orders",step="crm"} 1"#,
             r#"towpath_webhook_requests_total{connection="default",flow="orders",status="202"} 1"#,
             r#"towpath_ticks_fired_total{connection="default",flow="orders",step="poll",why="schedule"} 1"#,
             r#"towpath_dead_letters_open{flow="orders",step="crm",connection="default"} 7"#,

@@ -445,7 +445,8 @@ async fn forget_ledger(store: Store, kept_ms: u64, stop: CancellationToken) {
     }
 }
 
-/// Counts replicas that were started again, from what the reconciler says.
+/// Counts replicas that were started again, or replaced although they ran, from what the reconciler
+/// says.
 async fn count_restarts(handle: Handle, metrics: Metrics, stop: CancellationToken) {
     let mut status = handle.status.clone();
     let mut counted = std::collections::BTreeMap::new();
@@ -453,11 +454,14 @@ async fn count_restarts(handle: Handle, metrics: Metrics, stop: CancellationToke
         let now = status.borrow_and_update().clone();
         for (flow, steps) in &now.flows {
             for (step, is) in &steps.steps {
-                let before = counted
-                    .insert((flow.clone(), step.clone()), is.restarts)
-                    .unwrap_or(0);
-                for _ in before..is.restarts {
+                let (restarts, recycled) = counted
+                    .insert((flow.clone(), step.clone()), (is.restarts, is.recycled))
+                    .unwrap_or_default();
+                for _ in restarts..is.restarts {
                     metrics.replica_restart(flow, step);
+                }
+                for _ in recycled..is.recycled {
+                    metrics.replica_recycled(flow, step);
                 }
             }
         }

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,7 +16,10 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 use towpath::engine::docker::DockerEngine;
 use towpath::engine::{
     Agent, AgentBinaries, ContainerState, Engine, EngineError, Image, LogQuery, Observed,
@@ -421,7 +426,7 @@ async fn a_name_that_is_taken_is_refused_and_left_alone() {
     let refused = place.engine.start(&place.replica(1)).await;
     let error = refused.expect_err("the name is taken");
     assert!(
-        chain(&error).contains("belongs to a container that is not this replica"),
+        chain(&error).contains("which is not this replica; rename or remove it"),
         "{error:?}"
     );
     assert!(!docker(&["inspect", stranger.trim()]).is_empty());
@@ -636,4 +641,110 @@ async fn an_engine_that_is_away_is_said_to_be() {
         engine.observe("i").await,
         Err(EngineError::Unreachable(_))
     ));
+}
+
+/// A socket that passes everything on to the engine, and loses the answer to the first request
+/// that creates a container: the engine has done it, and nobody was told.
+fn forgetful_socket(folder: &Path) -> (String, JoinSet<()>) {
+    let real = host().unwrap_or_else(|| "unix:///var/run/docker.sock".to_owned());
+    let real = real
+        .strip_prefix("unix://")
+        .expect("this test needs an engine at a socket")
+        .to_owned();
+    let path = folder.join("engine.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let has_lost = Arc::new(AtomicBool::new(false));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut lines = JoinSet::new();
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let engine = UnixStream::connect(&real).await.unwrap();
+            lines.spawn(pass_on(client, engine, has_lost.clone()));
+        }
+    });
+    (format!("unix://{}", path.display()), tasks)
+}
+
+async fn pass_on(mut client: UnixStream, mut engine: UnixStream, has_lost: Arc<AtomicBool>) {
+    let (mut asked, mut answered) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    let mut is_creating = false;
+    loop {
+        // Both reads are cancel-safe: what was not read is read the next time.
+        tokio::select! {
+            length = client.read(&mut asked) => match length {
+                Ok(length @ 1..) => {
+                    let text = String::from_utf8_lossy(&asked[..length]);
+                    let creates = text.starts_with("POST") && text.contains("/containers/create");
+                    if creates && !text.contains(".filler") {
+                        is_creating = !has_lost.swap(true, Ordering::SeqCst);
+                    }
+                    engine.write_all(&asked[..length]).await.unwrap();
+                }
+                _ => return,
+            },
+            length = engine.read(&mut answered) => match length {
+                // The engine answers once it has done it. Then the line is cut.
+                Ok(1..) if is_creating => return,
+                Ok(length @ 1..) => if client.write_all(&answered[..length]).await.is_err() { return },
+                _ => return,
+            },
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replica_whose_creation_was_not_answered_is_there_once() {
+    let place = Place::new("unanswered").await;
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, _tasks) = forgetful_socket(folder.path());
+    let engine = DockerEngine::new(Some(socket), agent());
+    let replica = place.replica(1);
+    let error = engine.start(&replica).await.unwrap_err();
+    let there = place.observed().await;
+    assert_eq!(
+        there.len(),
+        1,
+        "it was made all the same: {}",
+        chain(&error)
+    );
+    assert_eq!(there[0].state, ContainerState::Created);
+    let container = engine.start(&replica).await.unwrap();
+    assert_eq!(container, there[0].container, "it is the same one");
+    assert_eq!(place.state(&container).await, Some(ContainerState::Running));
+    assert_eq!(place.observed().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_container_is_there_until_it_is_gone_whatever_a_list_says() {
+    let place = Place::new("there").await;
+    let container = place.start(1).await;
+    assert!(place.engine.is_there(&container).await.unwrap());
+    docker(&["rm", "-f", &container]);
+    assert!(!place.engine.is_there(&container).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_replica_that_has_ended_makes_room_for_its_successor() {
+    let place = Place::new("ended").await;
+    let first = place.start(1).await;
+    docker(&["kill", &first]);
+    let second = place.start(1).await;
+    assert_ne!(first, second);
+    let there: Vec<_> = place.observed().await;
+    assert_eq!(there.len(), 1, "{there:?}");
+    assert_eq!(there[0].container, second);
+}
+
+#[tokio::test]
+async fn an_image_that_was_removed_is_named() {
+    let place = Place::new("gone").await;
+    let mut replica = place.replica(1);
+    replica.image.id = format!("sha256:{}", "0".repeat(64));
+    match place.engine.start(&replica).await {
+        Err(EngineError::ImageGone { image }) => assert_eq!(image, replica.image.id),
+        Err(error) => panic!("{}", chain(&error)),
+        Ok(container) => panic!("it was made: {container}"),
+    }
+    assert_eq!(place.observed().await, []);
 }

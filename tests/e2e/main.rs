@@ -5,6 +5,7 @@
 mod carrying;
 mod dead_letters;
 mod deploying;
+mod engine;
 mod faults;
 mod isolation;
 mod languages;

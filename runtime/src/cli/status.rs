@@ -121,12 +121,18 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
             let reason = reason.collect::<Vec<_>>().join(": ");
             (!reason.is_empty()).then_some((step, reason))
         })
-        .map(|(step, reason)| {
-            format!(
+        .flat_map(|(step, reason)| {
+            let again = match step.next_at {
+                Some(next) if next > now => format!("; again in {}", apart(next, now)),
+                _ => String::new(),
+            };
+            let line = format!("{reason}{again}");
+            let line = format!(
                 "  {}: {}",
                 step.step,
-                printer.tone(&reason, tone_of(&step.state))
-            )
+                printer.tone(&line, tone_of(&step.state))
+            );
+            std::iter::once(line).chain(last_lines(step, printer))
         })
         .collect();
     if !reasons.is_empty() {
@@ -155,6 +161,18 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
         lines.push(format!("  {replayed} replayed in the last 30 days"));
     }
     lines.join("\n")
+}
+
+/// The last lines of a replica that fails: of the first one, the others say the same.
+fn last_lines(step: &StepStatus, printer: Printer) -> Vec<String> {
+    let lines = step
+        .replicas
+        .iter()
+        .find(|replica| !replica.last_lines.is_empty())
+        .map(|replica| replica.last_lines.as_slice())
+        .unwrap_or_default();
+    let shown = |line: &String| format!("    | {}", printer.tone(line, Tone::Faint));
+    lines.iter().map(shown).collect()
 }
 
 fn head(status: &FlowStatus, printer: Printer, now: u64) -> String {

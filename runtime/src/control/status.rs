@@ -250,6 +250,7 @@ impl Control {
             left: None,
             state: state.to_owned(),
             reason,
+            next_at: worst(&seen).and_then(|replica| replica.next),
             desired: seen.desired,
             scaling: scaling(record, step, &seen),
             running: seen.running,
@@ -414,12 +415,7 @@ fn step_state(step: &crate::reconcile::status::StepStatus) -> (&'static str, Opt
     if step.desired == 0 && step.replicas.is_empty() {
         return ("asleep", None);
     }
-    // Of those that are as bad, one that says why.
-    let rank = |replica: &&ReplicaStatus| {
-        let order = ORDER.iter().position(|it| *it == replica.state);
-        (order, replica.reason.is_none())
-    };
-    match step.replicas.iter().min_by_key(rank) {
+    match worst(step) {
         None => ("starting", None),
         Some(worst) => {
             let word = match (worst.state, step.state) {
@@ -429,6 +425,15 @@ fn step_state(step: &crate::reconcile::status::StepStatus) -> (&'static str, Opt
             (word, reason_of(worst).or(because))
         }
     }
+}
+
+/// The replica that is worst off: of those that are as bad, one that says why.
+fn worst(step: &crate::reconcile::status::StepStatus) -> Option<&ReplicaStatus> {
+    let rank = |replica: &&ReplicaStatus| {
+        let order = ORDER.iter().position(|it| *it == replica.state);
+        (order, replica.reason.is_none())
+    };
+    step.replicas.iter().min_by_key(rank)
 }
 
 fn reason_of(replica: &ReplicaStatus) -> Option<String> {
@@ -446,6 +451,8 @@ fn replica_view(replica: &ReplicaStatus) -> ReplicaView {
         container: replica.container.clone(),
         state: state_word(replica.state).to_owned(),
         reason: reason_of(replica),
+        next_at: replica.next,
+        last_lines: replica.last_lines.clone(),
     }
 }
 

@@ -172,6 +172,9 @@ pub struct StepStatus {
     pub state: String,
     /// Why, if it does not simply run.
     pub reason: Option<String>,
+    /// When that is next looked at, if it waits for that, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_at: Option<u64>,
     /// How many replicas there should be.
     pub desired: u32,
     /// Why it has that number, if the work counts it or an operator holds it.
@@ -243,6 +246,12 @@ pub struct ReplicaView {
     pub state: String,
     /// Why, if it does not simply run.
     pub reason: Option<String>,
+    /// When it is next looked at for its own sake, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_at: Option<u64>,
+    /// The last lines it wrote, if it fails.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_lines: Vec<String>,
 }
 
 /// A run.
