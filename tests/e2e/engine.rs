@@ -179,7 +179,7 @@ fn a_replica_that_hangs_is_noticed_and_replaced() {
         &instance,
         0,
         limit,
-        "another one has done the work",
+        "the work is done, by one that runs",
         |step| step["done"] == 1 && step["running"] == 1,
     );
     assert!(try_docker(&["inspect", &hung]).is_err(), "it is gone");
