@@ -48,7 +48,7 @@ impl Wish {
                 step.autoscale = Some(Autoscale {
                     min: 0,
                     max: 4,
-                    by: ScaleBy::Backlog { per_replica: 10 },
+                    by: ScaleBy::Backlog { per_replica: 100 },
                 });
             }
         }
@@ -58,9 +58,13 @@ impl Wish {
         desired
     }
 
-    /// What waits, so that `crm` needs as many replicas as it should have.
+    /// What waits, so that `crm` needs as many replicas as it should have, whether there were
+    /// fewer before or more: far from the edge between two numbers.
     fn loads(&self) -> Loads {
-        let messages = u64::from(self.replicas) * 10;
+        let messages = self
+            .replicas
+            .checked_sub(1)
+            .map_or(0, |others| u64::from(others) * 100 + 1);
         let load = Load {
             deliveries: messages,
             messages,
