@@ -32,16 +32,13 @@ pub fn pretty(json: &RawValue) -> String {
             _ if is_text => out.push(c),
             '{' | '[' => {
                 out.push(c);
-                match characters.peek() {
-                    // Empty ones stay in their line.
-                    Some((end @ ('}' | ']'), false)) => {
-                        out.push(*end);
-                        characters.next();
-                    }
-                    _ => {
-                        depth += 1;
-                        line(&mut out, depth);
-                    }
+                // Empty ones stay in their line.
+                if let Some((end @ ('}' | ']'), false)) = characters.peek() {
+                    out.push(*end);
+                    characters.next();
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
                 }
             }
             '}' | ']' => {

@@ -193,7 +193,8 @@ impl Replayer {
         }
         for ((exchange, key), lines) in queues {
             for batch in batches(lines) {
-                let body: String = batch.iter().map(|(_, line)| format!("{line}\n")).collect();
+                let lines: Vec<&str> = batch.iter().map(|(_, line)| line.as_str()).collect();
+                let body = lines.join("\n") + "\n";
                 let publication = Publication {
                     exchange: exchange.clone(),
                     key: key.clone(),

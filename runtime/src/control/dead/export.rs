@@ -86,10 +86,11 @@ impl Exporting {
             Some(filter) => held(filter, &letters, &mut self.failures).await,
             None => letters.iter().collect(),
         };
-        let lines: String = chosen
-            .into_iter()
-            .map(|letter| format!("{}\n", letter::exported(letter)))
-            .collect();
+        let mut lines = String::new();
+        for letter in chosen {
+            lines.push_str(letter::exported(letter).get());
+            lines.push('\n');
+        }
         Some(Ok(Bytes::from(lines)))
     }
 }

@@ -238,7 +238,7 @@ impl Control {
                     .collect(),
             };
             for ((letter, (body, own)), after) in letters.iter().zip(&before).zip(after) {
-                let after = match after.and_then(sized) {
+                let after = match after.and_then(|after| sized(&after)) {
                     Ok(after) => after,
                     Err(reason) => {
                         failures.add(letter.id, &reason);
@@ -285,8 +285,8 @@ impl Control {
 type Routed<'a> = ((Place<'a>, Result<String, NoRoute>), u64, Vec<u64>);
 
 /// A body as it is stored, if it is not too large.
-pub(super) fn sized(body: Box<RawValue>) -> Result<Box<RawValue>, String> {
-    let body = compact(&body);
+pub(super) fn sized(body: &RawValue) -> Result<Box<RawValue>, String> {
+    let body = compact(body);
     if body.get().len() > BODY_BYTES_MAX {
         return Err(format!(
             "the new body has {} bytes, and a body has at most {BODY_BYTES_MAX}",

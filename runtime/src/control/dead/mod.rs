@@ -209,7 +209,7 @@ impl Control {
         self.replayer.open(letter.id).await?;
         let body = match request {
             None => None,
-            Some(request) => Some(many::sized(request.body).map_err(|reason| {
+            Some(request) => Some(many::sized(&request.body).map_err(|reason| {
                 ControlError::new(ErrorKind::Bad, "body_too_large", reason)
                     .hint("nothing was changed")
             })?),
@@ -258,7 +258,7 @@ impl Control {
         from: Option<String>,
     ) -> Result<Done, ControlError> {
         let letter = self.letter(id).await?;
-        let body = body.map(many::sized).transpose();
+        let body = body.map(|body| many::sized(&body)).transpose();
         let body = body.map_err(|reason| {
             ControlError::new(ErrorKind::Bad, "body_too_large", reason).hint("nothing was sent")
         })?;
