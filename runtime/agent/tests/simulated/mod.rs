@@ -261,6 +261,7 @@ impl World {
         let stuck: Vec<Queued> = links
             .flat_map(|link| link.unacknowledged.values().cloned())
             .collect();
+        let mut known = String::new();
         for queued in stuck {
             for line in queued.payload.split(|byte| *byte == b'\n') {
                 let Ok(message) = serde_json::from_slice::<Value>(line) else {
@@ -268,7 +269,8 @@ impl World {
                 };
                 let id = serde_json::from_value(message["id"].clone()).expect("an id");
                 let found = self.find(id);
-                eprintln!("{:?} {message} {found}", queued.origin);
+                writeln!(known, "{:?} {message} {found}", queued.origin)
+                    .expect("a string takes it");
             }
         }
         let links = self.broker.links.iter();
@@ -276,7 +278,7 @@ impl World {
         let replicas = self.replicas.iter();
         let in_hand: Vec<usize> = replicas.map(|it| it.step.in_hand.len()).collect();
         panic!(
-            "it does not come to rest: {} in the queue, {unacknowledged:?} unacknowledged, {in_hand:?} in hand, {:?} {:#?}",
+            "it does not come to rest: {} in the queue, {unacknowledged:?} unacknowledged, {in_hand:?} in hand, {:?} {:#?}\n{known}",
             self.broker.queue.len(),
             self.cut,
             self.replicas
@@ -717,7 +719,7 @@ impl Step {
                     handed.push(value.clone());
                 }
                 // Every other one is deaf.
-                "cancel" if self.turns % 2 == 0 => {
+                "cancel" if self.turns.is_multiple_of(2) => {
                     self.in_hand.retain(|message| message["id"] != value["id"]);
                     let id = &value["id"];
                     self.says.push_back(
