@@ -205,7 +205,8 @@ impl Plane {
         // A token of its own: the broker is the last to go.
         let broker_stop = CancellationToken::new();
         let rabbit = Rabbit::start(&settings.broker.url, broker_stop.clone())
-            .map_err(ServeError::BrokerUrl)?;
+            .map_err(ServeError::BrokerUrl)?
+            .with_step_deliveries_max(settings.broker.queue_deliveries_max);
         let broker: Arc<dyn Broker> = Arc::new(rabbit.clone());
         let docker = DockerEngine::new(docker_host, agent);
         let ground = Ground {

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use config::{Config, ConfigError, Environment, File, FileFormat};
 use serde::Deserialize;
 
+use crate::broker::topology::STEP_QUEUE_DELIVERIES_MAX;
+
 /// Where a file is looked for when none is named.
 const FILES: [&str; 2] = ["towpath.yaml", "/etc/towpath/towpath.yaml"];
 
@@ -31,6 +33,10 @@ const OF_THE_COMMAND_LINE: [&str; 5] = [
 /// The largest request that is read, unless told otherwise: a flow file or a webhook's body, with
 /// room for what wraps them.
 const BODY_BYTES_DEFAULT: u64 = 2 << 20;
+
+/// What a step's queue may be bounded to: enough for a batch or two of each replica, and no more
+/// than a broker holds in memory as references.
+const QUEUE_DELIVERIES: std::ops::RangeInclusive<u64> = 10..=10_000_000;
 
 /// The settings of a control plane.
 #[derive(Clone, Deserialize)]
@@ -66,6 +72,8 @@ pub struct BrokerSettings {
     pub url: String,
     /// Its URL, as seen from containers; the same with `localhost` replaced when empty.
     pub agent_url: String,
+    /// The most deliveries in a step's queue; past it, whoever publishes to it is held back.
+    pub queue_deliveries_max: u64,
 }
 
 /// Where the agent's binary is.
@@ -193,6 +201,12 @@ impl Settings {
                 "must begin with `amqp://` or `amqps://`",
             ));
         }
+        if !QUEUE_DELIVERIES.contains(&self.broker.queue_deliveries_max) {
+            return Err(bad(
+                "broker.queue_deliveries_max",
+                "must be from 10 to 10000000",
+            ));
+        }
         if self.public_url.is_empty() {
             self.public_url = format!("http://{}", self.listen);
         } else if !scheme(&self.public_url, ["http://", "https://"]) {
@@ -245,6 +259,7 @@ impl fmt::Debug for BrokerSettings {
             .debug_struct("BrokerSettings")
             .field("url", &without_password(&self.url))
             .field("agent_url", &without_password(&self.agent_url))
+            .field("queue_deliveries_max", &self.queue_deliveries_max)
             .finish()
     }
 }
@@ -294,6 +309,7 @@ const DEFAULTS: [(&str, &str); 12] = [
     ("instance", "towpath"),
     ("broker.url", "amqp://guest:guest@127.0.0.1:5672"),
     ("broker.agent_url", ""),
+    ("broker.queue_deliveries_max", ""),
     ("agent.binaries", ""),
     ("token", ""),
     ("body_bytes_max", ""),
@@ -305,10 +321,10 @@ const DEFAULTS: [(&str, &str); 12] = [
 fn defaults() -> config::ConfigBuilder<config::builder::DefaultState> {
     let mut builder = Config::builder();
     for (key, value) in DEFAULTS {
-        let set = if key == "body_bytes_max" {
-            builder.set_default(key, BODY_BYTES_DEFAULT)
-        } else {
-            builder.set_default(key, value)
+        let set = match key {
+            "body_bytes_max" => builder.set_default(key, BODY_BYTES_DEFAULT),
+            "broker.queue_deliveries_max" => builder.set_default(key, STEP_QUEUE_DELIVERIES_MAX),
+            _ => builder.set_default(key, value),
         };
         builder = set.expect("keys of defaults are written as paths");
     }
@@ -438,6 +454,11 @@ mod tests {
             "broker: { url: 's3cret' }\n",
             &[],
             &["`broker.url`", "amqp://"],
+        );
+        check_wrong(
+            "broker: { queue_deliveries_max: 3 }\n",
+            &[],
+            &["`broker.queue_deliveries_max`", "10"],
         );
         check_wrong("token: s3cret\n", &[], &["`token`", "16"]);
         check_wrong("- s3cret\n", &[], &["t.yaml"]);

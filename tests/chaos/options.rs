@@ -24,7 +24,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 60)]
     pub(crate) faults: usize,
     /// The mean time from one fault to the next, in seconds
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 6.0)]
     gap: f64,
     /// Only these kinds of faults, separated by commas (`--plan` shows them)
     #[arg(long, value_delimiter = ',', value_name = "KIND")]

@@ -81,11 +81,11 @@ pub(crate) fn plan(seed: u64, count: usize, gap: Duration, kinds: &[Kind]) -> Ve
         let Some(kind) = deck.pop() else { break };
         at += gap.mul_f64(random.random_range(0.2..1.8));
         let (least, most) = kind.lasts();
-        // Most are short: the square favours them.
+        // Most are short: the cube favours them.
         let lasts = least
             + most
                 .saturating_sub(least)
-                .mul_f64(random.random_range(0.0_f64..1.0).powi(2));
+                .mul_f64(random.random_range(0.0_f64..1.0).powi(3));
         let mut begins = at;
         if let Some(resource) = kind.holds() {
             let free = free_at.entry(resource).or_default();

@@ -2,6 +2,8 @@
 //!
 //! `./test` starts what these need. A test that cannot find it fails, and says so.
 
+mod back_pressure;
+mod broker_trouble;
 mod carrying;
 mod dead_letters;
 mod deploying;

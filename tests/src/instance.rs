@@ -204,6 +204,18 @@ impl Instance {
         }
     }
 
+    /// The resident memory of the control plane, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let id = self.process().as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("Linux says so");
+        let kilobytes = line.trim().trim_end_matches(" kB").trim();
+        1024 * kilobytes.parse::<u64>().expect("a number")
+    }
+
     /// What the control plane logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("serve.log")).unwrap_or_default()

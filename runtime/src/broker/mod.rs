@@ -26,6 +26,15 @@ use topology::{FlowTopology, Topology};
 pub trait Broker: Send + Sync + 'static {
     /// Says whether the broker answers now.
     async fn is_up(&self) -> bool;
+    /// Says why the broker takes nothing now, for people; nothing if it does.
+    async fn trouble(&self) -> Option<String> {
+        (!self.is_up().await).then(|| "the broker cannot be reached".to_owned())
+    }
+    /// Lists the queues that were gone from the broker although nobody here deleted them, and were
+    /// made again: what was in them is lost. With the time, in milliseconds since 1970.
+    fn remade(&self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
+    }
     /// Declares what is not there yet, then removes the bindings that `former` needed and
     /// `topology` does not. `former` is what may have been declared earlier: the earlier versions
     /// of the flows, and flows that are gone; too much of it does no harm.

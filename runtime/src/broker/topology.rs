@@ -26,7 +26,7 @@ pub const DELIVERY_LIMIT: u64 = 50;
 /// queue has no further place for what it gives up. Not left out: 4.x would then take 20.
 const DELIVERY_LIMIT_NONE: u64 = 1 << 30;
 
-/// The most deliveries in a step's queue. Past it publishers are held back: the trigger slows, the
+/// The most deliveries in a step's queue, unless the settings say otherwise. Past it publishers are held back: the trigger slows, the
 /// webhook answers 429. Of single small messages that is some minutes of a busy flow.
 pub const STEP_QUEUE_DELIVERIES_MAX: u64 = 100_000;
 
@@ -306,11 +306,16 @@ impl Queue {
 
 /// Lists everything that should be on the broker, in an order in which it can be made.
 pub fn declarations(topology: &Topology) -> Vec<Declaration> {
+    declarations_bounded(topology, STEP_QUEUE_DELIVERIES_MAX)
+}
+
+/// The same, with another bound for the queues of steps.
+pub fn declarations_bounded(topology: &Topology, step_deliveries_max: u64) -> Vec<Declaration> {
     let names = &topology.names;
     let mut all = instance_declarations(names);
     all.extend(delay_ladder(names));
     for flow in &topology.flows {
-        all.extend(flow_declarations(names, flow));
+        all.extend(flow_declarations(names, flow, step_deliveries_max));
     }
     // Bindings last: both of their ends are there then.
     all.sort_by_key(|declaration| match declaration {
@@ -326,7 +331,7 @@ pub fn stale_bindings(topology: &Topology, former: &[FlowTopology]) -> Vec<Bindi
     let wanted: BTreeSet<Declaration> = declarations(topology).into_iter().collect();
     let former: BTreeSet<Declaration> = former
         .iter()
-        .flat_map(|flow| flow_declarations(&topology.names, flow))
+        .flat_map(|flow| flow_declarations(&topology.names, flow, STEP_QUEUE_DELIVERIES_MAX))
         .collect();
     former
         .difference(&wanted)
@@ -421,7 +426,11 @@ fn delay_level(names: &Names, level: usize) -> [Declaration; 4] {
     ]
 }
 
-fn flow_declarations(names: &Names, flow: &FlowTopology) -> Vec<Declaration> {
+fn flow_declarations(
+    names: &Names,
+    flow: &FlowTopology,
+    step_deliveries_max: u64,
+) -> Vec<Declaration> {
     let mut all = vec![Declaration::Exchange(Exchange {
         name: names.flow(&flow.flow),
         kind: ExchangeKind::Direct,
@@ -437,7 +446,7 @@ fn flow_declarations(names: &Names, flow: &FlowTopology) -> Vec<Declaration> {
             })
         };
         all.push(Declaration::Queue(Queue {
-            deliveries_max: STEP_QUEUE_DELIVERIES_MAX,
+            deliveries_max: step_deliveries_max,
             bytes_max: STEP_QUEUE_BYTES_MAX,
             delivery_limit: DELIVERY_LIMIT,
             dead_letter_exchange: Some(names.dead()),

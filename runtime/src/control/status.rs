@@ -35,7 +35,10 @@ struct Facts {
     /// Dead letters that were replayed and are still kept, by flow and step.
     replayed: BTreeMap<(String, String), u64>,
     engine_up: bool,
-    broker_up: bool,
+    /// Queues that somebody else deleted, and when they were made again.
+    remade: BTreeMap<String, u64>,
+    /// Why the broker takes nothing now.
+    broker_trouble: Option<String>,
 }
 
 impl Control {
@@ -98,7 +101,7 @@ impl Control {
             converged: self.is_converged(&record, &flow),
             steps,
             engine_up: facts.engine_up,
-            broker_up: facts.broker_up,
+            broker_up: facts.broker_trouble.is_none(),
         })
     }
 
@@ -106,7 +109,7 @@ impl Control {
     pub async fn readiness(&self) -> Readiness {
         let (store, broker, engine) = tokio::join!(
             self.catalog.store.is_up(),
-            timeout(PROBE, self.broker.is_up()),
+            timeout(PROBE, self.broker.trouble()),
             timeout(PROBE, self.engine().version()),
         );
         let word = |up: bool, down: &str| if up { "up".to_owned() } else { down.to_owned() };
@@ -119,7 +122,11 @@ impl Control {
             ("store".to_owned(), word(store, "it does not answer")),
             (
                 "broker".to_owned(),
-                word(broker == Ok(true), "it cannot be reached"),
+                match broker {
+                    Ok(None) => "up".to_owned(),
+                    Ok(Some(trouble)) => trouble,
+                    Err(_) => "it does not answer in time".to_owned(),
+                },
             ),
             ("engine".to_owned(), engine),
         ]);
@@ -160,7 +167,7 @@ impl Control {
         Ok(Snapshot {
             steps: steps.collect(),
             open_dead_letters: self.catalog.store.open_dead_letters().await?,
-            broker_up: facts.broker_up,
+            broker_up: facts.broker_trouble.is_none(),
             engine_up: facts.engine_up,
         })
     }
@@ -177,9 +184,9 @@ impl Control {
                     .map(|step| names.queue(&flow.name, &step.id))
             })
             .collect();
-        let (depths, broker_up) = tokio::join!(
+        let (depths, trouble) = tokio::join!(
             timeout(PROBE, self.broker.depths(&queues)),
-            timeout(PROBE, self.broker.is_up()),
+            timeout(PROBE, self.broker.trouble()),
         );
         let dead = by_step(self.catalog.store.open_dead_letters().await?);
         let replayed = self.catalog.store.count_dead_letters(DeadState::Replayed);
@@ -190,7 +197,9 @@ impl Control {
             dead,
             replayed,
             engine_up: status.trouble.is_none() && status.at > 0,
-            broker_up: broker_up == Ok(true),
+            remade: self.broker.remade(),
+            broker_trouble: trouble
+                .unwrap_or_else(|_| Some("the broker does not answer in time".to_owned())),
         })
     }
 
@@ -241,6 +250,7 @@ impl Control {
         } else {
             ("unknown", Some("nobody has looked yet".to_owned()))
         };
+        let reason = reason.or_else(|| remade(facts.remade.get(&queue).copied()));
         let ms = |part: f64| quantile_us(&totals.latency, part).map(|us| us / 1_000.0);
         StepStatus {
             step: step.id.clone(),
@@ -295,8 +305,8 @@ impl Control {
             return Some(trouble.clone());
         }
         drop(status);
-        if !facts.broker_up {
-            return Some("the broker cannot be reached; what it holds is safe".to_owned());
+        if let Some(trouble) = &facts.broker_trouble {
+            return Some(format!("{trouble}; what it holds is safe"));
         }
         let is_well = |step: &&StepStatus| match step.state.as_str() {
             "running" | "starting" | "asleep" | "unknown" => true,
@@ -383,6 +393,16 @@ fn dead_of_flow(flow: &str, facts: &Facts) -> u64 {
         .filter(|((of, _), _)| of == flow)
         .map(|(_, count)| count)
         .sum()
+}
+
+/// Says for an hour that a queue was gone.
+fn remade(at: Option<u64>) -> Option<String> {
+    let minutes = now_ms().saturating_sub(at?) / 60_000;
+    (minutes < 60).then(|| {
+        format!(
+            "its queue was gone from the broker and was made again {minutes} min ago: what was in it is lost"
+        )
+    })
 }
 
 fn words(state: &str) -> String {

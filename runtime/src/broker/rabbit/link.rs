@@ -63,6 +63,17 @@ impl Link {
         matches!(*self.state.borrow(), LinkState::Up(_))
     }
 
+    /// Says what is wrong with it, for people.
+    pub(super) fn trouble(&self) -> Option<String> {
+        match &*self.state.borrow() {
+            LinkState::Up(_) => None,
+            LinkState::Down(reason) => Some(format!("the broker cannot be reached: {reason}")),
+            LinkState::Blocked(reason) => Some(format!(
+                "the broker has an alarm and takes no messages: {reason}"
+            )),
+        }
+    }
+
     /// Waits a little for the connection.
     pub(super) async fn up(&self, grace: Duration) -> Result<Arc<Connection>, BrokerError> {
         let mut state = self.state.clone();

@@ -9,9 +9,9 @@
 //! - Nothing is decided by what the broker returns as unroutable: alternate exchanges make the case
 //!   impossible.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,8 +22,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::topology::{Declaration, FlowTopology, Topology, declarations, stale_bindings};
+use super::topology::{
+    Declaration, FlowTopology, STEP_QUEUE_DELIVERIES_MAX, Topology, declarations_bounded,
+    stale_bindings,
+};
 use super::{Broker, BrokerError, Delivery, Depth, Publication};
+use crate::store::now_ms;
 use link::{Link, LinkState};
 use publisher::{Outgoing, Publisher};
 
@@ -48,6 +52,8 @@ pub const RESYNC: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Rabbit {
     inner: Arc<Inner>,
+    /// The most deliveries in a step's queue.
+    step_deliveries_max: u64,
 }
 
 struct Inner {
@@ -57,8 +63,55 @@ struct Inner {
     /// Only one declares at a time.
     declaring: tokio::sync::Mutex<()>,
     declare_again: Arc<Notify>,
+    queues: Mutex<Queues>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
+}
+
+/// What is known of queues.
+#[derive(Default)]
+struct Queues {
+    /// Those that were there.
+    declared: BTreeSet<String>,
+    /// Those that were gone then, and when they were made again.
+    remade: BTreeMap<String, u64>,
+}
+
+impl Inner {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Declares all of these. A queue that was there before and is not is one that somebody else
+    /// deleted.
+    async fn declare(
+        &self,
+        connection: &lapin::Connection,
+        wanted: &[Declaration],
+    ) -> Result<(), BrokerError> {
+        let names = |declaration: &Declaration| match declaration {
+            Declaration::Queue(queue) => Some(queue.name.clone()),
+            Declaration::Exchange(_) | Declaration::Binding(_) => None,
+        };
+        let wanted_queues: Vec<String> = wanted.iter().filter_map(names).collect();
+        let known: Vec<String> = {
+            let queues = self.queues();
+            let known = |name: &&String| queues.declared.contains(*name);
+            wanted_queues.iter().filter(known).cloned().collect()
+        };
+        let there = admin::depths(connection, &known).await?;
+        admin::declare(connection, wanted).await?;
+        let mut queues = self.queues();
+        queues.declared.extend(wanted_queues);
+        for queue in known.into_iter().filter(|name| !there.contains_key(name)) {
+            tracing::error!(
+                queue,
+                "a queue was gone from the broker and was made again: what was in it is lost"
+            );
+            queues.remade.insert(queue, now_ms());
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Debug for Rabbit {
@@ -99,11 +152,25 @@ impl Rabbit {
             wanted: Mutex::default(),
             declaring: tokio::sync::Mutex::default(),
             declare_again,
+            queues: Mutex::default(),
             shutdown,
             tasks: tasks.clone(),
         });
         tasks.spawn(keep_declared(Arc::clone(&inner), resync));
-        Ok(Self { inner })
+        Ok(Self {
+            inner,
+            step_deliveries_max: STEP_QUEUE_DELIVERIES_MAX,
+        })
+    }
+
+    /// Gives the queues of steps another bound. A queue that is there with another one stays as it
+    /// is, and declaring it is refused.
+    #[must_use]
+    pub fn with_step_deliveries_max(self, step_deliveries_max: u64) -> Self {
+        Self {
+            step_deliveries_max,
+            ..self
+        }
     }
 
     /// Waits until everything has ended, after the `shutdown` that was given at the start.
@@ -121,7 +188,7 @@ impl Rabbit {
             .clone_from(&wanted);
         let connection = self.inner.consuming.up(CONNECT_GRACE).await?;
         let _one_at_a_time = self.inner.declaring.lock().await;
-        admin::declare(&connection, &wanted).await
+        self.inner.declare(&connection, &wanted).await
     }
 }
 
@@ -157,7 +224,7 @@ async fn keep_declared(inner: Arc<Inner>, resync: Duration) {
         if wanted.is_empty() {
             continue;
         }
-        match admin::declare(&connection, &wanted).await {
+        match inner.declare(&connection, &wanted).await {
             Ok(()) if warned => {
                 tracing::info!("the queues on the broker are as they should be again");
                 warned = false;
@@ -180,12 +247,22 @@ impl Broker for Rabbit {
         self.inner.publisher.is_up() && self.inner.consuming.is_up()
     }
 
+    async fn trouble(&self) -> Option<String> {
+        let links = [self.inner.publisher.link(), &self.inner.consuming];
+        links.into_iter().find_map(Link::trouble)
+    }
+
+    fn remade(&self) -> BTreeMap<String, u64> {
+        self.inner.queues().remade.clone()
+    }
+
     async fn declare(
         &self,
         topology: &Topology,
         former: &[FlowTopology],
     ) -> Result<(), BrokerError> {
-        self.declare_all(declarations(topology)).await?;
+        let wanted = declarations_bounded(topology, self.step_deliveries_max);
+        self.declare_all(wanted).await?;
         let stale = stale_bindings(topology, former);
         if stale.is_empty() {
             return Ok(());
@@ -221,7 +298,11 @@ impl Broker for Rabbit {
         });
         let connection = self.inner.consuming.up(CONNECT_GRACE).await?;
         let _one_at_a_time = self.inner.declaring.lock().await;
-        admin::delete_queue(&connection, queue, even_if_full).await
+        admin::delete_queue(&connection, queue, even_if_full).await?;
+        let mut queues = self.inner.queues();
+        queues.declared.remove(queue);
+        queues.remade.remove(queue);
+        Ok(())
     }
 
     async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError> {

@@ -86,6 +86,10 @@ impl Publisher {
         self.link.is_up()
     }
 
+    pub(super) fn link(&self) -> &Link {
+        &self.link
+    }
+
     /// Publishes and waits for the confirm. Only [`BrokerError::Full`] says that it was not taken;
     /// after any other error it may have been.
     pub(super) async fn publish(&self, outgoing: Outgoing) -> Result<(), BrokerError> {

@@ -1,0 +1,243 @@
+//! Trouble with the broker: everybody comes back by themselves, nothing is lost, and `status` says
+//! what is wrong meanwhile.
+
+use serde_json::Value;
+use towpath_tests::machine::docker;
+use towpath_tests::{BrokerVersion, Condition, Demo, Instance, eventually, holds};
+
+use crate::{LONG, NO_429, NO_500, NO_500_AFTER, NOT_SLOW, SOON, crm_holds_exactly, orders_to_crm};
+
+const FLOW: &str = "orders-to-crm";
+
+/// A shop, and a CRM that takes every order at once.
+fn begin(instance: &Instance, orders: u64) -> Demo {
+    let orders = orders.to_string();
+    let world = [
+        ("DEMO_ORDERS", orders.as_str()),
+        NO_429,
+        NO_500,
+        NO_500_AFTER,
+        NOT_SLOW,
+    ];
+    let demo = Demo::start(instance, &world);
+    instance
+        .run_with(&["secret", "set", "crm_token"], "demo-token")
+        .ok();
+    instance.apply(&orders_to_crm(2));
+    demo
+}
+
+fn order(demo: &Demo, count: u64) {
+    demo.post(&format!("{}/orders?n={count}", demo.shop));
+}
+
+/// Waits until `status` says something with all of these words, in a reason of the flow or a step.
+#[track_caller]
+fn status_says(instance: &Instance, words: &[&str]) {
+    eventually(&format!("`status` says {words:?}"), LONG, || {
+        let status = instance.status(FLOW);
+        let steps = status["steps"].as_array().cloned().unwrap_or_default();
+        let reasons = steps.iter().map(|step| &step["reason"]);
+        let reasons: Vec<&str> = std::iter::once(&status["reason"])
+            .chain(reasons)
+            .filter_map(Value::as_str)
+            .collect();
+        let said = |reason: &&str| words.iter().all(|word| reason.contains(word));
+        holds(reasons.iter().any(said), || status.to_string())
+    });
+}
+
+#[track_caller]
+fn everything_runs(instance: &Instance) {
+    eventually("everything says that it runs", LONG, || {
+        let status = instance.status(FLOW);
+        let steps = status["steps"].as_array().cloned().unwrap_or_default();
+        let all = steps.iter().all(|step| step["state"] == "running");
+        holds(all && status["broker_up"] == true, || status.to_string())
+    });
+}
+
+fn rabbitmqctl(instance: &Instance, arguments: &[&str]) {
+    let mut all = vec!["exec", &instance.broker.container, "rabbitmqctl", "-q"];
+    all.extend(arguments);
+    docker(&all);
+}
+
+#[test]
+fn a_network_that_swallows_everything_is_noticed_and_nothing_is_lost() {
+    let version = BrokerVersion::V40;
+    let instance = Instance::start_linked(version, version.share(), "?heartbeat=4");
+    let demo = begin(&instance, 100);
+    crm_holds_exactly(&demo, 100, LONG);
+    let before = instance.containers(FLOW, None);
+    let links = instance.links.as_ref().expect("it was started with links");
+    links.control.set(Condition::BlackHole);
+    links.agents.set(Condition::BlackHole);
+    order(&demo, 200);
+    status_says(&instance, &["the broker cannot be reached"]);
+    // Longer than any heartbeat: every agent has given its connection up.
+    for name in instance.containers(FLOW, None).keys() {
+        eventually("an agent notices", SOON, || {
+            let log = docker(&["logs", "--tail", "5", name]);
+            holds(log.contains("the broker cannot be reached"), || log)
+        });
+    }
+    links.control.set(Condition::Open);
+    links.agents.set(Condition::Open);
+    crm_holds_exactly(&demo, 300, LONG);
+    everything_runs(&instance);
+    assert_eq!(
+        before,
+        instance.containers(FLOW, None),
+        "no container was replaced for it"
+    );
+}
+
+#[test]
+fn a_network_that_is_cut_again_and_again_loses_nothing() {
+    let version = BrokerVersion::V310;
+    let instance = Instance::start_linked(version, version.share(), "");
+    let demo = begin(&instance, 3000);
+    let links = instance.links.as_ref().expect("it was started with links");
+    for round in 1..=5 {
+        eventually("orders arrive", LONG, || {
+            let stats = demo.crm_stats()?;
+            holds(stats["deals"].as_u64() >= Some(round * 400), || {
+                stats.to_string()
+            })
+        });
+        links.agents.set(Condition::Cut);
+        if round % 2 == 0 {
+            links.control.set(Condition::Cut);
+        }
+        links.agents.set(Condition::Open);
+        links.control.set(Condition::Open);
+    }
+    crm_holds_exactly(&demo, 3000, LONG);
+    everything_runs(&instance);
+}
+
+#[test]
+fn a_memory_or_disk_alarm_holds_everything_back_and_status_says_so() {
+    let instance = Instance::start_alone(BrokerVersion::V40);
+    let demo = begin(&instance, 50);
+    crm_holds_exactly(&demo, 50, LONG);
+    let alarms = [
+        (
+            ["set_vm_memory_high_watermark", "0.000001"].as_slice(),
+            ["set_vm_memory_high_watermark", "absolute", "1GiB"].as_slice(),
+        ),
+        (
+            ["set_disk_free_limit", "900TB"].as_slice(),
+            ["set_disk_free_limit", "50MB"].as_slice(),
+        ),
+    ];
+    for (round, (raise, end)) in (1..).zip(alarms) {
+        rabbitmqctl(&instance, raise);
+        order(&demo, 100);
+        status_says(&instance, &["alarm"]);
+        let stats = demo.crm_stats().expect("stats");
+        assert_eq!(
+            stats["deals"].as_u64(),
+            Some(100 * round - 50),
+            "nothing gets through: {stats}"
+        );
+        rabbitmqctl(&instance, end);
+        crm_holds_exactly(&demo, 100 * round + 50, LONG);
+        everything_runs(&instance);
+    }
+}
+
+#[test]
+fn a_broker_that_is_stopped_and_started_by_its_own_tool_loses_nothing() {
+    let instance = Instance::start_alone(BrokerVersion::V310);
+    let demo = begin(&instance, 2000);
+    eventually("orders arrive", LONG, || {
+        let stats = demo.crm_stats()?;
+        holds(stats["deals"].as_u64() >= Some(200), || stats.to_string())
+    });
+    rabbitmqctl(&instance, &["stop_app"]);
+    status_says(&instance, &["the broker cannot be reached"]);
+    rabbitmqctl(&instance, &["start_app"]);
+    crm_holds_exactly(&demo, 2000, LONG);
+    everything_runs(&instance);
+}
+
+#[test]
+fn a_queue_deleted_by_hand_comes_back_and_status_says_what_that_cost() {
+    let instance = Instance::start(BrokerVersion::V40);
+    let demo = begin(&instance, 20);
+    crm_holds_exactly(&demo, 20, LONG);
+    let queue = format!("{}.flow.{FLOW}.crm", instance.name);
+    // Its consumers are cancelled by this.
+    rabbitmqctl(&instance, &["delete_queue", "-p", &instance.name, &queue]);
+    status_says(&instance, &["made again", "lost"]);
+    assert!(
+        instance.log().contains(&queue),
+        "the log names it: {}",
+        instance.log()
+    );
+    // Bound as it was: what comes from the step before and what comes back from a delay arrive.
+    demo.post(&format!("{}/hold?how=refuse", demo.crm));
+    order(&demo, 30);
+    eventually("they are tried, and come back later", LONG, || {
+        let stats = demo.crm_stats()?;
+        holds(stats["held"].as_u64() >= Some(60), || stats.to_string())
+    });
+    demo.post(&format!("{}/release", demo.crm));
+    crm_holds_exactly(&demo, 50, LONG);
+    everything_runs(&instance);
+}
+
+#[test]
+fn a_message_that_takes_longer_than_the_broker_waits_is_done_once_all_the_same() {
+    let instance = Instance::start_alone(BrokerVersion::V40);
+    // The defaults are 30 minutes, looked at every minute.
+    let wait = |milliseconds: &str, look: &str| {
+        for (setting, value) in [
+            ("consumer_timeout", milliseconds),
+            ("channel_tick_interval", look),
+        ] {
+            let set = format!("application:set_env(rabbit, {setting}, {value}).");
+            rabbitmqctl(&instance, &["eval", &set]);
+        }
+    };
+    wait("8000", "2000");
+    let demo = begin(&instance, 10);
+    crm_holds_exactly(&demo, 10, LONG);
+    demo.post(&format!("{}/hold?how=wait", demo.crm));
+    order(&demo, 5);
+    let closed = |name: &String| docker(&["logs", name]).contains("timed out");
+    eventually("the broker closes a channel", LONG, || {
+        let names = instance.containers(FLOW, Some("crm"));
+        holds(names.keys().any(closed), || format!("{names:?}"))
+    });
+    wait("1800000", "60000");
+    demo.post(&format!("{}/release", demo.crm));
+    crm_holds_exactly(&demo, 15, LONG);
+    everything_runs(&instance);
+}
+
+#[test]
+fn credentials_that_are_revoked_and_restored_lose_nothing() {
+    let instance = Instance::start_alone(BrokerVersion::V310);
+    let demo = begin(&instance, 1000);
+    let (user, password) = instance.broker.login.split_once(':').expect("a login");
+    rabbitmqctl(&instance, &["change_password", user, "another"]);
+    rabbitmqctl(
+        &instance,
+        &[
+            "close_all_connections",
+            "-p",
+            &instance.name,
+            "the password was changed",
+        ],
+    );
+    status_says(
+        &instance,
+        &["the broker cannot be reached", "ACCESS_REFUSED"],
+    );
+    rabbitmqctl(&instance, &["change_password", user, password]);
+    crm_holds_exactly(&demo, 1000, LONG);
+    everything_runs(&instance);
+}
