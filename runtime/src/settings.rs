@@ -302,7 +302,7 @@ fn from_a_container(url: &str) -> String {
     format!("{scheme}://{user}{name}{port}{tail}")
 }
 
-const DEFAULTS: [(&str, &str); 12] = [
+const DEFAULTS: [(&str, &str); 13] = [
     ("listen", "127.0.0.1:7700"),
     ("public_url", ""),
     ("data", ".towpath"),
