@@ -35,6 +35,8 @@ pub struct Links {
     pub control: Proxy,
     /// Between all agents and the broker.
     pub agents: Proxy,
+    /// This machine, as containers reach it: a number, because a name server may be far away.
+    machine: String,
     /// What is added to the broker's URL.
     query: String,
 }
@@ -115,6 +117,7 @@ impl Instance {
             links: query.map(|query| Links {
                 control: Proxy::start(&broker.host),
                 agents: Proxy::start(&broker.host),
+                machine: String::new(),
                 query: query.to_owned(),
             }),
             broker,
@@ -133,6 +136,10 @@ impl Instance {
             &instance.name,
             &instance.broker.container,
         ]);
+        let machine = instance.gateway();
+        if let Some(links) = &mut instance.links {
+            links.machine = machine;
+        }
         instance.serve();
         instance
     }
@@ -242,11 +249,10 @@ impl Instance {
                 self.broker.host.clone(),
                 format!("{}:5672", self.broker.container),
             ),
-            // The engine gives this name to every container, for the machine it runs on.
             Some(links) => (
                 links.query.as_str(),
                 format!("127.0.0.1:{}", links.control.port),
-                format!("host.docker.internal:{}", links.agents.port),
+                format!("{}:{}", links.machine, links.agents.port),
             ),
         };
         let at = |host: &str| format!("amqp://{}@{host}/{}{query}", self.broker.login, self.name);
