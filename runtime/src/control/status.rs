@@ -250,7 +250,11 @@ impl Control {
         } else {
             ("unknown", Some("nobody has looked yet".to_owned()))
         };
-        let reason = reason.or_else(|| remade(facts.remade.get(&queue).copied()));
+        // A loss is said before anything that mends itself.
+        let reason = match (remade(facts.remade.get(&queue).copied()), reason) {
+            (Some(loss), Some(reason)) => Some(format!("{loss}; {reason}")),
+            (loss, reason) => loss.or(reason),
+        };
         let ms = |part: f64| quantile_us(&totals.latency, part).map(|us| us / 1_000.0);
         StepStatus {
             step: step.id.clone(),
