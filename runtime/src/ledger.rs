@@ -6,6 +6,7 @@
 //! - `a_live_claim_is_granted_to_nobody_else`: only its lease, or a proof that its holder is gone,
 //!   ends it.
 //! - `a_claim_of_someone_gone_is_taken_over`, and whoever takes it over knows that.
+//! - `nobody_takes_over_while_a_settlement_may_be_unread`.
 //! - Only a message that was alone in the hands of whoever died counts a death.
 
 use towpath_protocol::office::Grant;
@@ -83,9 +84,20 @@ pub struct Sighting {
     pub failure: Option<(u64, String)>,
 }
 
+/// When entries are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The time, in milliseconds since 1970.
+    pub now: u64,
+    /// Whether somebody may take over from somebody else. Not as long as entries may be unread that
+    /// waited while nobody read: a settlement may be among them.
+    pub takeovers: bool,
+}
+
 /// Decides whether whoever asks may have a message. [`Grant::Yours`] says as well what the ledger
 /// has to say of it from now on.
-pub fn decide(entry: Option<&Entry>, now: u64) -> Grant {
+pub fn decide(entry: Option<&Entry>, moment: Moment) -> Grant {
+    let now = moment.now;
     let open = match entry {
         None => return yours(&Open::default()),
         Some(Entry::Settled) => return Grant::Settled,
@@ -96,6 +108,9 @@ pub fn decide(entry: Option<&Entry>, now: u64) -> Grant {
     };
     if hold.is_askers {
         return yours(open);
+    }
+    if !moment.takeovers {
+        return Grant::Busy { again_ms: AGAIN_MS };
     }
     let mut taken = Open {
         hold: None,
@@ -191,7 +206,37 @@ mod tests {
 
     #[track_caller]
     fn check(entry: Option<Entry>, expect: &Grant) {
-        assert_eq!(decide(entry.as_ref(), NOW), *expect, "{entry:?}");
+        let moment = Moment {
+            now: NOW,
+            takeovers: true,
+        };
+        assert_eq!(decide(entry.as_ref(), moment), *expect, "{entry:?}");
+    }
+
+    #[test]
+    fn nobody_takes_over_while_a_settlement_may_be_unread() {
+        let late = Hold {
+            until: NOW - 1,
+            ..hold()
+        };
+        let moment = Moment {
+            now: NOW,
+            takeovers: false,
+        };
+        let busy = Grant::Busy { again_ms: AGAIN_MS };
+        assert_eq!(decide(Some(&open(Some(late.clone()))), moment), busy);
+        let gone = Hold {
+            end: Some(End::default()),
+            ..late
+        };
+        assert_eq!(decide(Some(&open(Some(gone))), moment), busy);
+        let own = Hold {
+            is_askers: true,
+            ..hold()
+        };
+        let granted = granted(false, 0, None);
+        assert_eq!(decide(Some(&open(Some(own))), moment), granted);
+        assert_eq!(decide(None, moment), granted);
     }
 
     #[test]

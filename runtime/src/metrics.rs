@@ -43,6 +43,10 @@ struct Counts {
 pub struct Snapshot {
     /// The steps of all flows.
     pub steps: Vec<StepState>,
+    /// How many messages wait in the delay ladder: flow, step, count.
+    pub waiting: Vec<(String, String, u64)>,
+    /// How many messages are claimed in the ledger and not settled: flow, step, count.
+    pub claimed: Vec<(String, String, u64)>,
     /// The dead letters that wait for someone.
     pub open_dead_letters: Vec<OpenDeadLetters>,
     /// Whether the broker answers.
@@ -418,6 +422,16 @@ fn of_states(reports: &Reports, snapshot: &Snapshot) -> Vec<MetricFamily> {
         of_steps("replicas_running", "Replicas that run.", &|state| {
             Some(f64::from(state.replicas_running))
         }),
+        by_step(
+            "retries_waiting",
+            "Messages known to wait in the delay ladder.",
+            &snapshot.waiting,
+        ),
+        by_step(
+            "ledger_claims_open",
+            "Messages that agents claimed and have not settled.",
+            &snapshot.claimed,
+        ),
         family(
             "dead_letters_open",
             "Dead letters that wait for someone to replay or discard them.",
@@ -441,6 +455,13 @@ fn of_states(reports: &Reports, snapshot: &Snapshot) -> Vec<MetricFamily> {
             vec![version],
         ),
     ]
+}
+
+fn by_step(name: &str, help: &str, counts: &[(String, String, u64)]) -> MetricFamily {
+    let gauges = counts
+        .iter()
+        .map(|(flow, step, count)| gauge(&[("flow", flow), ("step", step)], *count as f64));
+    family(name, help, MetricType::GAUGE, gauges.collect())
 }
 
 fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
@@ -537,7 +558,10 @@ mod tests {
             replicas_running: 1,
             queue_ready: Some(9),
         };
+        let of_crm = |count| vec![("orders".into(), "crm".into(), count)];
         let snapshot = Snapshot {
+            waiting: of_crm(4),
+            claimed: of_crm(3),
             steps: vec![step],
             open_dead_letters: vec![open],
             broker_up: true,
@@ -561,6 +585,8 @@ mod tests {
             r#"towpath_webhook_requests_total{connection="default",flow="orders",status="202"} 1"#,
             r#"towpath_ticks_fired_total{connection="default",flow="orders",step="poll",why="schedule"} 1"#,
             r#"towpath_dead_letters_open{flow="orders",step="crm",connection="default"} 7"#,
+            r#"towpath_retries_waiting{flow="orders",step="crm"} 4"#,
+            r#"towpath_ledger_claims_open{flow="orders",step="crm"} 3"#,
             "towpath_broker_up 1",
             "towpath_engine_up 0",
             "# TYPE towpath_handler_duration_seconds histogram",
@@ -585,6 +611,7 @@ mod tests {
             "_info",
             "_open",
             "_desired",
+            "_waiting",
             "_running",
         ];
         for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +15,10 @@ use towpath::broker::topology::{
     DELIVERY_LIMIT, Declaration, Destination, FlowTopology, Names, Queue, Topology, declarations,
 };
 use towpath::broker::{Broker, BrokerError, Delivery, Publication};
+use towpath::schedule::system_clock;
+use towpath::store::Store;
+use towpath::sweep::{Fate, Order, Sweeper, Which};
+use towpath_protocol::MessageId;
 use towpath_protocol::message::BATCH_TYPE;
 
 mod proxy;
@@ -623,4 +629,82 @@ async fn a_broker_that_is_not_there_is_said_soon_and_waited_for() {
         !towpath::engine::chain(&error).contains("secret"),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_takes_what_is_wanted_out_of_the_ladder_and_the_rest_keeps_its_time() {
+    const MESSAGES: u32 = 300;
+    let instance = Instance::new("sweep").await;
+    let names = instance.names().clone();
+    let id = |number: u32| {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        MessageId::from_bytes(bytes)
+    };
+    let line = |number: u32| {
+        let id = id(number);
+        format!(r#"{{"id":"{id}","lineage":{{"run":"{id}","version":1,"at":1}},"body":{number}}}"#)
+    };
+    let delay = async |millis: u64, body: String| {
+        let delay = Duration::from_millis(millis);
+        let (exchange, key) = names.delayed(delay, "orders", "crm");
+        instance.publish(&exchange, &key, &body).await.unwrap();
+    };
+    for number in 0..MESSAGES {
+        // Two in a delivery: one is wanted, one is not.
+        let body = format!("{}\n{}", line(number), line(number + MESSAGES));
+        delay(3_600_000 + u64::from(number % 7) * 1_250, body).await;
+    }
+    let began = Instant::now();
+    delay(8_250, line(9_000)).await;
+    let mut deliveries = instance.consume(&names.queue("orders", "crm")).await;
+    let sweeper = Sweeper::new(
+        Arc::new(instance.rabbit.clone()),
+        Store::in_memory().unwrap(),
+        names.clone(),
+        system_clock(),
+    );
+    let order = Order {
+        flow: "orders".into(),
+        which: Which::Ids((0..MESSAGES).map(id).collect()),
+        fate: Fate::Now,
+    };
+    let swept = sweeper.sweep(order).await.unwrap();
+    println!("{swept:?} in {:?}", began.elapsed());
+    assert_eq!(swept.moved, u64::from(MESSAGES));
+    assert!(swept.not_found.is_empty());
+    let mut came = BTreeSet::new();
+    while came.len() <= MESSAGES as usize {
+        let delivery = next(&mut deliveries).await;
+        for line in delivery.body.split(|byte| *byte == b'\n') {
+            if line.is_empty() {
+                continue;
+            }
+            let message: serde_json::Value = serde_json::from_slice(line).unwrap();
+            let number = message["body"].as_u64().unwrap();
+            if number == 9_000 {
+                let took = began.elapsed();
+                assert!(took >= Duration::from_millis(8_250), "early: {took:?}");
+                assert!(took < Duration::from_millis(18_250), "late: {took:?}");
+            } else {
+                assert!(number < u64::from(MESSAGES), "{number} was not asked for");
+            }
+            came.insert(number);
+        }
+        delivery.settle.send(true).unwrap();
+    }
+    // What was not wanted waits on, and can be given up.
+    let order = Order {
+        flow: "orders".into(),
+        which: Which::All,
+        fate: Fate::Cancel,
+    };
+    let swept = sweeper.sweep(order).await.unwrap();
+    assert_eq!(swept.moved, u64::from(MESSAGES));
+    let ladder = instance.rabbit.depths(&names.delays()).await.unwrap();
+    assert_eq!(ladder.values().map(|depth| depth.ready).sum::<u64>(), 0);
+    let mut dead = instance.consume(&names.dead()).await;
+    let letter = take(&mut dead).await;
+    assert!(letter.contains(r#""cause":"cancelled""#), "{letter}");
+    instance.remove().await;
 }

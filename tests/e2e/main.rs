@@ -15,6 +15,7 @@ mod misbehaving;
 mod mistakes;
 mod once;
 mod operating;
+mod retries;
 mod scaling;
 mod why;
 

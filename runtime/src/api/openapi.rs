@@ -17,7 +17,8 @@ use super::{dead, hooks, probes, routes};
         routes::logs, routes::dead_list, routes::dead_show, routes::dead_replay,
         routes::dead_discard, dead::groups, dead::export, dead::replay, dead::discard,
         dead::edit, dead::set_body, dead::undo_body, dead::jobs, dead::job, dead::cancel,
-        routes::why, routes::secrets, routes::set_secret, routes::delete_secret,
+        routes::why, routes::retries, routes::retries_now, routes::retries_cancel,
+        routes::secrets, routes::set_secret, routes::delete_secret,
         routes::manifest, hooks::hook, probes::live, probes::ready, probes::metrics,
     )
 )]

@@ -14,11 +14,14 @@ use serde_json::Value;
 use super::ApiState;
 use super::error::{ApiError, ErrorBody};
 use super::extract::{JsonBody, Params};
+use crate::control::RetryFilter;
 use crate::control::view::{
     DeadList, DeadView, Done, Draft, FlowList, FlowStatus, PlanView, ReplayRequest, RunList,
     RunRequest, RunView, ScaleRequest, ScaleTo, ScaleWord, SecretList, SecretValue,
 };
+use crate::control::view::{RetriesMoved, RetryList, RetrySelection};
 use crate::control::{DeadFilter, LogFilter, Verb, Whereabouts};
+use crate::sweep::Fate;
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -314,6 +317,51 @@ pub(super) async fn why(
     Path(id): Path<String>,
 ) -> Answer<Whereabouts> {
     Ok(Json(state.control.why(&id).await?))
+}
+
+/// Lists what waits in the delay ladder for the steps of a flow.
+#[utoipa::path(get, path = "/api/v1/flows/{flow}/retries", params(("flow" = String, Path), RetryFilter),
+    security(("token" = [])), responses((status = 200, body = RetryList), (status = 404, body = ErrorBody)))]
+pub(super) async fn retries(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    params: Params<RetryFilter>,
+) -> Answer<RetryList> {
+    Ok(Json(state.control.retries(&flow, &params.0).await?))
+}
+
+/// Brings messages that wait back to their step at once.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/retries/now", params(("flow" = String, Path)),
+    request_body = RetrySelection, security(("token" = [])), responses((status = 200, body = RetriesMoved),
+    (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+    (status = 503, body = ErrorBody)))]
+pub(super) async fn retries_now(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    request: JsonBody<RetrySelection>,
+) -> Answer<RetriesMoved> {
+    let control = &state.control;
+    Ok(Json(
+        control.retries_move(&flow, &request.0, Fate::Now).await?,
+    ))
+}
+
+/// Makes dead letters of messages that wait.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/retries/cancel", params(("flow" = String, Path)),
+    request_body = RetrySelection, security(("token" = [])), responses((status = 200, body = RetriesMoved),
+    (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+    (status = 503, body = ErrorBody)))]
+pub(super) async fn retries_cancel(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    request: JsonBody<RetrySelection>,
+) -> Answer<RetriesMoved> {
+    let control = &state.control;
+    Ok(Json(
+        control
+            .retries_move(&flow, &request.0, Fate::Cancel)
+            .await?,
+    ))
 }
 
 /// Lists the names of all secrets.

@@ -45,6 +45,9 @@ pub trait Broker: Send + Sync + 'static {
     ) -> Result<(), BrokerError>;
     /// Publishes one batch and waits for its confirm.
     async fn publish(&self, publication: Publication) -> Result<(), BrokerError>;
+    /// Publishes one batch that has waited before, for the rest of its delay: `due` is what the header
+    /// says from now on too, so that being put back again and again makes nothing later.
+    async fn publish_due(&self, publication: Publication, due: u64) -> Result<(), BrokerError>;
     /// Counts what is ready in each of the queues, in deliveries. A queue that is not there is left out.
     async fn depths(&self, queues: &[String]) -> Result<BTreeMap<String, Depth>, BrokerError>;
     /// Deletes a queue, if it is there; refused if it holds deliveries or has consumers and
@@ -64,7 +67,8 @@ pub trait Broker: Send + Sync + 'static {
     ) -> Result<(), BrokerError>;
 }
 
-/// One batch to publish: one message a line.
+/// One batch to publish: one message a line. What goes to the delay ladder gets a header that says
+/// when it is due, from the delay in its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
     /// The exchange.
@@ -77,6 +81,15 @@ pub struct Publication {
     pub body: Bytes,
     /// How many.
     pub count: u32,
+}
+
+impl Publication {
+    /// When it comes back to its step, if it is published with a delay at `now`; both in
+    /// milliseconds since 1970.
+    pub fn due(&self, now: u64) -> Option<u64> {
+        let units = towpath_protocol::start::delay_units(&self.key)?;
+        Some(now + u64::from(units) * towpath_protocol::start::DELAY_UNIT_MS)
+    }
 }
 
 /// What a queue holds, in deliveries.
@@ -101,6 +114,9 @@ pub struct Delivery {
     pub exchange: String,
     /// Where to answer, and as what.
     pub reply: Option<(String, String)>,
+    /// When it was to come back to its step, in milliseconds since 1970, if it was published with a
+    /// delay: from [`towpath_protocol::message::DUE_HEADER`].
+    pub due: Option<u64>,
     /// The queue that gave it up and why, if the broker dead-lettered it: from `x-death`.
     pub given_up_by: Option<(String, String)>,
     /// To settle it: `true` acknowledges, `false` gives it back.

@@ -75,6 +75,7 @@ struct Parcel {
     key: String,
     exchange: String,
     reply: Option<(String, String)>,
+    due: Option<u64>,
     given_up_by: Option<(String, String)>,
     returned: u64,
     leaves: Option<Instant>,
@@ -158,6 +159,29 @@ impl Simulated {
         self.changed.notify_waiters();
     }
 
+    async fn send(&self, parcel: Parcel) -> Result<(), BrokerError> {
+        tokio::task::yield_now().await;
+        let mut world = self.world();
+        world.reachable()?;
+        let Faults {
+            refused,
+            confirm_lost,
+            ..
+        } = world.faults;
+        if world.chance(refused) {
+            return Err(BrokerError::Unreachable("a fault".into()));
+        }
+        world.take(&parcel)?;
+        let is_lost = world.chance(confirm_lost);
+        drop(world);
+        self.changed.notify_waiters();
+        if is_lost {
+            Err(BrokerError::TimedOut)
+        } else {
+            Ok(())
+        }
+    }
+
     fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -173,6 +197,7 @@ impl Simulated {
 impl Parcel {
     fn new(publication: Publication) -> Self {
         Self {
+            due: publication.due(crate::store::now_ms()),
             kind: publication.kind.to_owned(),
             body: publication.body,
             key: publication.key,
@@ -348,26 +373,13 @@ impl Broker for Simulated {
     }
 
     async fn publish(&self, publication: Publication) -> Result<(), BrokerError> {
-        tokio::task::yield_now().await;
-        let mut world = self.world();
-        world.reachable()?;
-        let Faults {
-            refused,
-            confirm_lost,
-            ..
-        } = world.faults;
-        if world.chance(refused) {
-            return Err(BrokerError::Unreachable("a fault".into()));
-        }
-        world.take(&Parcel::new(publication))?;
-        let is_lost = world.chance(confirm_lost);
-        drop(world);
-        self.changed.notify_waiters();
-        if is_lost {
-            Err(BrokerError::TimedOut)
-        } else {
-            Ok(())
-        }
+        self.send(Parcel::new(publication)).await
+    }
+
+    async fn publish_due(&self, publication: Publication, due: u64) -> Result<(), BrokerError> {
+        let mut parcel = Parcel::new(publication);
+        parcel.due = Some(due);
+        self.send(parcel).await
     }
 
     async fn depths(&self, queues: &[String]) -> Result<BTreeMap<String, Depth>, BrokerError> {
@@ -469,21 +481,24 @@ impl Consumer {
                     key: parcel.key.clone(),
                     exchange: parcel.exchange.clone(),
                     reply: parcel.reply.clone(),
+                    due: parcel.due,
                     given_up_by: parcel.given_up_by.clone(),
                     settle,
                 };
-                if self.sender.try_send(delivery).is_err() {
-                    self.world().give_back(&self.queue, parcel);
-                    return;
-                }
+                // If nobody takes it any more, it is dropped, and so given back.
+                drop(self.sender.try_send(delivery));
                 unsettled.push(async move { (parcel, settled.await.unwrap_or(false)) });
             }
             // Cancel-safe: `next` loses nothing, the others only wait.
             tokio::select! {
                 () = notified => {}
-                () = self.sender.closed() => return,
+                () = self.sender.closed() => break,
                 Some((parcel, acknowledged)) = unsettled.next() => self.settle(parcel, acknowledged),
             }
+        }
+        // What was not taken is dropped without a word, and so given back.
+        while let Some((parcel, acknowledged)) = unsettled.next().await {
+            self.settle(parcel, acknowledged);
         }
     }
 

@@ -24,6 +24,7 @@ mod logs;
 mod plan;
 mod printer;
 mod problem;
+mod retries;
 mod run;
 mod scale;
 mod secret;
@@ -135,6 +136,9 @@ enum Command {
     Dead(dead::Dead),
     /// Says where a message is, what was tried, and what happens next
     Why(why::Why),
+    /// Lists messages that wait to be tried again, brings them back, or gives them up
+    #[command(subcommand)]
+    Retries(retries::Retries),
     /// Sets, lists and deletes secrets
     #[command(subcommand)]
     Secret(secret::Secret),
@@ -234,6 +238,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Delete(command) => delete::run(&command, context).await,
         Command::Dead(command) => dead::run(&command, context).await,
         Command::Why(command) => why::run(&command, context).await,
+        Command::Retries(command) => retries::run(&command, context).await,
         Command::Secret(command) => secret::run(&command, context).await,
         Command::Step(command) => step::run(&command, context).await,
         Command::Completions(command) => Ok(completions::run(&command, context)),

@@ -49,6 +49,18 @@ pub(super) fn apart(one: u64, other: u64) -> String {
     }
 }
 
+/// How long it is until a moment, in the two units that matter: `in 45s`, `in 3m 20s`, `in 2d 4h`.
+pub(super) fn until(now: u64, at: u64) -> String {
+    let seconds = at.saturating_sub(now).div_ceil(1_000);
+    match seconds {
+        0 => "now".to_owned(),
+        s if s < 60 => format!("in {s}s"),
+        s if s < 3_600 => format!("in {}m {}s", s / 60, s % 60),
+        s if s < 86_400 => format!("in {}h {}m", s / 3_600, s % 3_600 / 60),
+        s => format!("in {}d {}h", s / 86_400, s % 86_400 / 3_600),
+    }
+}
+
 /// A moment in UTC: `2026-11-21 03:14:15`.
 pub(super) fn moment(ms: u64) -> String {
     i64::try_from(ms)
@@ -122,6 +134,15 @@ mod tests {
         ] {
             assert_eq!(apart(ms, 0), expect);
             assert_eq!(apart(0, ms), expect);
+        }
+        for (ms, expect) in [
+            (0, "now"),
+            (44_100, "in 45s"),
+            (200_000, "in 3m 20s"),
+            (9_999_000, "in 2h 46m"),
+            (180_000_000, "in 2d 2h"),
+        ] {
+            assert_eq!(until(5, ms + 5), expect);
         }
         assert_eq!(moment(1_795_222_861_000), "2026-11-21 01:01:01");
         assert_eq!(time_of_day(1_795_222_861_005), "01:01:01.005");

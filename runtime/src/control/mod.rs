@@ -8,7 +8,7 @@
 //! | `hold` | pause, resume, drain, stop: a flow or a step |
 //! | `left` | what is left of what drains |
 //! | `status` | how everything is |
-//! | `runs`, `dead`, `secrets`, `images`, `logs` | one group of verbs each |
+//! | `runs`, `dead`, `retries`, `secrets`, `images`, `logs` | one group of verbs each |
 //! | `why` | where a message is: `whereabouts` decides, from all that is known |
 //! | `removals` | takes away the queues of what is gone |
 //!
@@ -33,6 +33,7 @@ use crate::reconcile::run::Handle;
 use crate::replay::Replayer;
 use crate::reports::Reports;
 use crate::schedule::Scheduler;
+use crate::sweep::Sweeper;
 use catalog::Catalog;
 use error::ControlError;
 
@@ -47,6 +48,7 @@ mod left;
 mod logs;
 mod operate;
 mod removals;
+mod retries;
 mod runs;
 mod secrets;
 mod status;
@@ -61,6 +63,7 @@ mod why;
 pub use dead::DeadFilter;
 pub use hold::Verb;
 pub use logs::LogFilter;
+pub use retries::RetryFilter;
 pub use whereabouts::{AtStep, Attempt, Child, Parent, Place, Whereabouts};
 
 /// What the verbs are made of.
@@ -100,6 +103,7 @@ pub struct Control {
     metrics: Metrics,
     scheduler: Scheduler,
     replayer: Replayer,
+    sweeper: Sweeper,
     public_url: String,
     sights: left::Sights,
     program: PathBuf,
@@ -118,6 +122,12 @@ impl Control {
             broker: parts.broker,
             reconciler: parts.reconciler,
             replayer: Replayer::new(parts.scheduler.clone()),
+            sweeper: Sweeper::new(
+                Arc::clone(&parts.scheduler.broker),
+                parts.scheduler.store.clone(),
+                parts.scheduler.names.clone(),
+                parts.scheduler.clock.clone(),
+            ),
             scheduler: parts.scheduler,
             reports: parts.reports,
             inquiry: parts.inquiry,

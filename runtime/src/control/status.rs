@@ -166,6 +166,11 @@ impl Control {
         });
         Ok(Snapshot {
             steps: steps.collect(),
+            waiting: {
+                let now = (self.scheduler.clock)();
+                self.catalog.store.all_waiting_counts(now).await?
+            },
+            claimed: self.catalog.store.ledger_claims().await?,
             open_dead_letters: self.catalog.store.open_dead_letters().await?,
             broker_up: facts.broker_trouble.is_none(),
             engine_up: facts.engine_up,

@@ -434,6 +434,100 @@ pub struct ReplayRequest {
     pub from: Option<String>,
 }
 
+/// What waits in the delay ladder for the steps of a flow.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RetryList {
+    /// How many messages are known to wait.
+    pub total: u64,
+    /// Why they wait: the largest groups first.
+    pub groups: Vec<RetryGroupView>,
+    /// The messages that come back next.
+    pub waiting: Vec<RetryView>,
+    /// How many deliveries the ladder of this Towpath, all flows together, holds beyond all that is
+    /// known, if that is clearly more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unnoted: Option<u64>,
+}
+
+/// Messages that wait for the same kind of reason.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RetryGroupView {
+    /// The step that they wait for.
+    pub step: String,
+    /// What their reasons have in common.
+    pub pattern: String,
+    /// It is not yet time, rather than that they failed.
+    pub is_rebound: bool,
+    /// How many.
+    pub count: u64,
+    /// When the next one comes back, in milliseconds since 1970.
+    pub next: u64,
+    /// When the last one does, in milliseconds since 1970.
+    pub last: u64,
+}
+
+/// A message that waits.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RetryView {
+    /// The message's id.
+    pub id: String,
+    /// The step that it waits for.
+    pub step: String,
+    /// The run it belongs to.
+    pub run: String,
+    /// The external account.
+    pub connection: String,
+    /// The attempt that comes next, from 1.
+    pub attempt: u32,
+    /// How many attempts there are in all.
+    pub attempts: u32,
+    /// How often the step asked to see it later.
+    pub rebounds: u32,
+    /// How often it was replayed.
+    pub replays: u32,
+    /// It is not yet time, rather than that it failed.
+    pub is_rebound: bool,
+    /// Why it waits.
+    pub reason: String,
+    /// Since when the step has not been done with it, in milliseconds since 1970.
+    pub since: u64,
+    /// When it comes back, in milliseconds since 1970.
+    pub due: u64,
+}
+
+/// Which messages to take out of the delay ladder: some ids, or a step, or all.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetrySelection {
+    /// These.
+    #[serde(default)]
+    pub ids: Vec<String>,
+    /// All that wait for this step.
+    #[serde(default)]
+    pub step: Option<String>,
+    /// All that wait in the flow.
+    #[serde(default)]
+    pub all: bool,
+    /// Only say how many that are.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What became of messages that were to be taken out of the delay ladder.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RetriesMoved {
+    /// Whether anything changed.
+    pub changed: bool,
+    /// How many were taken out, or would be.
+    pub moved: u64,
+    /// How many wait on, because there is no room in the queue that they go to.
+    pub held_back: u64,
+    /// Those that were asked for by id and were not there any more: they came back meanwhile.
+    pub not_found: Vec<String>,
+    /// What was done, in a sentence.
+    pub message: String,
+}
+
 /// The names of all secrets.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SecretList {

@@ -3,6 +3,7 @@
 //! # Invariants
 //!
 //! - `a_claim_is_answered_after_what_was_settled_before`: entries are taken in their order.
+//! - Nobody takes over from somebody else while entries may be unread that waited while nobody read.
 //! - An answer that is lost is asked for again, and is the same.
 
 use std::sync::Arc;
@@ -15,10 +16,18 @@ use towpath_protocol::office::{Claim, Claimed, Grant, LedgerEntry, ToAgent};
 use super::{Office, lines, settle, until_stored};
 use crate::broker::Delivery;
 use crate::engine::chain;
+use crate::ledger::Moment;
 
 /// How many deliveries are taken at a time. All that are there are written in one transaction: the
 /// more there are, the less each costs.
 pub(super) const WINDOW: u16 = 512;
+
+/// How long nothing must have been read for it to be possible that entries wait on the broker: whoever
+/// is told that a message is in other hands asks again sooner.
+const SILENCE_MS: u64 = 5_000;
+
+/// How long it takes to read what has waited: tens of thousands of entries a second.
+const CATCH_UP_MS: u64 = 5_000;
 
 /// Where an entry's answer goes.
 type Reply = Option<(String, String)>;
@@ -26,17 +35,27 @@ type Reply = Option<(String, String)>;
 impl Office {
     pub(super) async fn read_ledger(self, mut deliveries: mpsc::Receiver<Delivery>) {
         let mut batch = Vec::new();
+        let (mut read_at, mut caught_up_at) = (0, 0);
         while deliveries.recv_many(&mut batch, usize::from(WINDOW)).await > 0 {
+            let arrived = (self.clock)();
+            if arrived.saturating_sub(read_at) > SILENCE_MS {
+                caught_up_at = arrived.saturating_add(CATCH_UP_MS);
+            }
             let (entries, replies) = read(&batch);
             let entries = Arc::new(entries);
             let answers = until_stored(|| {
                 let sightings = Arc::clone(&self.sightings);
                 let now = (self.clock)();
+                let moment = Moment {
+                    now,
+                    takeovers: now >= caught_up_at,
+                };
                 self.store
-                    .ledger(Arc::clone(&entries), sightings, now)
+                    .ledger(Arc::clone(&entries), sightings, moment)
                     .boxed()
             })
             .await;
+            read_at = (self.clock)();
             let asked = entries.iter().zip(replies).zip(answers);
             let answered = asked.filter_map(|((entry, reply), grants)| match (entry, grants) {
                 (LedgerEntry::Claim(claim), Some(grants)) => Some((claim, reply, grants)),

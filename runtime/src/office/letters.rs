@@ -202,6 +202,7 @@ mod tests {
             key: key.into(),
             exchange: exchange.into(),
             reply: None,
+            due: None,
             given_up_by: None,
             settle,
         }

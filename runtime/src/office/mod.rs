@@ -32,6 +32,7 @@ use crate::store::{Store, StoreError};
 
 mod ledger;
 pub mod letters;
+mod waiting;
 
 /// How many deliveries are taken at a time. Dead letters of so many are stored in one transaction.
 const WINDOW: u16 = 64;
@@ -76,10 +77,12 @@ impl Office {
             .broker
             .consume(&self.names.ledger(), ledger::WINDOW)
             .await;
+        let waiting = self.broker.consume(&self.names.waiting(), WINDOW).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().read_news(news));
         tasks.spawn(self.clone().read_reports(reports));
         tasks.spawn(self.clone().read_ledger(ledger));
+        tasks.spawn(self.clone().read_waiting(waiting));
         tasks.spawn(self.clone().read_letters(dead));
         tasks.spawn(self.read_letters(lost));
         // Cancel-safe: what is cut off was not acknowledged, and comes again.

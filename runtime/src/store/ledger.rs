@@ -18,7 +18,7 @@ use towpath_protocol::office::{Claim, Grant, Handled, LedgerEntry};
 use towpath_protocol::start::Identity;
 
 use super::{Store, StoreError};
-use crate::ledger::{Entry, Hold, Holder, Open, Sighting, decide, end, is_over};
+use crate::ledger::{Entry, Hold, Holder, Moment, Open, Sighting, decide, end, is_over};
 
 /// Says what is known of a replica from elsewhere.
 pub type Sightings = Arc<dyn Fn(&Identity) -> Sighting + Send + Sync>;
@@ -65,13 +65,14 @@ pub enum LedgerState {
 }
 
 impl Store {
-    /// Takes entries in, in their order, in one transaction. Returns one answer an entry: the grants
-    /// of a claim, and nothing for the others.
+    /// Takes entries in, in one transaction: first all settlements, because they always count, then
+    /// the others in their order. Returns one answer an entry: the grants of a claim, and nothing for
+    /// the others.
     pub async fn ledger(
         &self,
         entries: Arc<Vec<LedgerEntry>>,
         sightings: Sightings,
-        now: u64,
+        moment: Moment,
     ) -> Result<Vec<Option<Vec<Grant>>>, StoreError> {
         self.with("write the ledger", move |database| {
             let transaction = database.transaction()?;
@@ -80,16 +81,18 @@ impl Store {
                 steps: HashMap::new(),
                 agents: HashMap::new(),
                 sightings,
-                now,
+                moment,
             };
+            for entry in entries.iter() {
+                if let LedgerEntry::Settled(handled) = entry {
+                    book.settle(handled)?;
+                }
+            }
             let mut answers = Vec::with_capacity(entries.len());
             for entry in entries.iter() {
                 answers.push(match entry {
                     LedgerEntry::Claim(claim) => Some(book.claim(claim)?),
-                    LedgerEntry::Settled(handled) => {
-                        book.settle(handled)?;
-                        None
-                    }
+                    LedgerEntry::Settled(_) => None,
                     LedgerEntry::Released(handled) => {
                         book.release(handled)?;
                         None
@@ -204,7 +207,7 @@ struct Book<'a> {
     steps: HashMap<(String, String), i64>,
     agents: HashMap<i64, Agent>,
     sightings: Sightings,
-    now: u64,
+    moment: Moment,
 }
 
 /// One start of an agent, and what is known of its replica.
@@ -225,7 +228,7 @@ impl Book<'_> {
         for (id, replays) in &claim.messages {
             let key = Key::new(*id, *replays);
             let entry = self.entry(step, &key, asker, &claim.identity)?;
-            let mut grant = decide(entry.as_ref(), self.now);
+            let mut grant = decide(entry.as_ref(), self.moment);
             if is_late && grant != Grant::Settled {
                 grant = BUSY_FOR_NOBODY;
             }
@@ -247,9 +250,9 @@ impl Book<'_> {
                         step,
                         key.bytes(),
                         asker,
-                        self.now,
+                        self.moment.now,
                         // SQLite has signed numbers.
-                        self.now.saturating_add(claim.lease_ms).min(FOR_EVER),
+                        self.moment.now.saturating_add(claim.lease_ms).min(FOR_EVER),
                         claim.alone,
                         uncertain,
                         deaths,
@@ -271,7 +274,7 @@ impl Book<'_> {
             .prepare_cached("DELETE FROM ledger_claims WHERE step = ?1 AND message = ?2")?;
         for (id, replays) in &handled.messages {
             let key = Key::new(*id, *replays);
-            settle.execute(params![step, key.bytes(), self.now])?;
+            settle.execute(params![step, key.bytes(), self.moment.now])?;
             end.execute(params![step, key.bytes()])?;
         }
         Ok(())
@@ -404,7 +407,7 @@ impl Book<'_> {
                 identity.replica,
                 identity.spec,
                 incarnation,
-                self.now
+                self.moment.now
             ])
     }
 

@@ -31,6 +31,13 @@ impl Seen {
     }
 }
 
+fn at(now: u64) -> Moment {
+    Moment {
+        now,
+        takeovers: true,
+    }
+}
+
 fn identity(replica: u32) -> Identity {
     Identity {
         instance: "t".into(),
@@ -103,7 +110,8 @@ impl World {
 
     async fn at(&self, now: u64, entry: LedgerEntry) -> Vec<Grant> {
         let entries = Arc::new(vec![entry]);
-        let answers = self.store.ledger(entries, self.seen.all(), now).await;
+        let moment = at(now);
+        let answers = self.store.ledger(entries, self.seen.all(), moment).await;
         answers.unwrap().remove(0).unwrap_or_default()
     }
 
@@ -422,20 +430,20 @@ async fn how_many_ids_a_second() {
     let began = Instant::now();
     // As the office does it: what has come in meanwhile is one transaction.
     for turn in 0..QUESTIONS / 20 {
-        let mut entries = Vec::new();
+        let (mut claims, mut settlements) = (Vec::new(), Vec::new());
         for question in turn * 20..(turn + 1) * 20 {
             let messages: Vec<u64> = (question * EACH..(question + 1) * EACH).collect();
-            entries.push(claim(1, "a", &messages));
-            entries.push(LedgerEntry::Settled(handled(1, "a", &messages)));
+            claims.push(claim(1, "a", &messages));
+            settlements.push(LedgerEntry::Settled(handled(1, "a", &messages)));
         }
-        let answers = store
-            .ledger(Arc::new(entries), Arc::clone(&seen), turn)
-            .await;
-        let granted = answers.unwrap().into_iter().flatten().flatten();
+        let answers = store.ledger(Arc::new(claims), Arc::clone(&seen), at(turn));
+        let granted = answers.await.unwrap().into_iter().flatten().flatten();
         assert_eq!(
             granted.filter(|grant| *grant == YOURS).count() as u64,
             20 * EACH
         );
+        let settled = store.ledger(Arc::new(settlements), Arc::clone(&seen), at(turn));
+        settled.await.unwrap();
     }
     let rate = (QUESTIONS * EACH) as f64 / began.elapsed().as_secs_f64();
     println!("{rate:.0} messages claimed and settled a second");

@@ -188,6 +188,28 @@ CREATE TABLE replay_jobs (
     created_at INTEGER NOT NULL,
     changed_at INTEGER NOT NULL
 ) STRICT;
+
+-- Notes about messages that wait in the delay ladder, for people.
+CREATE TABLE waiting (
+    id         BLOB NOT NULL,
+    flow       TEXT NOT NULL,
+    step       TEXT NOT NULL,
+    replays    INTEGER NOT NULL,
+    run        BLOB NOT NULL,
+    connection TEXT NOT NULL,
+    attempt    INTEGER NOT NULL,
+    attempts   INTEGER NOT NULL,
+    rebounds   INTEGER NOT NULL,
+    is_rebound INTEGER NOT NULL,
+    reason     TEXT NOT NULL,
+    pattern    TEXT NOT NULL,
+    since      INTEGER NOT NULL,
+    due        INTEGER NOT NULL,
+    noted      INTEGER NOT NULL,
+    PRIMARY KEY (id, flow, step, replays)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX waiting_by_flow ON waiting (flow, due);
+CREATE INDEX waiting_by_age ON waiting (due);
 "];
 
 /// Brings a database to the newest shape.

@@ -32,6 +32,7 @@ mod records_tests;
 pub mod replay_jobs;
 mod runs;
 pub mod secrets;
+pub mod waiting;
 
 /// How long a statement waits for a lock that another reader of the file holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

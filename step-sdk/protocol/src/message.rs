@@ -32,6 +32,10 @@ pub const BATCH_COUNT_HEADER: &str = "towpath-count";
 /// by one; the broker counts their own returns from zero.
 pub const BATCH_RETURNS_HEADER: &str = "towpath-returns";
 
+/// The AMQP header of a delivery in the delay ladder that says when it comes back to its step, in
+/// milliseconds since 1970: whoever takes it out before can put it back for the rest of its delay.
+pub const DUE_HEADER: &str = "towpath-due";
+
 /// The number of past attempts a message carries; older ones are dropped.
 pub const HISTORY_MAX: usize = 10;
 

@@ -495,4 +495,6 @@ pub enum DeadCause {
     Deliveries,
     /// It was published to where no queue is.
     Unroutable,
+    /// An operator took it out of the delay ladder.
+    Cancelled,
 }

@@ -100,6 +100,22 @@ pub const DELAY_UNIT_MS: u64 = 250;
 /// The number of levels of the ladder: the longest delay is `(2^24 − 1) × 250 ms`, 48 days.
 pub const DELAY_LEVELS: usize = 24;
 
+/// Reads the delay in the routing key of a delivery in the ladder, in units of [`DELAY_UNIT_MS`];
+/// none if the key is not that of a delay.
+pub fn delay_units(routing_key: &str) -> Option<u32> {
+    let mut words = routing_key.split('.');
+    let mut units = 0;
+    for _ in 0..DELAY_LEVELS {
+        units = units << 1
+            | match words.next()? {
+                "0" => 0,
+                "1" => 1,
+                _ => return None,
+            };
+    }
+    Some(units)
+}
+
 /// How a step is to be treated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
@@ -152,4 +168,29 @@ pub struct Retry {
     pub max_ms: u64,
     /// The part of each wait that is left to chance, from 0 to 1.
     pub jitter: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delay_is_read_from_its_key() {
+        let key = |units: u32| {
+            let bits = (0..DELAY_LEVELS).rev().map(|level| units >> level & 1);
+            let bits: Vec<String> = bits.map(|bit| bit.to_string()).collect();
+            format!("{}.orders.crm", bits.join("."))
+        };
+        for units in [0, 1, 5, (1 << DELAY_LEVELS) - 1] {
+            assert_eq!(delay_units(&key(units)), Some(units));
+        }
+        for other in [
+            "",
+            "orders.crm",
+            "0.1.orders.crm",
+            &key(5).replace("1.0.1", "1.2.1"),
+        ] {
+            assert_eq!(delay_units(other), None, "{other}");
+        }
+    }
 }

@@ -1,13 +1,15 @@
 //! A step that does what each message tells it to: well-behaved, or any way of going wrong.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use towpath_step::{Context, Result, Step, StepError};
+use towpath_step::{Context, MessageId, Result, Step, StepError};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -26,6 +28,15 @@ struct Order {
     /// How often.
     #[serde(default)]
     count: u64,
+    /// How long to be put off.
+    #[serde(default)]
+    delay_ms: u64,
+    /// How long others are to be put off, in turn.
+    #[serde(default)]
+    delays: Vec<u64>,
+    /// What to hand on.
+    #[serde(default)]
+    pass: Option<Value>,
 }
 
 async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
@@ -58,6 +69,21 @@ async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
             Ok(None)
         }
         "big" => Ok(Some(json!("x".repeat(2 << 20)))),
+        "fail" if u64::from(ctx.attempt()) <= order.count => Err(StepError::retry(format!(
+            "told to fail {} times",
+            order.count
+        ))),
+        "fail" => Ok(None),
+        "pass" => Ok(order.pass),
+        "spread" => {
+            for (number, delay_ms) in (0..order.count).zip(order.delays.iter().cycle()) {
+                ctx.emit(json!({ "do": "wait", "delay_ms": delay_ms, "count": number }))
+                    .await?;
+            }
+            Ok(None)
+        }
+        "wait" => wait(Duration::from_millis(order.delay_ms), ctx),
+        "figures" => Err(StepError::permanent(figures())),
         "permanent" => Err(StepError::permanent("told to give up")),
         "rebound" if ctx.rebounds() == 0 => Err(StepError::rebound(
             Duration::from_secs(1),
@@ -67,6 +93,43 @@ async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
         "spy" => Err(StepError::permanent(spy().to_string())),
         other => Err(StepError::permanent(format!("`{other}` is nothing to do"))),
     }
+}
+
+/// When messages were to come back, and by how much they missed it, in milliseconds: below zero is
+/// early.
+static TIMES: Mutex<(BTreeMap<MessageId, Instant>, Vec<f64>)> =
+    Mutex::new((BTreeMap::new(), Vec::new()));
+
+/// Fails the first attempt with a delay of its own, and notes when the second one comes.
+fn wait(delay: Duration, ctx: &Context<Config>) -> Result<Option<Value>> {
+    let now = Instant::now();
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if ctx.attempt() == 1 {
+        times.0.insert(ctx.message_id(), now + delay);
+        return Err(StepError::retry("told to wait").after(delay));
+    }
+    if let Some(due) = times.0.remove(&ctx.message_id()) {
+        let late = now.saturating_duration_since(due).as_secs_f64();
+        let early = due.saturating_duration_since(now).as_secs_f64();
+        times.1.push((late - early) * 1e3);
+    }
+    Ok(None)
+}
+
+/// What was noted since it was asked for last.
+fn figures() -> String {
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut late = std::mem::take(&mut times.1);
+    late.sort_by(f64::total_cmp);
+    let part = |percent: usize| late.get((late.len() * percent / 100).min(late.len().max(1) - 1));
+    json!({
+        "count": late.len(),
+        "early": late.iter().filter(|late| **late < 0.0).count(),
+        "late_ms_median": part(50),
+        "late_ms_p99": part(99),
+        "late_ms_max": late.last(),
+    })
+    .to_string()
 }
 
 /// Reads whatever a step process can reach, and says what it found.

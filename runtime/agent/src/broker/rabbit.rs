@@ -12,7 +12,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
@@ -26,11 +26,12 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use towpath_protocol::message::{
-    BATCH_CONTENT_TYPE, BATCH_COUNT_HEADER, BATCH_RETURNS_HEADER, BATCH_TYPE,
+    BATCH_CONTENT_TYPE, BATCH_COUNT_HEADER, BATCH_RETURNS_HEADER, BATCH_TYPE, DUE_HEADER,
 };
 use towpath_protocol::office::{
     DEAD_TYPE, FOUND_TYPE, LEDGER_TYPE, NEWS_TYPE, REPORT_TYPE, WAITING_TYPE,
 };
+use towpath_protocol::start::{DELAY_UNIT_MS, delay_units};
 
 use super::trouble::explain;
 use super::{Addressed, Command, Content, Event, Origin, Publish};
@@ -509,6 +510,16 @@ async fn publish_one(channel: Channel, publish: Publish) -> Outcome {
     Ok(Some((publish.number, accepted)))
 }
 
+/// When what is published with this key now comes back, in milliseconds since 1970, if that is with
+/// a delay.
+fn due(key: &str) -> Option<i64> {
+    let delay = u64::from(delay_units(key)?) * DELAY_UNIT_MS;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(now.as_millis())
+        .ok()?
+        .checked_add_unsigned(delay)
+}
+
 fn properties(publish: &Publish) -> BasicProperties {
     let (kind, content_type) = match publish.content {
         Content::Batch | Content::Returned(_) => (BATCH_TYPE, BATCH_CONTENT_TYPE),
@@ -540,6 +551,9 @@ fn properties(publish: &Publish) -> BasicProperties {
             BATCH_COUNT_HEADER.into(),
             AMQPValue::LongUInt(publish.count),
         );
+        if let Some(due) = due(&publish.key) {
+            headers.insert(DUE_HEADER.into(), AMQPValue::LongLongInt(due));
+        }
         properties = properties.with_headers(headers);
     }
     if let Some(correlation) = &publish.answer {

@@ -9,10 +9,12 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, Bas
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, Connection};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use towpath_protocol::message::DUE_HEADER;
 
-use super::answered;
 use super::link::{Link, LinkState, backoff};
+use super::{ANSWER_TIMEOUT, answered};
 use crate::broker::{BrokerError, Delivery};
 
 pub(super) struct Consumer {
@@ -34,8 +36,10 @@ impl Consumer {
                 // Cancel-safe: what was delivered and not settled is delivered again.
                 let ended = tokio::select! {
                     () = self.shutdown.cancelled() => return,
-                    () = self.sender.closed() => return,
-                    ended = self.session(&connection, &mut failures) => ended,
+                    ended = self.consume(&connection, &mut failures) => ended,
+                };
+                let Err(ended) = ended else {
+                    return;
                 };
                 tracing::debug!(queue = self.queue, error = %crate::engine::chain(&ended), "consuming again soon");
                 if matches!(ended, BrokerError::Refused { .. }) {
@@ -59,19 +63,13 @@ impl Consumer {
         }
     }
 
-    /// Consumes on one channel until something goes wrong, and says what.
-    async fn session(&self, connection: &Connection, failures: &mut u32) -> BrokerError {
-        match self.consume(connection, failures).await {
-            Ok(never) => match never {},
-            Err(error) => error,
-        }
-    }
-
+    /// Consumes on one channel until something goes wrong, and says what, or until nobody takes
+    /// deliveries any more; then what was settled is said to the broker first.
     async fn consume(
         &self,
         connection: &Connection,
         failures: &mut u32,
-    ) -> Result<std::convert::Infallible, BrokerError> {
+    ) -> Result<(), BrokerError> {
         let what = || format!("deliver from `{}`", self.queue);
         let channel = answered(what, connection.create_channel()).await?;
         answered(
@@ -95,20 +93,30 @@ impl Consumer {
                     let delivery = delivery.ok_or_else(gone)?;
                     let delivery = delivery.map_err(|error| super::broker_error(what, error))?;
                     *failures = 0;
-                    unsettled.push(self.hand_over(delivery)?);
+                    unsettled.push(self.hand_over(delivery));
                 }
                 Some((acker, acknowledge)) = unsettled.next() => {
                     answered(what, settle(&acker, acknowledge)).await?;
                 }
+                () = self.sender.closed() => break,
             }
+        }
+        // What was not taken is dropped without a word, and so given back. Whoever has one in hand
+        // still has some time.
+        let rest = async {
+            while let Some((acker, acknowledge)) = unsettled.next().await {
+                answered(what, settle(&acker, acknowledge)).await?;
+            }
+            answered(what, channel.close(200, "done".into())).await
+        };
+        match timeout(ANSWER_TIMEOUT, rest).await {
+            Ok(closed) => closed,
+            Err(_) => Ok(()),
         }
     }
 
     /// Hands a delivery over; the returned future yields what is to become of it.
-    fn hand_over(
-        &self,
-        raw: Raw,
-    ) -> Result<impl Future<Output = (Acker, bool)> + use<>, BrokerError> {
+    fn hand_over(&self, raw: Raw) -> impl Future<Output = (Acker, bool)> + use<> {
         let (settle, settled) = oneshot::channel();
         let text = |text: &Option<ShortString>| text.as_ref().map(ToString::to_string);
         let properties = &raw.properties;
@@ -122,17 +130,17 @@ impl Consumer {
                     text(properties.correlation_id()).unwrap_or_default(),
                 )
             }),
+            due: properties.headers().as_ref().and_then(due),
             given_up_by: properties.headers().as_ref().and_then(last_death),
             body: raw.data.into(),
             settle,
         };
-        // There is room: the channel is as large as the window, and what is in it is unsettled.
-        self.sender
-            .try_send(delivery)
-            .map_err(|_| BrokerError::Unreachable("nobody takes deliveries any more".into()))?;
+        // There is room: the channel is as large as the window, and what is in it is unsettled. If
+        // nobody takes it any more, it is dropped, and so given back.
+        drop(self.sender.try_send(delivery));
         let acker = raw.acker;
         // Dropped without a word is given back.
-        Ok(async move { (acker, settled.await.unwrap_or(false)) })
+        async move { (acker, settled.await.unwrap_or(false)) }
     }
 }
 
@@ -146,6 +154,14 @@ async fn settle(acker: &Acker, acknowledge: bool) -> lapin::Result<bool> {
                 multiple: false,
             })
             .await
+    }
+}
+
+/// When a delivery was to come back, if its publisher said so.
+fn due(headers: &FieldTable) -> Option<u64> {
+    match headers.inner().get(DUE_HEADER)? {
+        AMQPValue::LongLongInt(due) => u64::try_from(*due).ok(),
+        _ => None,
     }
 }
 

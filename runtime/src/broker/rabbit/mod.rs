@@ -275,7 +275,14 @@ impl Broker for Rabbit {
     async fn publish(&self, publication: Publication) -> Result<(), BrokerError> {
         self.inner
             .publisher
-            .publish(Outgoing::Batch(publication))
+            .publish(Outgoing::Batch(publication, None))
+            .await
+    }
+
+    async fn publish_due(&self, publication: Publication, due: u64) -> Result<(), BrokerError> {
+        self.inner
+            .publisher
+            .publish(Outgoing::Batch(publication, Some(due)))
             .await
     }
 

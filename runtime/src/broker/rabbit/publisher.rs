@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use towpath_protocol::message::{BATCH_CONTENT_TYPE, BATCH_COUNT_HEADER};
+use towpath_protocol::message::{BATCH_CONTENT_TYPE, BATCH_COUNT_HEADER, DUE_HEADER};
 
 use super::link::{Link, LinkState};
 use super::{ANSWER_TIMEOUT, CONNECT_GRACE, broker_error};
@@ -39,8 +39,8 @@ pub(super) struct Publisher {
 
 /// What is published.
 pub(super) enum Outgoing {
-    /// A batch for a queue.
-    Batch(Publication),
+    /// A batch for a queue; and when it is due, if not after the delay in its key.
+    Batch(Publication, Option<u64>),
     /// An answer over direct reply-to, which is only reached through the default exchange; who
     /// asked and is gone does not miss it.
     Answer {
@@ -170,8 +170,8 @@ impl Task {
     async fn publish(&self, channel: &Channel, request: Request, pending: &mut Pending) -> bool {
         let Request { outgoing, outcome } = request;
         let (exchange, key, body, properties) = match outgoing {
-            Outgoing::Batch(batch) => {
-                let properties = batch_properties(&batch);
+            Outgoing::Batch(batch, due) => {
+                let properties = batch_properties(&batch, due);
                 (batch.exchange, batch.key, batch.body, properties)
             }
             Outgoing::Answer {
@@ -254,12 +254,16 @@ async fn open(connection: &Connection) -> Result<Channel, BrokerError> {
     }
 }
 
-fn batch_properties(batch: &Publication) -> BasicProperties {
+fn batch_properties(batch: &Publication, due: Option<u64>) -> BasicProperties {
     let mut headers = FieldTable::default();
     headers.insert(
         BATCH_COUNT_HEADER.into(),
         AMQPValue::LongLongInt(i64::from(batch.count)),
     );
+    if let Some(due) = due.or_else(|| batch.due(crate::store::now_ms())) {
+        let due = i64::try_from(due).unwrap_or(i64::MAX);
+        headers.insert(DUE_HEADER.into(), AMQPValue::LongLongInt(due));
+    }
     BasicProperties::default()
         .with_type(batch.kind.into())
         .with_content_type(BATCH_CONTENT_TYPE.into())
