@@ -227,7 +227,7 @@ impl Ingress {
         } else {
             Route {
                 exchange: self.names.flow(&flow.name),
-                key: Names::port_key(step, DEFAULT_PORT),
+                key: flow.port_key(step, DEFAULT_PORT),
             }
         }
     }

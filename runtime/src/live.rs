@@ -68,6 +68,12 @@ impl LiveFlow {
         FlowTopology {
             flow: self.name.clone(),
             steps: self.steps.clone(),
+            aliases: Vec::new(),
         }
+    }
+
+    /// The routing key of a step's port, in the flow's exchange.
+    pub fn port_key(&self, step: &str, port: &str) -> String {
+        self.topology().port_key(step, port)
     }
 }

@@ -318,7 +318,15 @@ impl Replayer {
         };
         let (exchange, key) = match self.route(place, from)? {
             Route::Step(step) => (names.steps(), Names::step_key(&letter.flow, &step)),
-            Route::Port { step, port } => (names.flow(&letter.flow), Names::port_key(&step, &port)),
+            Route::Port { step, port } => {
+                let flows = self.scheduler.flows.borrow();
+                let flow = flows.get(&letter.flow);
+                let key = flow.map_or_else(
+                    || Names::port_key(&step, &port, []),
+                    |flow| flow.port_key(&step, &port),
+                );
+                (names.flow(&letter.flow), key)
+            }
             Route::Tick => {
                 let payload = body.map(ToOwned::to_owned).or_else(|| payload(letter));
                 return Ok(Sending::Tick { payload });

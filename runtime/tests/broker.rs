@@ -41,6 +41,11 @@ struct Instance {
 }
 
 impl Instance {
+    /// The routing key of a port of `poll`.
+    fn key(&self, port: &str) -> String {
+        self.topology.flows[0].port_key("poll", port)
+    }
+
     async fn new(test: &str) -> Self {
         Self::at(&url(), test).await
     }
@@ -56,6 +61,7 @@ impl Instance {
             flows: vec![FlowTopology {
                 flow: "orders".into(),
                 steps: vec![("poll".into(), vec![]), ("crm".into(), after("poll"))],
+                aliases: vec![],
             }],
         };
         let this = Self {
@@ -145,7 +151,7 @@ async fn what_is_published_arrives_where_the_topology_says() {
     let mut deliveries = instance.consume(&names.queue("orders", "crm")).await;
 
     instance
-        .publish(&names.flow("orders"), "poll.out", "by port")
+        .publish(&names.flow("orders"), &instance.key("out"), "by port")
         .await
         .unwrap();
     instance
@@ -163,7 +169,7 @@ async fn what_is_published_arrives_where_the_topology_says() {
         .await
         .unwrap();
     instance
-        .publish(&names.flow("orders"), "poll.out", "still")
+        .publish(&names.flow("orders"), &instance.key("out"), "still")
         .await
         .unwrap();
     let delivery = next(&mut deliveries).await;
@@ -173,7 +179,7 @@ async fn what_is_published_arrives_where_the_topology_says() {
     );
     assert_eq!(
         (delivery.exchange, delivery.key),
-        (names.flow("orders"), "poll.out".into())
+        (names.flow("orders"), instance.key("out"))
     );
     delivery.settle.send(true).unwrap();
     instance.remove().await;
@@ -470,7 +476,7 @@ async fn a_lost_connection_is_made_again_and_nothing_confirmed_is_lost() {
                 continue;
             }
             if instance
-                .publish(&names.flow("orders"), "poll.out", &body)
+                .publish(&names.flow("orders"), &instance.key("out"), &body)
                 .await
                 .is_ok()
             {
@@ -493,6 +499,7 @@ async fn a_changed_flow_loses_its_old_bindings_only() {
     let mut instance = Instance::new("stale").await;
     let names = instance.names().clone();
     let former = instance.topology.flows.clone();
+    let old_key = instance.key("out");
     instance.topology.flows[0].steps[1].1 = vec![("poll".into(), "other".into())];
     instance
         .rabbit
@@ -500,11 +507,11 @@ async fn a_changed_flow_loses_its_old_bindings_only() {
         .await
         .unwrap();
     instance
-        .publish(&names.flow("orders"), "poll.out", "old")
+        .publish(&names.flow("orders"), &old_key, "old")
         .await
         .unwrap();
     instance
-        .publish(&names.flow("orders"), "poll.other", "new")
+        .publish(&names.flow("orders"), &instance.key("other"), "new")
         .await
         .unwrap();
     let mut deliveries = instance.consume(&names.queue("orders", "crm")).await;
@@ -515,6 +522,7 @@ async fn a_changed_flow_loses_its_old_bindings_only() {
     let strange = FlowTopology {
         flow: "never".into(),
         steps: vec![("a".into(), vec![("b".into(), "out".into())])],
+        aliases: vec![],
     };
     instance
         .rabbit

@@ -5,6 +5,7 @@
 mod back_pressure;
 mod broker_trouble;
 mod carrying;
+mod changing;
 mod dead_letters;
 mod deploying;
 mod engine;

@@ -97,6 +97,75 @@ fn stop_removes_containers_and_keeps_messages_and_delete_asks_before_it_drops_th
 }
 
 #[test]
+fn one_step_is_paused_and_the_others_go_on() {
+    let (mut instance, hook) = begin();
+    let before = instance.containers("verbs", None);
+    instance.run(&["pause", "verbs", "log"]).ok();
+    let again = instance.run(&["pause", "verbs", "log"]).ok();
+    assert!(again.out.contains("already"), "{again:?}");
+    for _ in 0..20 {
+        post(&hook, &json!({ "do": "ok" }));
+    }
+    let waits = |what: &str, instance: &Instance| {
+        eventually(what, SOON, || {
+            let status = instance.status("verbs");
+            let (step, log) = (&status["steps"][0], &status["steps"][1]);
+            let is = step["state"] == "running"
+                && step["done"] == 20
+                && log["state"] == "paused"
+                && log["done"] == 0
+                && log["because"] == "the step is paused";
+            holds(is, || status.to_string())
+        });
+    };
+    waits("only `log` is paused", &instance);
+    instance.kill();
+    instance.serve();
+    eventually("`log` is still paused", SOON, || {
+        let status = instance.status("verbs");
+        let log = &status["steps"][1];
+        holds(log["state"] == "paused" && log["done"] == 0, || {
+            status.to_string()
+        })
+    });
+    instance.run(&["resume", "verbs", "log"]).ok();
+    eventually("`log` has had all", SOON, || {
+        let status = instance.status("verbs");
+        holds(status["steps"][1]["done"] == 20, || status.to_string())
+    });
+    assert_eq!(instance.containers("verbs", None), before);
+    let said = instance.run(&["delete", "verbs", "log", "--yes"]);
+    assert!(
+        said.code == 1 && said.err.contains("take it out"),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_flow_that_drains_refuses_requests_and_finishes_what_it_has() {
+    let (instance, hook) = begin();
+    instance.run(&["pause", "verbs"]).ok();
+    for _ in 0..50 {
+        post(&hook, &json!({ "do": "ok" }));
+    }
+    post(&hook, &json!({ "do": "rebound" }));
+    instance.run(&["drain", "verbs", "--wait"]).ok();
+    let status = instance.status("verbs");
+    assert_eq!(status["state"], "draining", "{status}");
+    assert_eq!(status["left"]["drained"], true, "{status}");
+    assert_eq!(
+        status["steps"][0]["done"], 51,
+        "also what was to be tried again: {status}"
+    );
+    let refused = http::send("POST", &hook, None, Some("{}")).expect("an answer");
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.text.contains("flow_draining"), "{refused:?}");
+    instance.run(&["resume", "verbs"]).ok();
+    post(&hook, &json!({ "do": "ok" }));
+    step_is(&instance, "it runs again", |step| step["done"] == 52);
+}
+
+#[test]
 fn what_is_dead_can_be_listed_shown_replayed_and_discarded() {
     let (instance, hook) = begin();
     post(&hook, &json!({ "do": "permanent" }));

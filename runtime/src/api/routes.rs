@@ -16,8 +16,9 @@ use super::error::{ApiError, ErrorBody};
 use super::extract::{JsonBody, Params};
 use crate::control::RetryFilter;
 use crate::control::view::{
-    DeadList, DeadView, Done, Draft, FlowList, FlowStatus, PlanView, ReplayRequest, RunList,
-    RunRequest, RunView, ScaleRequest, ScaleTo, ScaleWord, SecretList, SecretValue,
+    DeadList, DeadView, DiffView, Done, Draft, FlowList, FlowStatus, PlanView, ReplayRequest,
+    RollbackRequest, RunList, RunRequest, RunView, ScaleRequest, ScaleTo, ScaleWord, SecretList,
+    SecretValue, VersionList,
 };
 use crate::control::view::{RetriesMoved, RetryList, RetrySelection};
 use crate::control::{DeadFilter, LogFilter, Verb, Whereabouts};
@@ -33,6 +34,17 @@ pub(super) struct DeleteParams {
     /// Whether messages that wait may be dropped.
     #[serde(default)]
     drop_messages: bool,
+}
+
+/// Which versions.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DiffParams {
+    /// The version on the left; the one before the other when left out.
+    from: Option<u32>,
+    /// The version on the right; the newest when left out.
+    to: Option<u32>,
 }
 
 /// How many.
@@ -213,6 +225,42 @@ pub(super) async fn scale(
         ScaleTo::Number(replicas) => control.scale(&flow, &step, replicas).await?,
         ScaleTo::File(ScaleWord::Auto) => control.unscale(&flow, &step).await?,
     }))
+}
+
+/// Lists the versions of a flow, newest first.
+#[utoipa::path(get, path = "/api/v1/flows/{flow}/versions", params(("flow" = String, Path)),
+    security(("token" = [])), responses((status = 200, body = VersionList), (status = 404, body = ErrorBody)))]
+pub(super) async fn versions(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+) -> Answer<VersionList> {
+    Ok(Json(state.control.versions(&flow).await?))
+}
+
+/// Says what is different between two versions of a flow.
+#[utoipa::path(get, path = "/api/v1/flows/{flow}/diff", params(("flow" = String, Path), DiffParams),
+    security(("token" = [])), responses((status = 200, body = DiffView), (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody)))]
+pub(super) async fn diff(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    params: Params<DiffParams>,
+) -> Answer<DiffView> {
+    let DiffParams { from, to } = params.0;
+    Ok(Json(state.control.diff(&flow, from, to).await?))
+}
+
+/// Applies an earlier version again, as a new one: its file, its images and its environment.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/rollback", params(("flow" = String, Path)),
+    request_body = RollbackRequest, security(("token" = [])), responses((status = 200, body = PlanView),
+    (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 422, body = ErrorBody),
+    (status = 503, body = ErrorBody)))]
+pub(super) async fn rollback(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    request: JsonBody<RollbackRequest>,
+) -> Answer<PlanView> {
+    Ok(Json(state.control.rollback(&flow, &request.0).await?))
 }
 
 /// Fires the trigger now.

@@ -538,6 +538,7 @@ mod tests {
         let flows = vec![FlowTopology {
             flow: "orders".into(),
             steps: vec![("crm".into(), vec![("poll".into(), "out".into())])],
+            aliases: vec![],
         }];
         broker
             .declare(
@@ -583,7 +584,10 @@ mod tests {
     async fn what_is_given_back_too_often_is_a_dead_letter() {
         let (broker, names) = broker().await;
         broker
-            .publish(publication(&names.flow("orders"), "poll.out"))
+            .publish(publication(
+                &names.flow("orders"),
+                &Names::port_key("poll", "out", ["crm"]),
+            ))
             .await
             .unwrap();
         let queue = names.queue("orders", "crm");

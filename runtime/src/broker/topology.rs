@@ -10,6 +10,9 @@
 //! - `dead_lettering_is_at_least_once`: it needs the strategy *and* `reject-publish`, or the broker
 //!   falls back to at-most-once without a word.
 //! - `every_queue_is_bounded`.
+//! - `a_message_never_goes_by_an_old_and_a_new_way`: the key of a port names the steps it leads to,
+//!   so that a replica of an earlier version goes on sending by the ways of that version. Bindings
+//!   cannot be exchanged in one instant; keys can.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -140,9 +143,26 @@ impl Names {
             .strip_prefix(".flow.")?
             .split_once('.')
     }
-    /// The routing key of a step's port, in its flow's exchange.
-    pub fn port_key(step: &str, port: &str) -> String {
-        format!("{step}.{port}")
+    /// The routing key of a step's port that leads to these steps, in its flow's exchange:
+    /// `<step>.<port>.<hash of the steps>`.
+    pub fn port_key<'a>(
+        step: &str,
+        port: &str,
+        successors: impl IntoIterator<Item = &'a str>,
+    ) -> String {
+        let successors: BTreeSet<&str> = successors.into_iter().collect();
+        let mut hasher = blake3::Hasher::new();
+        for successor in successors {
+            // No id holds a space.
+            hasher.update(successor.as_bytes()).update(b" ");
+        }
+        let tag = &hasher.finalize().to_hex()[..8];
+        format!("{step}.{port}.{tag}")
+    }
+    /// The step and the port of such a key. Those of earlier releases end with the port.
+    pub fn parse_port_key(key: &str) -> (&str, &str) {
+        let (step, rest) = key.split_once('.').unwrap_or((key, ""));
+        (step, rest.split_once('.').map_or(rest, |(port, _)| port))
     }
     /// The routing key of a step, in the exchange of steps.
     pub fn step_key(flow: &str, step: &str) -> String {
@@ -166,6 +186,23 @@ pub struct FlowTopology {
     pub flow: String,
     /// Its steps that have a queue, each with the (step, port) it takes messages from.
     pub steps: Vec<(String, Vec<(String, String)>)>,
+    /// Steps that it had once, each with the step that takes what still comes for it.
+    pub aliases: Vec<(String, String)>,
+}
+
+impl FlowTopology {
+    /// The routing key of a step's port.
+    pub fn port_key(&self, step: &str, port: &str) -> String {
+        let leads_to = self.steps.iter().filter(|(_, sources)| {
+            let mut sources = sources.iter();
+            sources.any(|(from, by)| from == step && by == port)
+        });
+        Names::port_key(
+            step,
+            port,
+            leads_to.map(|(successor, _)| successor.as_str()),
+        )
+    }
 }
 
 /// One thing that should be on the broker.
@@ -457,8 +494,15 @@ fn flow_declarations(
             format!("#.{}", Names::step_key(&flow.flow, step)),
         ));
         for (source, port) in sources {
-            all.push(bind(names.flow(&flow.flow), Names::port_key(source, port)));
+            all.push(bind(names.flow(&flow.flow), flow.port_key(source, port)));
         }
+    }
+    for (former, successor) in &flow.aliases {
+        all.push(Declaration::Binding(Binding {
+            source: names.steps(),
+            key: format!("#.{}", Names::step_key(&flow.flow, former)),
+            destination: Destination::Queue(names.queue(&flow.flow, successor)),
+        }));
     }
     all
 }

@@ -17,6 +17,7 @@ fn topology() -> Topology {
                 ("crm".into(), after("shape")),
                 ("audit".into(), after("poll")),
             ],
+            aliases: vec![],
         }],
     }
 }
@@ -99,7 +100,10 @@ fn a_delay_is_rounded_up_and_cut() {
 #[test]
 fn a_port_leads_to_every_step_after_it() {
     let reached = router(&topology())
-        .route("t.flow.orders", "poll.out")
+        .route(
+            "t.flow.orders",
+            &topology().flows[0].port_key("poll", "out"),
+        )
         .unwrap();
     assert_eq!(
         reached.into_iter().collect::<Vec<_>>(),
@@ -221,14 +225,11 @@ fn what_a_flow_no_longer_has_is_stale_and_nothing_else() {
         .iter()
         .map(|binding| format!("{} {}", binding.source, binding.key))
         .collect();
-    assert_eq!(
-        shown,
-        [
-            "t.flow.orders poll.out",
-            "t.flow.orders shape.out",
-            "t.steps #.orders.shape"
-        ]
-    );
+    let key = |step: &str| format!("t.flow.orders {}", old.flows[0].port_key(step, "out"));
+    // The port of `poll` leads to other steps, and so has another key.
+    let expect = [key("poll"), key("poll"), key("shape")];
+    assert_eq!(shown[..3], expect);
+    assert_eq!(shown[3..], ["t.steps #.orders.shape"]);
     assert!(stale_bindings(&old, &old.flows).is_empty());
 }
 
@@ -243,4 +244,48 @@ fn the_longest_wait_is_one_that_the_broker_can_count() {
         longest.as_millis() <= u128::from(u32::MAX),
         "the broker's timers have 32 bits"
     );
+}
+
+#[test]
+fn a_message_never_goes_by_an_old_and_a_new_way() {
+    let old = topology();
+    let mut new = topology();
+    // `tax` is put between `shape` and `crm`.
+    new.flows[0].steps[2].1 = vec![("tax".into(), "out".into())];
+    let after = vec![("shape".to_owned(), "out".to_owned())];
+    new.flows[0].steps.push(("tax".into(), after));
+    // While the one takes over from the other both are declared.
+    let mut router = router(&old);
+    for declaration in declarations(&new) {
+        router.declare(&declaration);
+    }
+    let check = |topology: &Topology, step: &str, expect: &[&str]| {
+        let key = topology.flows[0].port_key(step, "out");
+        let reached = router.route("t.flow.orders", &key).unwrap();
+        let expect: BTreeSet<String> = expect
+            .iter()
+            .map(|step| format!("t.flow.orders.{step}"))
+            .collect();
+        assert_eq!(reached, expect, "{key}");
+    };
+    check(&old, "shape", &["crm"]);
+    check(&new, "shape", &["tax"]);
+    check(&new, "tax", &["crm"]);
+    check(&old, "poll", &["audit", "shape"]);
+    check(&new, "poll", &["audit", "shape"]);
+    let one = old.flows[0].port_key("shape", "out");
+    assert_eq!(Names::parse_port_key(&one), ("shape", "out"));
+}
+
+#[test]
+fn what_still_comes_for_a_step_that_was_renamed_goes_to_the_other() {
+    let mut topology = topology();
+    topology.flows[0].aliases = vec![("old".into(), "crm".into())];
+    let router = router(&topology);
+    let key = "0.0.1.orders.old";
+    let reached = router.route("t.steps", key).unwrap();
+    assert_eq!(reached, BTreeSet::from(["t.flow.orders.crm".to_owned()]));
+    let lost = super::super::topology::Names::new("t").lost();
+    let other = router.route("t.steps", "0.0.1.orders.older").unwrap();
+    assert_eq!(other, BTreeSet::from([lost]));
 }

@@ -6,13 +6,17 @@ use clap::Args;
 use reqwest::Method;
 use tokio::time::Instant;
 
+use super::choices::Choices;
 use super::problem::Problem;
-use super::{Context, ExitStatus, file, plan, words};
+use super::{Context, ExitStatus, drain, file, plan, words};
 use crate::control::view::{FlowStatus, PlanView};
 use crate::reconcile::FlowState;
 
 /// How often to look whether everything runs.
 const LOOK: Duration = Duration::from_millis(300);
+
+/// How often to ask whether steps that go away have finished.
+const DRAINING: Duration = Duration::from_secs(1);
 
 /// Makes a flow file the newest version of its flow, and waits until it runs. Doing it again does
 /// nothing. `${env.X}` is taken from the environment of this command.
@@ -20,9 +24,8 @@ const LOOK: Duration = Duration::from_millis(300);
 pub(super) struct Apply {
     /// The flow file; `-` is standard input
     file: String,
-    /// Drops messages that wait for a step that is no longer in the file
-    #[arg(long)]
-    drop_messages: bool,
+    #[command(flatten)]
+    choices: Choices,
     /// Does not wait until everything runs
     #[arg(long)]
     no_wait: bool,
@@ -35,22 +38,72 @@ pub(super) async fn run(command: &Apply, context: &Context) -> Result<ExitStatus
     let source = file::read(&command.file)?;
     let mut draft =
         file::draft(&source, context).map_err(|problem| file::shown(problem, &source, context))?;
-    draft.drop_messages = command.drop_messages;
-    let progress = context.printer.progress("checking and applying");
-    let plan: Result<PlanView, Problem> = context
-        .client()?
-        .send(Method::POST, &["apply"], &[], &draft)
-        .await;
-    drop(progress);
+    command.choices.fill(&mut draft);
+    let again = async || {
+        context
+            .client()?
+            .send(Method::POST, &["apply"], &[], &draft)
+            .await
+    };
+    let plan = until_applied(again, context).await;
     let plan = plan.map_err(|problem| file::shown(problem, &source, context))?;
     if !context.printer.is_json() {
         context.printer.findings(&source, plan.warnings.clone());
+    }
+    finish(plan, command.no_wait, command.timeout, context).await
+}
+
+/// Asks to apply again and again, while steps that go away finish what they have.
+pub(super) async fn until_applied(
+    again: impl AsyncFn() -> Result<PlanView, Problem>,
+    context: &Context,
+) -> Result<PlanView, Problem> {
+    let mut progress = Some(context.printer.progress("checking and applying"));
+    let mut is_said = false;
+    loop {
+        let plan = again().await?;
+        if plan.applied {
+            return Ok(plan);
+        }
+        let waiting: Vec<String> = plan
+            .removed
+            .iter()
+            .map(|it| format!("`{}`: {}", it.step, drain::words_of(it.left)))
+            .collect();
+        if !is_said {
+            is_said = true;
+            progress = None;
+            let steps: Vec<String> = plan.removed.iter().map(|it| it.step.clone()).collect();
+            context.printer.note(&format!(
+                "{} of `{}` finishes what it has, and what leads to it holds still; \
+                 interrupted, that goes on until `towpath resume {} {}`",
+                steps.join(", "),
+                plan.flow,
+                plan.flow,
+                steps.join(" or ")
+            ));
+        }
+        progress
+            .get_or_insert_with(|| context.printer.progress("waiting"))
+            .say(waiting.join("; "));
+        tokio::time::sleep(DRAINING).await;
+    }
+}
+
+/// Says what was applied, and waits until it runs.
+pub(super) async fn finish(
+    plan: PlanView,
+    no_wait: bool,
+    timeout: Duration,
+    context: &Context,
+) -> Result<ExitStatus, Problem> {
+    if !context.printer.is_json() {
         plan::changes(context.printer, &plan);
     }
-    let status = if command.no_wait {
+    let status = if no_wait {
         None
     } else {
-        Some(wait(&plan, command.timeout, context).await?)
+        Some(wait(&plan, timeout, context).await?)
     };
     if context.printer.is_json() {
         context.printer.json(&plan);
@@ -85,7 +138,10 @@ async fn wait(plan: &PlanView, limit: Duration, context: &Context) -> Result<Flo
         let late: Vec<String> = status
             .steps
             .iter()
-            .filter(|step| step.state != "running" || step.running != step.desired)
+            .filter(|step| {
+                let is_held = step.wanted != FlowState::Running;
+                !is_held && (step.state != "running" || step.running != step.desired)
+            })
             .map(|step| {
                 let reason = step
                     .reason

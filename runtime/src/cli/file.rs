@@ -57,7 +57,7 @@ pub(super) fn draft(source: &Source, context: &Context) -> Result<Draft, Problem
         file: source.name.clone(),
         source: text,
         env,
-        drop_messages: false,
+        ..Draft::default()
     })
 }
 

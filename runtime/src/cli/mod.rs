@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 mod apply;
 mod check;
+mod choices;
 mod client;
 mod completions;
 mod dead;
@@ -32,6 +33,7 @@ mod serve;
 mod status;
 mod step;
 mod verbs;
+mod versions;
 mod why;
 mod words;
 
@@ -111,6 +113,12 @@ enum Command {
     Plan(plan::Plan),
     /// Makes a flow file the newest version of its flow
     Apply(apply::Apply),
+    /// Lists the versions of a flow
+    Versions(versions::Versions),
+    /// Shows what is different between two versions of a flow
+    Diff(versions::Diff),
+    /// Goes back to an earlier version of a flow
+    Rollback(versions::Rollback),
     /// Lists all flows
     List,
     /// Shows how flows are
@@ -226,6 +234,9 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Check(command) => check::run(&command, context).await,
         Command::Plan(command) => plan::run(&command, context).await,
         Command::Apply(command) => apply::run(&command, context).await,
+        Command::Versions(command) => versions::list(&command, context).await,
+        Command::Diff(command) => versions::diff(&command, context).await,
+        Command::Rollback(command) => versions::rollback(&command, context).await,
         Command::List => list::run(context).await,
         Command::Status(command) => status::run(&command, context).await,
         Command::Logs(command) => logs::run(&command, context).await,

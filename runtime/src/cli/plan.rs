@@ -3,9 +3,10 @@
 use clap::Args;
 use reqwest::Method;
 
+use super::choices::Choices;
 use super::printer::{Printer, Tone};
 use super::problem::Problem;
-use super::{Context, ExitStatus, file};
+use super::{Context, ExitStatus, drain, file};
 use crate::control::view::{ChangeAction, PlanView};
 
 /// Shows what applying a flow file would do, and why. Changes nothing.
@@ -13,12 +14,15 @@ use crate::control::view::{ChangeAction, PlanView};
 pub(super) struct Plan {
     /// The flow file; `-` is standard input
     file: String,
+    #[command(flatten)]
+    choices: Choices,
 }
 
 pub(super) async fn run(command: &Plan, context: &Context) -> Result<ExitStatus, Problem> {
     let source = file::read(&command.file)?;
-    let draft =
+    let mut draft =
         file::draft(&source, context).map_err(|problem| file::shown(problem, &source, context))?;
+    command.choices.fill(&mut draft);
     let progress = context.printer.progress("asking the control plane");
     let plan: Result<PlanView, Problem> = context
         .client()?
@@ -56,5 +60,18 @@ pub(super) fn changes(printer: Printer, plan: &PlanView) {
         let sign = printer.tone(sign, tone);
         let step = change.step.as_deref().unwrap_or("the flow");
         printer.line(&format!("  {sign} {step}: {}", change.reason));
+    }
+    for step in &plan.removed {
+        let has = drain::words_of(step.left);
+        let tone = if step.refused { Tone::Bad } else { Tone::Fair };
+        if step.left.queued + step.left.in_hand + step.left.waiting > 0 {
+            let fate = printer.tone(&step.messages, tone);
+            printer.line(&format!("  messages of {}: {has}; {fate}", step.step));
+        }
+    }
+    if plan.removed.iter().any(|step| step.refused) {
+        printer.line(
+            "  choose with `--drain-first`, `--move OLD=NEW`, `--dead-letter` or `--drop-messages`",
+        );
     }
 }

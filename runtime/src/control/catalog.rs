@@ -130,12 +130,21 @@ impl Catalog {
 
     /// What should be on the broker.
     pub async fn topology(&self) -> Result<Topology, ControlError> {
-        let flows = self
+        let mut flows: Vec<FlowTopology> = self
             .live_flows()
             .await?
             .values()
             .map(LiveFlow::topology)
             .collect();
+        let removals = self.store.removals().await?;
+        for former in self.store.former_steps().await? {
+            // As long as a queue is still there, what comes for its step goes there.
+            let has_queue = removals.iter().any(|it| it.flow == former.flow);
+            let flow = flows.iter_mut().find(|it| it.flow == former.flow);
+            if let (Some(flow), Some(successor), false) = (flow, former.successor, has_queue) {
+                flow.aliases.push((former.step, successor));
+            }
+        }
         Ok(Topology {
             names: self.ground.names.clone(),
             flows,
@@ -163,7 +172,11 @@ impl Catalog {
     }
 
     /// The image that was there when the flow was applied; `Err` inside if it is gone.
-    async fn image(&self, reference: &str, id: &str) -> anyhow::Result<Result<Image, String>> {
+    pub(super) async fn image(
+        &self,
+        reference: &str,
+        id: &str,
+    ) -> anyhow::Result<Result<Image, String>> {
         let known = self
             .images
             .lock()

@@ -15,8 +15,10 @@ use towpath_flow::{Facts, Finding, Fires, Flow, ImageFact, Source, check, refere
 
 use super::Control;
 use super::changes::changes;
+use super::choices::{Choices, Fate};
 use super::error::{ControlError, ErrorKind};
-use super::view::{Change, Draft, PlanView};
+use super::view::{Change, ChangeAction, Draft, Left, PlanView, RemovedStep};
+use crate::broker::topology::FlowTopology;
 use crate::engine::Image;
 use crate::live::LiveFlow;
 use crate::reconcile::FlowState;
@@ -25,8 +27,25 @@ use crate::store::flows::{FlowRecord, NewVersion};
 /// The random bytes of a webhook key: 256 bits cannot be guessed.
 const WEBHOOK_KEY_BYTES: usize = 32;
 
-/// A file that was checked, and what it would change.
+/// What is to become the newest version of its flow.
+pub(super) struct Proposal {
+    /// What the file is called.
+    pub(super) file: String,
+    /// What is in it.
+    pub(super) source: String,
+    /// The environment variables it names, and perhaps others.
+    pub(super) env: BTreeMap<String, String>,
+    /// The engine's ids of its images, if they are not to be those that have their names now.
+    pub(super) pinned: Option<BTreeMap<String, String>>,
+    /// What becomes of messages of steps that go away.
+    pub(super) choices: Choices,
+    /// What is said of the version beside what changes.
+    pub(super) note: Option<String>,
+}
+
+/// A proposal that was checked, and what it would change.
 struct Checked {
+    proposal: Proposal,
     flow: Arc<Flow>,
     warnings: Vec<Finding>,
     images: BTreeMap<String, Image>,
@@ -36,28 +55,47 @@ struct Checked {
     flow_before: Option<Arc<Flow>>,
 }
 
+/// A step that goes away.
+struct Removed {
+    step: String,
+    left: Left,
+    fate: Fate,
+}
+
 impl Control {
     /// Says what applying a flow file would do, and changes nothing.
     pub async fn plan(&self, draft: &Draft) -> Result<PlanView, ControlError> {
-        let checked = self.check(draft).await?;
+        let checked = self.check(Proposal::of(draft)).await?;
         let changes = self.changes_of(&checked).await?;
+        let removed = self.removed_steps(&checked).await?;
         let version = checked.before.as_ref().map_or(0, |before| before.version);
-        let unchanged = checked.is_unchanged();
-        Ok(PlanView {
-            flow: checked.flow.name.clone(),
-            version: if unchanged { version } else { version + 1 },
-            unchanged,
+        Ok(checked.view(
+            version + u32::from(!checked.is_unchanged()),
             changes,
-            warnings: checked.warnings,
-            webhook_url: None,
-        })
+            &removed,
+        ))
     }
 
     /// Makes a flow file the newest version of its flow.
     pub async fn apply(&self, draft: &Draft) -> Result<PlanView, ControlError> {
+        self.apply_proposal(Proposal::of(draft)).await
+    }
+
+    /// Makes a proposal the newest version of its flow, unless steps that go away have to finish
+    /// first: then it sees to that, and applies nothing yet.
+    pub(super) async fn apply_proposal(
+        &self,
+        proposal: Proposal,
+    ) -> Result<PlanView, ControlError> {
         let _alone = self.applying.lock().await;
-        let checked = self.check(draft).await?;
+        let checked = self.check(proposal).await?;
         let changes = self.changes_of(&checked).await?;
+        let removed = self.removed_steps(&checked).await?;
+        refuse(&removed)?;
+        if self.drain(&checked, &removed).await? {
+            let version = checked.before.as_ref().map_or(0, |before| before.version);
+            return Ok(checked.view(version, changes, &removed));
+        }
         let (version, key) = if checked.is_unchanged() {
             let before = checked.before.as_ref();
             // What could not be declared the last time is declared now.
@@ -67,36 +105,115 @@ impl Control {
                 before.and_then(|it| it.webhook_key.clone()),
             )
         } else {
-            self.store_draft(draft, &checked).await?
+            self.store_draft(&checked, &changes).await?
         };
         self.changed().await?;
+        self.removals.notify_one();
         Ok(PlanView {
-            flow: checked.flow.name.clone(),
-            version,
-            unchanged: checked.is_unchanged(),
-            changes,
-            warnings: checked.warnings,
+            applied: true,
             webhook_url: key.map(|key| self.webhook_url(&checked.flow.name, &key)),
+            ..checked.view(version, changes, &removed)
         })
+    }
+
+    /// The steps that go away, what they have, and what becomes of it.
+    async fn removed_steps(&self, checked: &Checked) -> Result<Vec<Removed>, ControlError> {
+        let choices = &checked.proposal.choices;
+        choices.check(checked.flow_before.as_deref(), &checked.flow)?;
+        let mut removed = Vec::new();
+        for step in checked.removed() {
+            let left = self.left_in(&checked.flow.name, &step).await?;
+            let has_messages = left.queued + left.in_hand + left.waiting > 0;
+            removed.push(Removed {
+                fate: choices.fate(&step, has_messages),
+                step,
+                left,
+            });
+        }
+        Ok(removed)
+    }
+
+    /// Lets steps that go away finish first, if that was chosen. Says whether they still have to.
+    async fn drain(&self, checked: &Checked, removed: &[Removed]) -> Result<bool, ControlError> {
+        let draining: Vec<&str> = removed
+            .iter()
+            .filter(|it| it.fate == Fate::Drained)
+            .map(|it| it.step.as_str())
+            .collect();
+        let (Some(before), Some(flow)) = (&checked.before, &checked.flow_before) else {
+            return Ok(false);
+        };
+        if draining.is_empty() {
+            return Ok(false);
+        }
+        if !matches!(before.state, FlowState::Running | FlowState::Draining) {
+            let message = format!(
+                "`{}` {}: nothing of it can finish",
+                before.name,
+                super::hold::is(before.state)
+            );
+            return Err(
+                ControlError::new(ErrorKind::Conflict, "flow_not_running", message).hint(format!(
+                    "`towpath resume {}` first, or move the messages or make them dead letters",
+                    before.name
+                )),
+            );
+        }
+        let mut is_new = false;
+        for step in &draining {
+            if before.held.get(*step) != Some(&FlowState::Draining) {
+                let store = &self.catalog.store;
+                store
+                    .set_hold(&before.name, step, FlowState::Draining)
+                    .await?;
+                tracing::info!(
+                    flow = before.name,
+                    step,
+                    "it finishes what it has, and then goes"
+                );
+                is_new = true;
+            }
+        }
+        if is_new {
+            self.changed().await?;
+            return Ok(true);
+        }
+        for step in &draining {
+            let left = self.left_of_step(before, flow, step).await?;
+            if !left.is_some_and(|left| left.drained) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn store_draft(
         &self,
-        draft: &Draft,
         checked: &Checked,
+        changes: &[Change],
     ) -> Result<(u32, Option<String>), ControlError> {
         let flow = &checked.flow;
-        let removed = checked.removed();
-        if !draft.drop_messages {
-            self.refuse_full_queues(&flow.name, &removed, "is no longer in the file")
-                .await?;
-        }
+        let proposal = &checked.proposal;
         let mut topology = self.catalog.topology().await?;
-        let former = topology.flows.clone();
-        topology.flows.retain(|one| one.flow != flow.name);
-        topology
-            .flows
-            .push(LiveFlow::new(flow, 0, FlowState::Running).topology());
+        let mut next = LiveFlow::new(flow, 0, FlowState::Running).topology();
+        let before = topology.flows.iter().position(|one| one.flow == flow.name);
+        let mut former = Vec::new();
+        if let Some(before) = before.map(|index| topology.flows.remove(index)) {
+            // A former step that is there again takes its messages itself. All other bindings stay
+            // as long as a replica of an earlier version may use them: see `removals`.
+            let is_step = |id: &String| flow.steps.iter().any(|step| step.id == *id);
+            let (back, kept): (Vec<_>, Vec<_>) = before
+                .aliases
+                .into_iter()
+                .partition(|(old, _)| is_step(old));
+            next.aliases = kept.into_iter().filter(|(_, to)| is_step(to)).collect();
+            former.push(FlowTopology {
+                flow: flow.name.clone(),
+                steps: Vec::new(),
+                aliases: back,
+            });
+        }
+        topology.flows.push(next);
         self.broker.declare(&topology, &former).await?;
 
         let key = (flow.fires == Fires::Webhook).then(webhook_key);
@@ -108,8 +225,8 @@ impl Control {
         };
         let new = NewVersion {
             flow: flow.name.clone(),
-            file: draft.file.clone(),
-            source: draft.source.clone().into_bytes(),
+            file: proposal.file.clone(),
+            source: proposal.source.clone().into_bytes(),
             env: checked.env.clone(),
             images: checked
                 .images
@@ -125,8 +242,10 @@ impl Control {
                 .filter(|step| kept(step))
                 .map(|it| it.id.clone())
                 .collect(),
-            removed,
-            drop_messages: draft.drop_messages,
+            removed: checked.removed(),
+            drop_messages: proposal.choices.drop_messages,
+            moves: proposal.choices.moves.clone(),
+            summary: summary(proposal.note.as_deref(), changes),
         };
         for image in checked.images.values() {
             self.catalog.remember(image.clone());
@@ -138,12 +257,15 @@ impl Control {
         Ok((version, key.filter(|_| flow.fires == Fires::Webhook)))
     }
 
-    async fn check(&self, draft: &Draft) -> Result<Checked, ControlError> {
-        let source = Source::new(&*draft.file, draft.source.clone().into_bytes());
+    async fn check(&self, proposal: Proposal) -> Result<Checked, ControlError> {
+        let source = Source::new(&*proposal.file, proposal.source.clone().into_bytes());
         let references = references_in(&source);
-        let images = self.find_images(references.images.iter()).await?;
+        let images = match &proposal.pinned {
+            Some(pinned) => self.pinned_images(pinned).await?,
+            None => self.find_images(references.images.iter()).await?,
+        };
         let secrets = self.catalog.store.secret_records().await?;
-        let env: BTreeMap<String, String> = draft
+        let env: BTreeMap<String, String> = proposal
             .env
             .iter()
             .filter(|(name, _)| references.env.contains(*name))
@@ -169,7 +291,8 @@ impl Control {
             .as_ref()
             .and_then(|before| self.catalog.flow(before).ok());
         Ok(Checked {
-            hash: hash(&draft.source, &env, &images),
+            hash: hash(&proposal.source, &env, &images),
+            proposal,
             warnings: checked.warnings.into_findings(),
             flow,
             images,
@@ -177,6 +300,28 @@ impl Control {
             before,
             flow_before,
         })
+    }
+
+    /// The images that were there when a version was applied.
+    async fn pinned_images(
+        &self,
+        pinned: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, Option<Image>>, ControlError> {
+        let mut images = BTreeMap::new();
+        for (name, id) in pinned {
+            let found = self.catalog.image(name, id).await.map_err(|error| {
+                let text = format!("{error:#}");
+                ControlError::new(ErrorKind::Unavailable, "engine_unavailable", text)
+            })?;
+            let image = found.map_err(|_| {
+                let message =
+                    format!("the image `{name}` that this version ran with is gone ({id})");
+                ControlError::new(ErrorKind::Conflict, "image_gone", message)
+                    .hint("apply its file instead: that takes the image that has this name now")
+            })?;
+            images.insert(name.clone(), Some(image));
+        }
+        Ok(images)
     }
 
     async fn find_images(
@@ -263,7 +408,95 @@ impl Control {
     }
 }
 
+impl Proposal {
+    fn of(draft: &Draft) -> Self {
+        Self {
+            file: draft.file.clone(),
+            source: draft.source.clone(),
+            env: draft.env.clone(),
+            pinned: None,
+            choices: Choices {
+                drain_first: draft.drain_first,
+                dead_letter: draft.dead_letter,
+                drop_messages: draft.drop_messages,
+                moves: draft.moves.clone(),
+            },
+            note: None,
+        }
+    }
+}
+
+/// Refuses to remove steps that have messages nobody decided about.
+fn refuse(removed: &[Removed]) -> Result<(), ControlError> {
+    let refused: Vec<String> = removed
+        .iter()
+        .filter(|it| it.fate == Fate::Refused)
+        .map(|it| format!("`{}` has {}", it.step, words(it.left)))
+        .collect();
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "messages wait for a step that is no longer in the file: {}",
+        refused.join("; ")
+    );
+    Err(ControlError::new(ErrorKind::Conflict, "queues_not_empty", message).hint(
+        "choose what becomes of them: `--drain-first` lets the step finish, `--move OLD=NEW` gives them to another step, \
+         `--dead-letter` keeps them as dead letters (`--drop-messages` drops them)",
+    ))
+}
+
+/// What is left, in words.
+fn words(left: Left) -> String {
+    let parts = [
+        (left.queued, "queued"),
+        (left.in_hand, "in hand"),
+        (left.waiting, "waiting to be tried again"),
+    ];
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    parts.join(", ")
+}
+
+/// What changes with a version, in a line.
+fn summary(note: Option<&str>, changes: &[Change]) -> String {
+    let parts = changes.iter().map(|change| {
+        let step = change.step.as_deref().unwrap_or("flow");
+        match change.action {
+            ChangeAction::Create => format!("+{step}"),
+            ChangeAction::Remove => format!("-{step}"),
+            ChangeAction::Replace | ChangeAction::Scale | ChangeAction::Update => {
+                format!("{step}: {}", change.reason)
+            }
+        }
+    });
+    let parts: Vec<String> = note.map(str::to_owned).into_iter().chain(parts).collect();
+    parts.join("; ")
+}
+
 impl Checked {
+    fn view(&self, version: u32, changes: Vec<Change>, removed: &[Removed]) -> PlanView {
+        let removed = removed.iter().map(|it| RemovedStep {
+            step: it.step.clone(),
+            left: it.left,
+            refused: it.fate == Fate::Refused,
+            messages: it.fate.words(),
+        });
+        PlanView {
+            flow: self.flow.name.clone(),
+            version,
+            unchanged: self.is_unchanged(),
+            applied: false,
+            changes,
+            removed: removed.collect(),
+            warnings: self.warnings.clone(),
+            webhook_url: None,
+        }
+    }
+
     fn is_unchanged(&self) -> bool {
         self.before
             .as_ref()

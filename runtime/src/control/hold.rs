@@ -88,17 +88,7 @@ impl Control {
         let _alone = self.applying.lock().await;
         let (record, checked) = self.record(flow).await?;
         refuse_without_container(&checked, step)?;
-        let model = find_step(&checked, step)?;
-        if verb == Verb::Drain && model.is_trigger {
-            let message = format!("nothing comes before `{step}`: it is the trigger of `{flow}`");
-            return Err(
-                ControlError::new(ErrorKind::Conflict, "trigger_not_drainable", message).hint(
-                    format!(
-                        "`towpath drain {flow}` lets the whole flow finish; `towpath pause {flow} {step}` holds the trigger"
-                    ),
-                ),
-            );
-        }
+        find_step(&checked, step)?;
         let now = record.held.get(step).copied().unwrap_or_default();
         let state = verb.next(now);
         let changed = state != now;
@@ -194,7 +184,11 @@ fn holds_still(flow: &Flow, step: &str) -> String {
         .map(|it| format!("`{}`", it.id))
         .collect();
     if before.is_empty() {
-        return "requests are asked to come again until it is resumed".to_owned();
+        let what = match flow.fires {
+            Fires::Webhook => "requests are asked to come again",
+            Fires::Every(_) => "no tick is sent",
+        };
+        return format!("{what} until it is resumed");
     }
     before.sort();
     let verb = if before.len() == 1 { "holds" } else { "hold" };

@@ -189,6 +189,21 @@ async fn a_step_drains_while_the_one_before_it_holds_still() {
         settled(&bench).await,
         "poll running, shape running, log running"
     );
+    let poll = bench
+        .control
+        .tell_step("orders", "poll", Verb::Drain)
+        .await
+        .unwrap();
+    assert!(poll.message.contains("no tick is sent"), "{poll:?}");
+    assert_eq!(
+        settled(&bench).await,
+        "poll draining, shape running, log running"
+    );
+    let fired = bench.control.run("orders", None).await.unwrap_err();
+    assert_eq!(fired.code, "not_running");
+    bench.report(60_000);
+    let status = bench.control.status("orders").await.unwrap();
+    assert_eq!(status.steps[0].state, "drained");
 }
 
 #[tokio::test]
@@ -242,18 +257,4 @@ async fn what_cannot_be_told_anything_says_why() {
         .await
         .unwrap_err();
     assert_eq!(error.code, "no_such_step");
-
-    bench
-        .control
-        .apply(&draft(&POLL.replace("flow: orders", "flow: polled")))
-        .await
-        .unwrap();
-    check(
-        "polled",
-        "poll",
-        Verb::Drain,
-        "trigger_not_drainable",
-        "towpath drain polled",
-    )
-    .await;
 }

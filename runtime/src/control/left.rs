@@ -126,11 +126,37 @@ impl Control {
             self.sights.forget(&scope);
             return Ok(None);
         }
-        let mut agents: Vec<&str> = steps_before(flow, step).map(|it| &*it.id).collect();
-        agents.push(step);
-        self.left(record, flow, scope, &[step], &agents)
+        // Steps before it that drain themselves do not hold still: they must be empty as well.
+        let mut queues: Vec<&str> = vec![step];
+        let mut agents: Vec<&str> = vec![step];
+        let mut next = 0;
+        while let Some(id) = queues.get(next).copied() {
+            next += 1;
+            for before in steps_before(flow, id) {
+                if !agents.contains(&&*before.id) {
+                    agents.push(&before.id);
+                    if record.held.get(&before.id) == Some(&FlowState::Draining) {
+                        queues.push(&before.id);
+                    }
+                }
+            }
+        }
+        self.left(record, flow, scope, &queues, &agents)
             .await
             .map(Some)
+    }
+
+    /// What a step has, as it looks at first sight.
+    pub(super) async fn left_in(&self, flow: &str, step: &str) -> Result<Left, ControlError> {
+        let queue = self.catalog.ground.names.queue(flow, step);
+        let depths = self.broker.depths(std::slice::from_ref(&queue)).await?;
+        let ready = depths.get(&queue).map_or(0, |depth| depth.ready);
+        Ok(Left {
+            queued: self.messages_in(flow, step, ready).max(ready),
+            in_hand: self.held(flow, step),
+            waiting: self.waiting(flow, &[step]).await?,
+            drained: false,
+        })
     }
 
     async fn left(
@@ -216,15 +242,19 @@ impl Control {
         Some(reports)
     }
 
-    /// How many messages of these steps wait in the delay ladder, to be tried again. As long as
-    /// nothing at all waits there it is certain that there are none.
-    pub(super) async fn waiting(&self, _flow: &str, steps: &[&str]) -> Result<u64, ControlError> {
+    /// How many messages of these steps wait in the delay ladder, to be tried again: as noted, unless
+    /// nothing at all waits there. A note may be lost, so it may be more.
+    pub(super) async fn waiting(&self, flow: &str, steps: &[&str]) -> Result<u64, ControlError> {
         if steps.is_empty() {
             return Ok(0);
         }
         let ladder = self.catalog.ground.names.delays();
         let depths = self.broker.depths(&ladder).await?;
-        Ok(depths.values().map(|depth| depth.ready).sum())
+        if depths.values().all(|depth| depth.ready == 0) {
+            return Ok(0);
+        }
+        let noted = self.catalog.store.waiting_counts(flow, now_ms()).await?;
+        Ok(steps.iter().filter_map(|step| noted.get(*step)).sum())
     }
 }
 

@@ -3,7 +3,8 @@
 //! | Module | What |
 //! |---|---|
 //! | [`catalog`] | what should be, from what was applied |
-//! | `draft` | plan and apply; `changes` says what differs |
+//! | `draft` | plan and apply; `changes` says what differs, `choices` what becomes of messages |
+//! | `versions` | what was applied, what differs, and back again |
 //! | `operate` | scale, delete |
 //! | `hold` | pause, resume, drain, stop: a flow or a step |
 //! | `left` | what is left of what drains |
@@ -22,8 +23,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use crate::broker::topology::{FlowTopology, Topology};
-use crate::broker::{Broker, BrokerError};
+use crate::broker::Broker;
+use crate::broker::topology::Topology;
 use crate::engine::Engine;
 use crate::ingress::Recent;
 use crate::inquiry::Inquiry;
@@ -39,6 +40,7 @@ use error::ControlError;
 
 pub mod catalog;
 mod changes;
+mod choices;
 pub mod dead;
 mod draft;
 pub mod error;
@@ -56,6 +58,7 @@ mod status;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod versions;
 pub mod view;
 mod whereabouts;
 mod why;
@@ -155,21 +158,11 @@ impl Control {
         self.replayer.clone()
     }
 
-    /// Declares what should be on the broker, the bindings that earlier versions had removed.
+    /// Declares what should be on the broker. What earlier versions had stays, because replicas of
+    /// them may be at work: [`Self::run_removals`] removes it.
     pub async fn declare(&self) -> Result<(), ControlError> {
         let topology: Topology = self.catalog.topology().await?;
-        let declared: Result<(), BrokerError> = self
-            .broker
-            .declare(&topology, &self.former(&topology).await?)
-            .await;
-        Ok(declared?)
-    }
-
-    /// What may have been declared earlier: the steps that are gone, and are still to be removed.
-    async fn former(&self, topology: &Topology) -> Result<Vec<FlowTopology>, ControlError> {
-        let mut former = topology.flows.clone();
-        former.extend(self.catalog.former_topologies().await?);
-        Ok(former)
+        Ok(self.broker.declare(&topology, &[]).await?)
     }
 
     /// Tells everyone that what should be has changed.

@@ -86,8 +86,7 @@ impl Control {
         let (_, checked) = self.record(flow).await?;
         let steps: Vec<String> = checked.steps.iter().map(|step| step.id.clone()).collect();
         if !drop_messages {
-            self.refuse_full_queues(flow, &steps, "would be deleted")
-                .await?;
+            self.refuse_full_queues(flow, &steps).await?;
         }
         self.catalog
             .store
@@ -104,12 +103,7 @@ impl Control {
     }
 
     /// Refuses if one of the steps' queues holds deliveries, naming each with its count.
-    pub(super) async fn refuse_full_queues(
-        &self,
-        flow: &str,
-        steps: &[String],
-        why: &str,
-    ) -> Result<(), ControlError> {
+    async fn refuse_full_queues(&self, flow: &str, steps: &[String]) -> Result<(), ControlError> {
         if steps.is_empty() {
             return Ok(());
         }
@@ -128,7 +122,10 @@ impl Control {
         if full.is_empty() {
             return Ok(());
         }
-        let message = format!("messages wait for a step that {why}: {}", full.join(", "));
+        let message = format!(
+            "messages wait for a step that would be deleted: {}",
+            full.join(", ")
+        );
         Err(ControlError::new(ErrorKind::Conflict, "queues_not_empty", message).hint(
             "let the flow finish them first, or drop them with `--drop-messages` (`drop_messages` in the API)",
         ))

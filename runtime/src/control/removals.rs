@@ -2,29 +2,52 @@
 //!
 //! # Invariants
 //!
-//! - A queue that holds something is never removed, unless its messages were given up by whoever
-//!   deleted the step: they may have come back from a replica that just ended.
+//! - A queue that holds something is never removed, unless whoever removed the step wanted its
+//!   messages dropped. They go to the step that takes them, or to the dead letters: also those that
+//!   come back from a replica that just ended.
+//! - Nothing of an earlier version is taken away as long as a replica of one may use it.
 //! - It goes on where it was after a restart: what is to be removed is in the store.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use towpath_protocol::message::BATCH_TYPE;
 
 use super::Control;
+use crate::broker::topology::{FlowTopology, Names};
+use crate::broker::{Delivery, Publication};
 use crate::engine::chain;
 use crate::store::flows::Removal;
+use crate::store::now_ms;
 
 /// How often what could not be removed is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// How many deliveries are passed on at a time.
+const WINDOW: u16 = 64;
+
+/// How long nothing must come before a queue counts as empty. Acknowledgements are sent meanwhile.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// How long a delivery is tried to be passed on before it is given back.
+const PASS_ON: Duration = Duration::from_secs(30);
 
 impl Control {
     /// Removes queues until `stop`.
     pub async fn run_removals(self: Arc<Self>, stop: CancellationToken) {
         let mut last_trouble = String::new();
+        let mut tidied = BTreeMap::new();
         loop {
-            let rest = match self.remove_queues().await {
+            let done = match self.remove_queues().await {
+                Ok(0) => self.tidy(&mut tidied).await,
+                other => other,
+            };
+            let rest = match done {
                 Ok(0) => Duration::from_secs(60),
                 Ok(_) => AGAIN,
                 Err(trouble) => {
@@ -55,15 +78,21 @@ impl Control {
         let mut left = 0;
         let mut done = Vec::new();
         for removal in removals {
-            if self.is_used(&removal) {
-                left += 1;
-                continue;
-            }
             let queue = self
                 .catalog
                 .ground
                 .names
                 .queue(&removal.flow, &removal.step);
+            if removal.successor.is_some() {
+                self.pass_on(&queue, &removal).await?;
+            }
+            if self.is_used(&removal).await? {
+                left += 1;
+                continue;
+            }
+            if !removal.drop_messages {
+                self.pass_on(&queue, &removal).await?;
+            }
             match self
                 .broker
                 .delete_queue(&queue, removal.drop_messages)
@@ -76,7 +105,7 @@ impl Control {
                         .removed(&removal)
                         .await
                         .map_err(|error| chain(&error))?;
-                    done.push(removal.flow);
+                    done.push(removal.flow.clone());
                 }
                 Err(error) => {
                     left += 1;
@@ -88,8 +117,144 @@ impl Control {
                 }
             }
         }
+        let is_new = !done.is_empty();
         self.remove_exchanges(done).await?;
+        if is_new && left == 0 {
+            // From now on the broker itself passes on what still comes out of the ladder.
+            self.declare().await.map_err(|error| error.to_string())?;
+        }
         Ok(left)
+    }
+
+    /// Passes on what is in the queue of a step that is gone: to the step that takes its messages, or
+    /// to what was lost, which makes dead letters of it that say why.
+    async fn pass_on(&self, queue: &str, removal: &Removal) -> Result<(), String> {
+        let depths = self.broker.depths(&[queue.to_owned()]).await;
+        let depths = depths.map_err(|error| chain(&error))?;
+        if depths.get(queue).is_none_or(|depth| depth.ready == 0) {
+            return Ok(());
+        }
+        let names = &self.catalog.ground.names;
+        let (exchange, step) = match &removal.successor {
+            Some(successor) => (names.steps(), successor),
+            None => (names.lost(), &removal.step),
+        };
+        let key = Names::step_key(&removal.flow, step);
+        let mut deliveries: mpsc::Receiver<Delivery> = self.broker.consume(queue, WINDOW).await;
+        let mut count = 0;
+        let mut batch = Vec::new();
+        while let Ok(1..) =
+            timeout(QUIET, deliveries.recv_many(&mut batch, usize::from(WINDOW))).await
+        {
+            let sent = join_all(
+                batch
+                    .drain(..)
+                    .map(|delivery| self.send_on(delivery, &exchange, &key)),
+            )
+            .await;
+            count += sent.iter().filter(|sent| **sent).count();
+            if sent.contains(&false) {
+                // Those that were acknowledged are said to be before the consumer goes.
+                tokio::time::sleep(QUIET).await;
+                return Err(format!("`{key}` does not take messages of `{queue}` now"));
+            }
+        }
+        tracing::info!(
+            queue,
+            to = key,
+            count,
+            "passed on the messages of a step that is gone"
+        );
+        Ok(())
+    }
+
+    /// Sends one delivery on, and acknowledges it only then. Says whether it did.
+    async fn send_on(&self, delivery: Delivery, exchange: &str, key: &str) -> bool {
+        let lines = delivery.body.split(|byte| *byte == b'\n');
+        let lines = lines.filter(|line| !line.trim_ascii().is_empty()).count();
+        let publication = Publication {
+            exchange: exchange.to_owned(),
+            key: key.to_owned(),
+            kind: BATCH_TYPE,
+            body: delivery.body.clone(),
+            count: u32::try_from(lines).unwrap_or(u32::MAX),
+        };
+        let send = async {
+            while let Err(error) = self.broker.publish(publication.clone()).await {
+                tracing::debug!(key, error = chain(&error), "cannot pass on a message yet");
+                tokio::time::sleep(QUIET).await;
+            }
+        };
+        let is_sent = timeout(PASS_ON, send).await.is_ok();
+        if delivery.settle.send(is_sent).is_err() {
+            // At least once.
+            tracing::debug!(
+                key,
+                "a message that was passed on comes again, and is passed on again"
+            );
+        }
+        is_sent
+    }
+
+    /// Removes bindings of earlier versions, once nothing of them runs any more, and forgets steps
+    /// for which nothing can come any more. Returns how many flows still wait for that.
+    async fn tidy(&self, tidied: &mut BTreeMap<String, u32>) -> Result<usize, String> {
+        let store = &self.catalog.store;
+        let flows = store.flows().await.map_err(|error| chain(&error))?;
+        let mut left = 0;
+        for record in &flows {
+            if tidied.get(&record.name) == Some(&record.version) {
+                continue;
+            }
+            if !self.is_of_one_version(&record.name, record.version) {
+                left += 1;
+                continue;
+            }
+            let former = self.catalog.former_topologies().await;
+            let mut former = former.map_err(|error| error.to_string())?;
+            former.retain(|it| it.flow == record.name);
+            self.declare_without(&former).await?;
+            tidied.insert(record.name.clone(), record.version);
+        }
+        for former in store.former_steps().await.map_err(|error| chain(&error))? {
+            if former.until > now_ms() {
+                continue;
+            }
+            let alias = former.successor.map(|to| (former.step.clone(), to));
+            let gone = FlowTopology {
+                flow: former.flow.clone(),
+                steps: Vec::new(),
+                aliases: alias.into_iter().collect(),
+            };
+            store
+                .forget_former_step(&former.flow, &former.step)
+                .await
+                .map_err(|error| chain(&error))?;
+            self.declare_without(&[gone]).await?;
+        }
+        Ok(left)
+    }
+
+    async fn declare_without(&self, former: &[FlowTopology]) -> Result<(), String> {
+        let topology = self.catalog.topology().await;
+        let topology = topology.map_err(|error| error.to_string())?;
+        let declared = self.broker.declare(&topology, former).await;
+        declared.map_err(|error| chain(&error))
+    }
+
+    /// Whether all that runs of a flow is of this version, and that is known.
+    fn is_of_one_version(&self, flow: &str, version: u32) -> bool {
+        let status = self.reconciler.status.borrow();
+        let Some(seen) = status.flows.get(flow) else {
+            return false;
+        };
+        status.trouble.is_none()
+            && seen.version == version
+            && seen
+                .steps
+                .values()
+                .flat_map(|step| &step.replicas)
+                .all(|replica| replica.is_current || replica.container.is_none())
     }
 
     /// Removes the exchanges of flows that are gone with all their queues.
@@ -127,8 +292,18 @@ impl Control {
         Ok(())
     }
 
-    /// Whether a replica of the step is still there, or nobody knows.
-    fn is_used(&self, removal: &Removal) -> bool {
+    /// Whether a replica of the step is still there, or one of an earlier version that may send to
+    /// it, or nobody knows.
+    async fn is_used(&self, removal: &Removal) -> Result<bool, String> {
+        if self.has_replicas(removal) {
+            return Ok(true);
+        }
+        let record = self.catalog.store.flow(&removal.flow).await;
+        let record = record.map_err(|error| chain(&error))?;
+        Ok(record.is_some_and(|record| !self.is_of_one_version(&record.name, record.version)))
+    }
+
+    fn has_replicas(&self, removal: &Removal) -> bool {
         let status = self.reconciler.status.borrow();
         if status.at == 0 || status.trouble.is_some() {
             return true;

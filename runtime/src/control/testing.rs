@@ -192,7 +192,7 @@ pub(crate) fn draft(source: &str) -> Draft {
             ("CRM".to_owned(), "http://crm".to_owned()),
             ("HOME".to_owned(), "/root".to_owned()),
         ]),
-        drop_messages: false,
+        ..Draft::default()
     }
 }
 

@@ -13,7 +13,7 @@ use super::dead::view::{LeftOut, OtherDeath};
 use crate::reconcile::FlowState;
 
 /// A flow file to plan or to apply.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Draft {
     /// What messages call the file.
@@ -27,6 +27,16 @@ pub struct Draft {
     /// Whether messages that wait for a step that goes away may be dropped.
     #[serde(default)]
     pub drop_messages: bool,
+    /// Whether steps that go away finish what they have first: what leads to them holds still.
+    /// Until they have, nothing is applied; ask again.
+    #[serde(default)]
+    pub drain_first: bool,
+    /// Whether messages that wait for a step that goes away become dead letters.
+    #[serde(default)]
+    pub dead_letter: bool,
+    /// The steps that take the messages of steps that go away.
+    #[serde(default, rename = "move")]
+    pub moves: BTreeMap<String, String>,
 }
 
 fn unnamed() -> String {
@@ -42,14 +52,93 @@ pub struct PlanView {
     pub version: u32,
     /// Whether there is nothing to do.
     pub unchanged: bool,
+    /// Whether it was applied; false for a plan, and while steps that go away finish first.
+    #[serde(default)]
+    pub applied: bool,
     /// What changes, step by step, each with its reason.
     pub changes: Vec<Change>,
+    /// The steps that go away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<RemovedStep>,
     /// Warnings, and notes of what was not checked.
     #[schema(value_type = Vec<Object>)]
     pub warnings: Vec<Finding>,
     /// Where it takes requests, if it has a webhook and was applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook_url: Option<String>,
+}
+
+/// A step that goes away, and its messages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RemovedStep {
+    /// The step.
+    pub step: String,
+    /// What it still has.
+    pub left: Left,
+    /// Whether it cannot go like this.
+    pub refused: bool,
+    /// What becomes of its messages, in words.
+    pub messages: String,
+}
+
+/// The versions of a flow, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct VersionList {
+    /// The versions that are kept.
+    pub versions: Vec<VersionView>,
+}
+
+/// A version of a flow.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct VersionView {
+    /// The version, from 1.
+    pub version: u32,
+    /// When it was applied, in milliseconds since 1970.
+    pub applied_at: u64,
+    /// Whether it is the one that should run.
+    pub current: bool,
+    /// How many replicas run of it: those of older versions that have not changed since count for
+    /// the current one.
+    pub running: u32,
+    /// What changed with it, in a line.
+    pub summary: String,
+}
+
+/// What is different between two versions of a flow.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DiffView {
+    /// The flow.
+    pub flow: String,
+    /// The version on the left.
+    pub from: u32,
+    /// The version on the right.
+    pub to: u32,
+    /// The differences of the flow files, as a unified diff; empty if there are none. Values of
+    /// secrets are replaced.
+    pub diff: String,
+    /// What else is different: environment and images, without their values.
+    pub notes: Vec<String>,
+}
+
+/// Which version to go back to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// The version; the one before the newest when left out.
+    #[serde(default)]
+    pub version: Option<u32>,
+    /// As for an apply.
+    #[serde(default)]
+    pub drop_messages: bool,
+    /// As for an apply.
+    #[serde(default)]
+    pub drain_first: bool,
+    /// As for an apply.
+    #[serde(default)]
+    pub dead_letter: bool,
+    /// As for an apply.
+    #[serde(default, rename = "move")]
+    pub moves: BTreeMap<String, String>,
 }
 
 /// One thing that changes.

@@ -67,7 +67,7 @@ fn whose(names: &Names, delivery: &Delivery) -> (Place, DeadCause, String) {
     }
     let prefix = names.flow("");
     let place = if let Some(flow) = delivery.exchange.strip_prefix(&prefix) {
-        let (step, port) = delivery.key.rsplit_once('.').unwrap_or((&delivery.key, ""));
+        let (step, port) = Names::parse_port_key(&delivery.key);
         Place {
             flow: flow.to_owned(),
             step: step.to_owned(),
@@ -263,6 +263,8 @@ mod tests {
                 expect
             );
         };
+        let key = Names::port_key("poll", "out", ["crm"]);
+        check("t.flow.orders", &key, ("orders", "poll", Some("out")));
         check("t.flow.orders", "poll.out", ("orders", "poll", Some("out")));
         check("t.steps", "orders.gone", ("orders", "gone", None));
         check("t.delay.1", "0.0.1.0.orders.gone", ("orders", "gone", None));

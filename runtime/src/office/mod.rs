@@ -16,18 +16,22 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use towpath_protocol::office::{CheckpointAnswer, FOUND_TYPE, Found, News, Report, ToAgent};
+use towpath_protocol::message::BATCH_TYPE;
+use towpath_protocol::office::{
+    CheckpointAnswer, DeadCause, FOUND_TYPE, Found, News, Report, ToAgent,
+};
 
 use crate::broker::topology::Names;
-use crate::broker::{Broker, Delivery};
+use crate::broker::{Broker, Delivery, Publication};
 use crate::engine::chain;
 use crate::inquiry::Inquiry;
 use crate::metrics::Metrics;
 use crate::reports::Reports;
 use crate::schedule::Clock;
 use crate::store::dead_letters::Stored;
+use crate::store::former::FormerStep;
 use crate::store::ledger::Sightings;
-use crate::store::records::RunState;
+use crate::store::records::{DeadLetterRecord, RunState};
 use crate::store::{Store, StoreError};
 
 mod ledger;
@@ -246,6 +250,7 @@ impl Office {
                 .iter()
                 .flat_map(|delivery| letters::of(&self.names, delivery, now))
                 .collect();
+            let records = self.redirect(records).await;
             let stored =
                 until_stored(|| self.store.store_dead_letters(records.clone()).boxed()).await;
             for (record, stored) in records.iter().zip(stored) {
@@ -265,6 +270,54 @@ impl Office {
             }
             self.runs_changed.notify_one();
             batch.drain(..).for_each(settle);
+        }
+    }
+}
+
+impl Office {
+    /// What comes for a step that its flow no longer has goes to the step that takes its messages,
+    /// or becomes a dead letter that says so. Returns the dead letters.
+    async fn redirect(&self, records: Vec<DeadLetterRecord>) -> Vec<DeadLetterRecord> {
+        let mut letters = Vec::with_capacity(records.len());
+        for mut record in records {
+            if record.cause == DeadCause::Unroutable && record.port.is_none() {
+                let (flow, step) = (&record.flow, &record.step);
+                let former = || self.store.former_step(flow, step).boxed();
+                if let Some(former) = until_stored(former).await {
+                    if self.pass_on(&record, &former).await {
+                        continue;
+                    }
+                    record.cause = DeadCause::Removed;
+                    record.reason = format!(
+                        "the step `{step}` was taken out of `{flow}` with version {}, and no step takes its messages",
+                        former.version
+                    );
+                }
+            }
+            letters.push(record);
+        }
+        letters
+    }
+
+    /// Sends a message to the step that takes what still comes for its own. Says whether it did.
+    async fn pass_on(&self, record: &DeadLetterRecord, former: &FormerStep) -> bool {
+        let Some(successor) = &former.successor else {
+            return false;
+        };
+        let publication = Publication {
+            exchange: self.names.steps(),
+            key: Names::step_key(&record.flow, successor),
+            kind: BATCH_TYPE,
+            body: record.message.get().to_owned().into(),
+            count: 1,
+        };
+        match self.broker.publish(publication).await {
+            Ok(()) => true,
+            Err(error) => {
+                // It is kept as a dead letter, and can be replayed.
+                tracing::warn!(flow = record.flow, step = record.step, successor, error = %chain(&error), "a message of a step that is gone cannot be passed on");
+                false
+            }
         }
     }
 }

@@ -37,6 +37,7 @@ async fn world(faults: Faults) -> World {
     let flow = FlowTopology {
         flow: "orders".into(),
         steps: vec![("poll".into(), vec![]), ("crm".into(), after)],
+        aliases: vec![],
     };
     let topology = Topology {
         names: names.clone(),
@@ -347,5 +348,45 @@ async fn a_claim_is_answered_after_what_was_settled_before() {
         .metrics
         .render(&Reports::default(), &crate::metrics::Snapshot::default());
     assert!(text.contains("towpath_ledger_claims_total"), "{text}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_for_a_step_that_is_gone_goes_to_its_successor_or_says_so() {
+    let world = world(Faults::default()).await;
+    let version = NewVersion {
+        flow: "orders".into(),
+        steps: vec!["poll".into(), "crm".into()],
+        removed: vec!["renamed".into(), "gone".into()],
+        moves: [("renamed".to_owned(), "crm".to_owned())].into(),
+        ..NewVersion::default()
+    };
+    world.store.store_version(version).await.unwrap();
+    for (number, step) in [(1, "renamed"), (2, "gone"), (3, "never")] {
+        let late = Publication {
+            exchange: "t.steps".into(),
+            key: format!("0.1.orders.{step}"),
+            kind: BATCH_TYPE,
+            body: message(number).into(),
+            count: 1,
+        };
+        world.publish(late).await;
+    }
+    world
+        .eventually("passed on and stored", async |world| {
+            world.broker.ready("t.flow.orders.crm").len() == 1 && world.dead().await.len() == 2
+        })
+        .await;
+    let passed_on = world.broker.ready("t.flow.orders.crm");
+    assert_eq!(passed_on[0], message(1).as_bytes());
+    let mut letters = world.dead().await;
+    letters.sort_by_key(|letter| letter.message_id);
+    let causes: Vec<_> = letters.iter().map(|letter| letter.cause).collect();
+    assert_eq!(causes, [DeadCause::Removed, DeadCause::Unroutable]);
+    assert!(
+        letters[0]
+            .reason
+            .contains("`gone` was taken out of `orders` with version 2")
+    );
     world.stop().await;
 }

@@ -49,6 +49,10 @@ pub fn intent(flow: &Flow, state: FlowState, held: &Held, step: &Step) -> Intent
     if own == FlowState::Paused {
         return Intent::new(FlowState::Paused, "the step is paused");
     }
+    // Before what comes after it: of several steps in a row the first is empty first.
+    if own == FlowState::Draining {
+        return Intent::new(FlowState::Draining, "the step drains");
+    }
     if let Some(draining) = drains_after(flow, held, &step.id) {
         return Intent::new(
             FlowState::Paused,
@@ -58,9 +62,6 @@ pub fn intent(flow: &Flow, state: FlowState, held: &Held, step: &Step) -> Intent
     // A tick that waits would bring in something new; a request that waits was taken already.
     if state == FlowState::Draining && step.is_trigger && matches!(flow.fires, Fires::Every(_)) {
         return Intent::new(FlowState::Paused, "the flow drains");
-    }
-    if own == FlowState::Draining {
-        return Intent::new(FlowState::Draining, "the step drains");
     }
     Intent {
         state: FlowState::Running,
@@ -74,11 +75,7 @@ pub fn intake(flow: &Flow, state: FlowState, held: &Held) -> FlowState {
         return state;
     }
     match flow.steps.iter().find(|step| step.is_trigger) {
-        Some(trigger) => match intent(flow, state, held, trigger).state {
-            // It has a queue, in which requests wait; but no tick is sent.
-            FlowState::Draining => FlowState::Running,
-            other => other,
-        },
+        Some(trigger) => intent(flow, state, held, trigger).state,
         None if drains_after(flow, held, &flow.trigger_id).is_some() => FlowState::Draining,
         None => FlowState::Running,
     }
@@ -173,6 +170,8 @@ mod tests {
         check(Running, &[("crm", Draining)], "rpdr");
         check(Running, &[("shape", Draining)], "pdrr");
         check(Running, &[("audit", Draining)], "prrd");
+        check(Running, &[("shape", Draining), ("crm", Draining)], "pddr");
+        check(Running, &[("orders", Draining)], "drrr");
         check(Paused, &[("crm", Draining)], "pppp");
         let flow = testing::flow(testing::FLOW);
         let held = |step: &str, state| Held::from([(step.to_owned(), state)]);
@@ -180,6 +179,7 @@ mod tests {
             (Held::new(), Running),
             (held("shape", Draining), Paused),
             (held("crm", Draining), Running),
+            (held("orders", Draining), Draining),
             (held("orders", Stopped), Stopped),
         ];
         for (held, expect) in cases {

@@ -318,7 +318,7 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
                 continue;
             }
             let output = outputs.entry(port.clone()).or_insert_with(|| Output {
-                key: Names::port_key(&step.id, port),
+                key: Names::port_key(&step.id, port, successors(flow, &step.id, port)),
                 batch_max: takes,
             });
             output.batch_max = output.batch_max.min(takes);
@@ -334,6 +334,14 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
         dead_exchange: names.dead(),
         office_exchange: names.office(),
     }
+}
+
+/// The steps that a port leads to.
+fn successors<'a>(flow: &'a Flow, step: &'a str, port: &'a str) -> impl Iterator<Item = &'a str> {
+    flow.steps
+        .iter()
+        .filter(move |it| it.after.iter().any(|(from, by)| from == step && by == port))
+        .map(|it| it.id.as_str())
 }
 
 fn drain(timeout: Duration) -> Duration {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, columns, holds, now_ms};
+use super::{Store, StoreError, columns, former, holds, now_ms};
 use crate::reconcile::FlowState;
 use crate::reconcile::intent::Held;
 
@@ -71,6 +71,10 @@ pub struct NewVersion {
     pub removed: Vec<String>,
     /// Whether messages in those queues may be dropped.
     pub drop_messages: bool,
+    /// The steps that take the messages of those that go away.
+    pub moves: BTreeMap<String, String>,
+    /// What changes, in a line.
+    pub summary: String,
 }
 
 /// One version of a flow, in a list.
@@ -82,6 +86,23 @@ pub struct VersionRecord {
     pub applied_at: u64,
     /// The hash of its file, environment and images.
     pub hash: String,
+    /// What changed with it, in a line.
+    pub summary: String,
+}
+
+/// One version of a flow, with all that was applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredVersion {
+    /// The version, from 1.
+    pub version: u32,
+    /// What the file was called.
+    pub file: String,
+    /// The flow file.
+    pub source: Vec<u8>,
+    /// The environment variables that the flow names, as they were when it was applied.
+    pub env: BTreeMap<String, String>,
+    /// The engine's ids of the images, by their names in the file.
+    pub images: BTreeMap<String, String>,
 }
 
 const SELECT: &str = "SELECT f.name, f.state, f.version, f.webhook_key, v.file, v.source, v.env, v.images, v.hash, v.applied_at
@@ -139,9 +160,12 @@ impl Store {
                 params![new.flow, "running", version, new.webhook_key, now_ms()],
             )?;
             transaction.execute(
-                "INSERT INTO versions (flow, version, file, source, env, images, hash, applied_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                params![new.flow, version, new.file, new.source, env, images, new.hash, now_ms()],
+                "INSERT INTO versions (flow, version, file, source, env, images, hash, applied_at, summary)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                params![
+                    new.flow, version, new.file, new.source, env, images, new.hash, now_ms(),
+                    new.summary
+                ],
             )?;
             transaction.execute(
                 "DELETE FROM versions WHERE flow = ?1 AND version <= ?2",
@@ -156,6 +180,7 @@ impl Store {
                 }
             }
             holds::forget_others(&transaction, &new.flow, &new.steps)?;
+            former::record(&transaction, &new, version)?;
             for step in &new.steps {
                 transaction.execute(
                     "DELETE FROM removals WHERE flow = ?1 AND step = ?2",
@@ -177,16 +202,45 @@ impl Store {
         self.with("list versions", move |connection| {
             connection
                 .prepare_cached(
-                    "SELECT version, applied_at, hash FROM versions WHERE flow = ?1 ORDER BY version DESC",
+                    "SELECT version, applied_at, hash, summary FROM versions WHERE flow = ?1
+                     ORDER BY version DESC",
                 )?
                 .query_map([&flow], |row| {
                     Ok(VersionRecord {
                         version: row.get(0)?,
                         applied_at: row.get(1)?,
                         hash: row.get(2)?,
+                        summary: row.get(3)?,
                     })
                 })?
                 .collect()
+        })
+        .await
+    }
+
+    /// One version of a flow, if it is kept.
+    pub async fn version(
+        &self,
+        flow: &str,
+        version: u32,
+    ) -> Result<Option<StoredVersion>, StoreError> {
+        let flow = flow.to_owned();
+        self.with("read a version", move |connection| {
+            connection
+                .prepare_cached(
+                    "SELECT version, file, source, env, images FROM versions
+                     WHERE flow = ?1 AND version = ?2",
+                )?
+                .query_row(params![flow, version], |row| {
+                    Ok(StoredVersion {
+                        version: row.get("version")?,
+                        file: row.get("file")?,
+                        source: row.get("source")?,
+                        env: columns::json(row, "env")?,
+                        images: columns::json(row, "images")?,
+                    })
+                })
+                .optional()
         })
         .await
     }
@@ -273,13 +327,17 @@ impl Store {
         self.with("list queues to remove", |connection| {
             connection
                 .prepare_cached(
-                    "SELECT flow, step, drop_messages FROM removals ORDER BY flow, step",
+                    "SELECT r.flow, r.step, r.drop_messages, f.version, f.successor FROM removals r
+                     LEFT JOIN former_steps f ON f.flow = r.flow AND f.step = r.step
+                     ORDER BY r.flow, r.step",
                 )?
                 .query_map([], |row| {
                     Ok(Removal {
                         flow: row.get(0)?,
                         step: row.get(1)?,
                         drop_messages: row.get(2)?,
+                        version: row.get(3)?,
+                        successor: row.get(4)?,
                     })
                 })?
                 .collect()
@@ -310,6 +368,10 @@ pub struct Removal {
     pub step: String,
     /// Whether messages in it may be dropped.
     pub drop_messages: bool,
+    /// The first version of the flow without the step; none if the flow is gone.
+    pub version: Option<u32>,
+    /// The step that takes its messages, if one does.
+    pub successor: Option<String>,
 }
 
 fn insert_removal(
@@ -376,6 +438,8 @@ mod tests {
             scaled: vec!["shape".into()],
             removed: vec!["old".into()],
             drop_messages: true,
+            moves: BTreeMap::new(),
+            summary: "it is new".into(),
         }
     }
 

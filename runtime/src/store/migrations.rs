@@ -210,6 +210,19 @@ CREATE TABLE waiting (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX waiting_by_flow ON waiting (flow, due);
 CREATE INDEX waiting_by_age ON waiting (due);
+
+-- Steps that flows had once, until nothing can come for them any more.
+CREATE TABLE former_steps (
+    flow      TEXT NOT NULL REFERENCES flows (name) ON DELETE CASCADE,
+    step      TEXT NOT NULL,
+    version   INTEGER NOT NULL,
+    successor TEXT,
+    until     INTEGER NOT NULL,
+    PRIMARY KEY (flow, step)
+) STRICT;
+
+-- What changed with a version, in a line.
+ALTER TABLE versions ADD COLUMN summary TEXT NOT NULL DEFAULT '';
 "];
 
 /// Brings a database to the newest shape.

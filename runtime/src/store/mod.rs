@@ -23,6 +23,7 @@ pub mod dead_letters;
 #[cfg(test)]
 mod dead_letters_tests;
 pub mod flows;
+pub mod former;
 mod holds;
 pub mod ledger;
 mod migrations;

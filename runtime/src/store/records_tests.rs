@@ -26,7 +26,7 @@ async fn store() -> Store {
         steps: Vec::new(),
         scaled: Vec::new(),
         removed: Vec::new(),
-        drop_messages: false,
+        ..NewVersion::default()
     };
     store.store_version(version).await.unwrap();
     store

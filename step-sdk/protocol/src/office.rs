@@ -497,4 +497,6 @@ pub enum DeadCause {
     Unroutable,
     /// An operator took it out of the delay ladder.
     Cancelled,
+    /// Its step was taken out of the flow.
+    Removed,
 }

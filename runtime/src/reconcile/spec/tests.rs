@@ -150,7 +150,8 @@ fn a_replica_is_told_where_everything_is() {
     assert_eq!(start.routes.own_key, "f.orders");
     assert_eq!(start.routes.delay_exchanges.len(), 24);
     let out = &start.routes.outputs["out"];
-    assert_eq!((out.key.as_str(), out.batch_max), ("orders.out", 16));
+    let key = Names::port_key("orders", "out", ["audit", "shape"]);
+    assert_eq!((out.key.as_str(), out.batch_max), (key.as_str(), 16));
     let shape = replica(&desired(FlowState::Running, |_| {}), "shape").start;
     assert_eq!(
         shape.routes.outputs["out"].batch_max, 4,

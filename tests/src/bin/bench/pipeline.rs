@@ -297,7 +297,7 @@ pub(crate) fn start(
 ) -> Result<Start> {
     let step = STEPS[index];
     let names = names();
-    let key = Names::port_key(step, "out");
+    let key = topology().flows[0].port_key(step, "out");
     Ok(Start {
         contract: towpath_protocol::CONTRACT,
         broker_url: broker_url.to_owned(),
@@ -410,6 +410,7 @@ fn topology() -> Topology {
     let flow = FlowTopology {
         flow: PREFIX.to_owned(),
         steps,
+        aliases: Vec::new(),
     };
     Topology {
         names: names(),
