@@ -205,12 +205,12 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(entry: Option<Entry>, expect: &Grant) {
+    fn check(entry: Option<&Entry>, expect: &Grant) {
         let moment = Moment {
             now: NOW,
             takeovers: true,
         };
-        assert_eq!(decide(entry.as_ref(), moment), *expect, "{entry:?}");
+        assert_eq!(decide(entry, moment), *expect, "{entry:?}");
     }
 
     #[test]
@@ -241,37 +241,37 @@ mod tests {
 
     #[test]
     fn what_is_settled_is_never_granted() {
-        check(Some(Entry::Settled), &Grant::Settled);
+        check(Some(&Entry::Settled), &Grant::Settled);
     }
 
     #[test]
     fn what_nobody_has_is_granted() {
         check(None, &granted(false, 0, None));
-        check(Some(open(None)), &granted(false, 0, None));
+        check(Some(&open(None)), &granted(false, 0, None));
         let known = Open {
             hold: None,
             uncertain: true,
             deaths: 1,
             death: Some("killed".into()),
         };
-        check(Some(Entry::Open(known)), &granted(true, 1, Some("killed")));
+        check(Some(&Entry::Open(known)), &granted(true, 1, Some("killed")));
     }
 
     #[test]
     fn a_live_claim_is_granted_to_nobody_else() {
         let busy = |again_ms| Grant::Busy { again_ms };
-        check(Some(open(Some(hold()))), &busy(AGAIN_MS));
+        check(Some(&open(Some(hold()))), &busy(AGAIN_MS));
         let short = Hold {
             until: NOW + 300,
             alone: true,
             ..hold()
         };
-        check(Some(open(Some(short))), &busy(300));
+        check(Some(&open(Some(short))), &busy(300));
         let last = Hold {
             until: NOW + 1,
             ..hold()
         };
-        check(Some(open(Some(last))), &busy(AGAIN_MS_MIN));
+        check(Some(&open(Some(last))), &busy(AGAIN_MS_MIN));
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
             alone: true,
             end: Some(End::default()),
         };
-        check(Some(open(Some(own))), &granted(false, 0, None));
+        check(Some(&open(Some(own))), &granted(false, 0, None));
     }
 
     #[test]
@@ -297,9 +297,9 @@ mod tests {
             end: how(),
             ..hold()
         };
-        check(Some(open(Some(gone(false)))), &granted(true, 0, None));
+        check(Some(&open(Some(gone(false)))), &granted(true, 0, None));
         check(
-            Some(open(Some(gone(true)))),
+            Some(&open(Some(gone(true)))),
             &granted(true, 1, Some("killed")),
         );
         let again = Open {
@@ -308,7 +308,7 @@ mod tests {
             deaths: 2,
             death: Some("terminated".into()),
         };
-        check(Some(Entry::Open(again)), &granted(true, 3, Some("killed")));
+        check(Some(&Entry::Open(again)), &granted(true, 3, Some("killed")));
     }
 
     #[test]
@@ -318,7 +318,7 @@ mod tests {
             alone: true,
             ..hold()
         };
-        check(Some(open(Some(late))), &granted(true, 0, None));
+        check(Some(&open(Some(late))), &granted(true, 0, None));
     }
 
     fn holder() -> Holder {

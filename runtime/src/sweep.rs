@@ -296,7 +296,7 @@ impl Sweeper {
         let mut handled = Handled::default();
         if !taken.is_empty() {
             let publication = match order.fate {
-                Fate::Now => self.batch(self.names.steps(), Names::step_key(flow, step), &taken),
+                Fate::Now => Self::batch(self.names.steps(), Names::step_key(flow, step), &taken),
                 Fate::Cancel => Publication {
                     exchange: self.names.dead(),
                     key: Names::step_key(flow, step),
@@ -337,7 +337,7 @@ impl Sweeper {
     ) -> Result<(), BrokerError> {
         let back = |delay| {
             let (exchange, key) = self.names.delayed(delay, flow, step);
-            self.batch(exchange, key, kept)
+            Self::batch(exchange, key, kept)
         };
         let delay = Duration::from_millis(due.saturating_sub((self.clock)()));
         match self.insist(back(delay), Some(due)).await {
@@ -350,7 +350,7 @@ impl Sweeper {
         }
     }
 
-    fn batch(&self, exchange: String, key: String, lines: &[&[u8]]) -> Publication {
+    fn batch(exchange: String, key: String, lines: &[&[u8]]) -> Publication {
         let mut body = Vec::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
         for line in lines {
             body.extend_from_slice(line);

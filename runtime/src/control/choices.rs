@@ -162,10 +162,11 @@ mod tests {
     use super::*;
 
     fn flow(trigger: &str, steps: &[&str]) -> Flow {
-        let actions: String = steps
+        let actions: Vec<String> = steps
             .iter()
             .map(|step| format!("  - {{ id: {step}, image: \"x:1\" }}\n"))
             .collect();
+        let actions = actions.concat();
         let text = format!(
             "flow: f\ntrigger: {{ id: t, image: \"t:1\", {trigger} }}\nactions:\n{actions}"
         );

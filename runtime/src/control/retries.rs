@@ -241,16 +241,16 @@ fn moved(swept: &Swept, fate: Fate) -> RetriesMoved {
         Fate::Cancel => format!("{} became dead letters", messages(swept.moved)),
     };
     if swept.held_back > 0 {
-        message.push_str(&format!(
-            "; {} wait on, because there is no room in the queue they go to",
+        message = format!(
+            "{message}; {} wait on, because there is no room in the queue they go to",
             swept.held_back
-        ));
+        );
     }
     if !swept.not_found.is_empty() {
-        message.push_str(&format!(
-            "; {} came back by themselves meanwhile",
+        message = format!(
+            "{message}; {} came back by themselves meanwhile",
             swept.not_found.len()
-        ));
+        );
     }
     RetriesMoved {
         changed: swept.moved > 0,

@@ -535,10 +535,10 @@ fn decide(
         (sign.is_now, sign.at, is_letter)
     };
     signs.sort_by_key(|sign| std::cmp::Reverse(rank(sign)));
-    let (believed, others) = signs
-        .split_first()
-        .map(|(first, others)| (first.at_step.clone(), others.to_vec()))
-        .unwrap_or_else(|| (AtStep::new(&key.0, &key.1, Place::Unknown), Vec::new()));
+    let (believed, others) = signs.split_first().map_or_else(
+        || (AtStep::new(&key.0, &key.1, Place::Unknown), Vec::new()),
+        |(first, others)| (first.at_step.clone(), others.to_vec()),
+    );
     let mut believed = complete(believed, &others);
     let is_on_its_way = matches!(
         believed.place,

@@ -299,7 +299,7 @@ async fn whatever_goes_wrong_it_comes_to_what_should_be() {
             .collect();
         if wish.is_autoscaled && wish.state == FlowState::Paused {
             // A paused step keeps what it has, whatever its work needs.
-            wish.replicas = story.crm().len() as u32;
+            wish.replicas = u32::try_from(story.crm().len()).unwrap();
         }
         assert_eq!(found, expected(&wish.desired()), "seed {seed}, {wish:?}");
         assert_eq!(

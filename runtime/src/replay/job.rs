@@ -236,9 +236,7 @@ enum Step {
 }
 
 /// Parts of what goes to one queue, each small enough.
-fn batches<'a>(
-    lines: Vec<(&'a KeptLetter, String)>,
-) -> impl Iterator<Item = Vec<(&'a KeptLetter, String)>> {
+fn batches(lines: Vec<(&KeptLetter, String)>) -> impl Iterator<Item = Vec<(&KeptLetter, String)>> {
     let mut rest = lines.into_iter().peekable();
     std::iter::from_fn(move || {
         let mut bytes = 0;

@@ -73,7 +73,6 @@ async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
             "told to fail {} times",
             order.count
         ))),
-        "fail" => Ok(None),
         "pass" => Ok(order.pass),
         "spread" => {
             for (number, delay_ms) in (0..order.count).zip(order.delays.iter().cycle()) {
@@ -89,7 +88,8 @@ async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
             Duration::from_secs(1),
             "told to come back",
         )),
-        "rebound" => Ok(None),
+        // Told to fail or to come back, and it has.
+        "fail" | "rebound" => Ok(None),
         "spy" => Err(StepError::permanent(spy().to_string())),
         other => Err(StepError::permanent(format!("`{other}` is nothing to do"))),
     }

@@ -42,14 +42,13 @@ impl Steps<'_, '_> {
                 .map(small),
             None => Some(1),
         };
-        let max = match node.entry("max") {
-            Some(entry) => reader
+        let max = if let Some(entry) = node.entry("max") {
+            reader
                 .whole(&entry.value, "`max`", &limits::REPLICAS)
-                .map(small),
-            None => {
-                self.without_max(node);
-                None
-            }
+                .map(small)
+        } else {
+            self.without_max(node);
+            None
         };
         let by = self.scale_by(node);
         let (min, max) = (min?, max?);

@@ -51,7 +51,7 @@ pub(super) async fn run(command: &Export, context: &Context) -> Result<ExitStatu
                 .because(&error.without_url())
         })?;
         let Some(chunk) = chunk else { break };
-        lines += chunk.iter().filter(|byte| **byte == b'\n').count();
+        lines += memchr::memchr_iter(b'\n', &chunk).count();
         match &mut file {
             None => context.printer.raw(&chunk),
             Some(file) => file

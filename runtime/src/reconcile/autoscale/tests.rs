@@ -263,8 +263,14 @@ impl World {
     }
 
     /// A second passes, in which so many messages come.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a backlog is small and not negative"
+    )]
     fn second(&mut self, second: u64, comes: f64) {
-        let ready = self.ready_at.iter().filter(|at| **at <= second).count() as u32;
+        let ready = self.ready_at.iter().filter(|at| **at <= second).count();
+        let ready = u32::try_from(ready).unwrap();
         self.backlog += comes;
         let done = self.backlog.min(f64::from(ready) * self.of_one);
         self.backlog -= done;
