@@ -10,12 +10,15 @@ use towpath_protocol::start::Identity;
 
 use super::Control;
 use super::error::{ControlError, ErrorKind};
-use super::whereabouts::{Entry, EntryState, Facts, Letter, Whereabouts, Wiring, whereabouts};
+use super::whereabouts::{
+    Entry, EntryState, Facts, Letter, Note, Whereabouts, Wiring, whereabouts,
+};
 use crate::inquiry::{Address, Answers};
 use crate::reconcile::intent::intent;
 use crate::store::dead_letters::{DeadQuery, KeptLetter};
 use crate::store::ledger::{LedgerRecord, LedgerState};
 use crate::store::now_ms;
+use crate::store::waiting::WaitingRecord;
 
 /// How long agents may take to answer.
 const ASK: Duration = Duration::from_secs(2);
@@ -39,17 +42,18 @@ impl Control {
             limit: LETTERS_MAX,
             ..DeadQuery::default()
         };
-        let (answers, ready, letters, ledger, run) = tokio::join!(
+        let (answers, ready, letters, notes, ledger, run) = tokio::join!(
             self.ask_agents(id),
             self.ready_everywhere(),
             store.dead_letters(query),
+            store.waiting_of(id),
             store.ledger_of(id),
             store.run(id),
         );
         let facts = Facts {
             now: now_ms(),
             letters: letters?.iter().map(letter).collect(),
-            notes: Vec::new(),
+            notes: notes?.into_iter().map(note).collect(),
             ledger: ledger?.iter().filter_map(entry).collect(),
             run: run?,
             entered: self
@@ -190,6 +194,19 @@ fn parent(message: &RawValue) -> Option<MessageId> {
     serde_json::from_str::<towpath_protocol::message::Message<'_>>(message.get())
         .ok()?
         .parent
+}
+
+fn note(note: WaitingRecord) -> Note {
+    Note {
+        flow: note.flow,
+        step: note.step,
+        run: note.run,
+        attempt: note.attempt,
+        attempts: note.attempts,
+        reason: note.reason,
+        since: note.since,
+        due: note.due,
+    }
 }
 
 fn entry(record: &LedgerRecord) -> Option<Entry> {
