@@ -86,9 +86,11 @@ fn retries_are_listed_with_reason_and_time() {
     let left = due.saturating_sub(now_ms());
     assert!((400_000..=601_000).contains(&left), "{left} ms: {one}");
     let text = instance.run(&["retries", "list", "patient"]).ok().out;
-    for part in ["3 messages wait", "2 of 5", "told to fail", "in 9m"] {
+    for part in ["3 messages wait", "2 of 5", "told to fail"] {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }
+    let is_near = text.contains("in 9m 5") || text.contains("in 10m 0s");
+    assert!(is_near, "{text}");
     let metrics = http::send("GET", &format!("{}/metrics", instance.url), None, None);
     let metrics = metrics.expect("an answer").text;
     let line = r#"towpath_retries_waiting{flow="patient",step="step"} 3"#;
