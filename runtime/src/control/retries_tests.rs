@@ -121,6 +121,10 @@ async fn what_waits_is_listed_brought_back_and_given_up() {
     assert_eq!(bench.broker.ready("t.dead").len(), 2);
     let list = control.retries("orders", &RetryFilter::default()).await;
     assert_eq!(list.unwrap().total, 0);
+    wait(&bench, 5).await;
+    let text = control.metrics_text().await;
+    let line = r#"towpath_retries_waiting{flow="orders",step="crm"} 1"#;
+    assert!(text.contains(line), "{text}");
 }
 
 #[tokio::test]

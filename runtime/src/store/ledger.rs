@@ -133,7 +133,7 @@ impl Store {
         self.with("count claims", |database| {
             database
                 .prepare_cached(
-                    "SELECT flow, step, count(*) FROM ledger_claims
+                    "SELECT flow, ledger_steps.step, count(*) FROM ledger_claims
                      JOIN ledger_steps ON ledger_steps.id = ledger_claims.step
                      WHERE gone = 0 AND holder IS NOT NULL GROUP BY flow, ledger_steps.step",
                 )?

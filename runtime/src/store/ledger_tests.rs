@@ -139,6 +139,8 @@ async fn a_message_is_granted_to_one() {
     );
     world.release(6, 1, "a", &[2]).await;
     assert_eq!(world.at(7, claim(2, "b", &[2])).await, [YOURS]);
+    let claims = world.store.ledger_claims().await.unwrap();
+    assert_eq!(claims, [("orders".to_owned(), "crm".to_owned(), 2)]);
     // The lease passes.
     assert_eq!(world.at(60_007, claim(1, "a", &[2])).await, [TAKEN_OVER]);
 }
