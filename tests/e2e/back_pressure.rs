@@ -99,8 +99,10 @@ fn a_slow_action_holds_the_trigger_back_with_flat_memory_and_nothing_lost() {
         before < ORDERS,
         "the source is not read to its end: {status}"
     );
-    let calm = memory(&instance);
-    assert!(calm.len() >= 7, "three agents and steps report: {calm:?}");
+    let calm = eventually("three agents and steps report", SOON, || {
+        let seen = memory(&instance);
+        holds(seen.len() >= 7, || format!("{seen:?}")).map(|()| seen)
+    });
     let began = Instant::now();
     let mut most = calm.clone();
     while began.elapsed() < WATCHED {

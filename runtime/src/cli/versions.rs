@@ -38,7 +38,8 @@ pub(super) struct Rollback {
     /// The flow
     flow: String,
     /// The version; the one before the newest when left out
-    version: Option<u32>,
+    #[arg(value_name = "VERSION")]
+    to: Option<u32>,
     #[command(flatten)]
     choices: Choices,
     /// Does not wait until everything runs
@@ -118,7 +119,7 @@ fn shown(diff: &DiffView, printer: Printer) -> String {
 }
 
 pub(super) async fn rollback(command: &Rollback, context: &Context) -> Result<ExitStatus, Problem> {
-    let request = command.choices.request(command.version);
+    let request = command.choices.request(command.to);
     let path = ["flows", command.flow.as_str(), "rollback"];
     let again = async || {
         context

@@ -69,45 +69,7 @@ impl Plan {
 async fn main() -> Result<()> {
     let plan = Plan::from_env()?;
     let mut figures = figures::Figures::of_this_machine(&plan);
-    // Idle comes first: after a load, the broker is busy with its log for a while.
-    figures.progress("idle: one message at a time through a trigger and three actions");
-    let idle = pipeline::idle(&plan, false)
-        .await
-        .context("one message at a time")?;
-    figures.add(
-        "idle_p50",
-        "idle: trigger to the end of the flow, p50",
-        idle.p50_ms,
-        "ms",
-    );
-    figures.add(
-        "idle_p99",
-        "idle: trigger to the end of the flow, p99",
-        idle.p99_ms,
-        "ms",
-    );
-    figures.add(
-        "agent_idle",
-        "resident memory of an idle agent",
-        idle.agent_mib,
-        "MiB",
-    );
-    figures.add(
-        "step_idle",
-        "resident memory of an idle Rust step",
-        idle.step_mib,
-        "MiB",
-    );
-    figures.progress("idle, with `once: true` on the three actions");
-    let idle_once = pipeline::idle(&plan, true)
-        .await
-        .context("one message at a time, with `once: true`")?;
-    figures.add(
-        "once_idle_p50",
-        "idle, `once: true` on three actions, p50",
-        idle_once.p50_ms,
-        "ms",
-    );
+    measure_idle(&plan, &mut figures).await?;
     figures.progress("the naive way: raw lapin, one message a delivery");
     let naive = naive::measure(&plan).await.context("the naive way")?;
     figures.add(
@@ -181,4 +143,47 @@ async fn main() -> Result<()> {
             .nth(1)
             .map(PathBuf::from),
     )
+}
+
+/// One message at a time. It comes first: after a load, the broker is busy with its log for a while.
+async fn measure_idle(plan: &Plan, figures: &mut figures::Figures) -> Result<()> {
+    figures.progress("idle: one message at a time through a trigger and three actions");
+    let idle = pipeline::idle(plan, false)
+        .await
+        .context("one message at a time")?;
+    figures.add(
+        "idle_p50",
+        "idle: trigger to the end of the flow, p50",
+        idle.p50_ms,
+        "ms",
+    );
+    figures.add(
+        "idle_p99",
+        "idle: trigger to the end of the flow, p99",
+        idle.p99_ms,
+        "ms",
+    );
+    figures.add(
+        "agent_idle",
+        "resident memory of an idle agent",
+        idle.agent_mib,
+        "MiB",
+    );
+    figures.add(
+        "step_idle",
+        "resident memory of an idle Rust step",
+        idle.step_mib,
+        "MiB",
+    );
+    figures.progress("idle, with `once: true` on the three actions");
+    let idle_once = pipeline::idle(plan, true)
+        .await
+        .context("one message at a time, with `once: true`")?;
+    figures.add(
+        "once_idle_p50",
+        "idle, `once: true` on three actions, p50",
+        idle_once.p50_ms,
+        "ms",
+    );
+    Ok(())
 }

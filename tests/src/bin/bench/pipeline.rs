@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use towpath::broker::Broker as _;
 use towpath::broker::rabbit::Rabbit;
@@ -64,7 +64,7 @@ struct Bench {
     channel: Channel,
     sink: Consumer,
     broker: Arc<Rabbit>,
-    office: JoinHandle<()>,
+    office: JoinSet<()>,
     shutdown: CancellationToken,
     _data: tempfile::TempDir,
 }
@@ -90,7 +90,8 @@ impl Bench {
             sightings: Arc::new(|_| Sighting::default()),
             clock: system_clock(),
         };
-        let office = tokio::spawn(office.run(shutdown.clone()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(office.run(shutdown.clone()));
         let consuming = connection.create_channel().await?;
         let sink = broker::consume(&consuming, &queue("sink"), 0, true).await?;
         Ok(Self {
@@ -98,7 +99,7 @@ impl Bench {
             channel,
             sink,
             broker,
-            office,
+            office: tasks,
             shutdown,
             _data: data,
         })
@@ -106,7 +107,7 @@ impl Bench {
 
     async fn end(self) -> Result<()> {
         self.shutdown.cancel();
-        self.office.await?;
+        self.office.join_all().await;
         self.broker.closed().await;
         remove(&self.channel).await?;
         Ok(self.connection.close(200, "done".into()).await?)
