@@ -295,11 +295,8 @@ async fn a_full_queue_refuses_and_takes_again() {
         }
     }
     instance.rabbit.declare_all(all).await.unwrap();
-    let publish = async || {
-        instance
-            .publish(&names.flow("orders"), "poll.outx", "x")
-            .await
-    };
+    let key = format!("{}x", instance.key("out"));
+    let publish = async || instance.publish(&names.flow("orders"), &key, "x").await;
     let mut taken = 0;
     let full = loop {
         match publish().await {

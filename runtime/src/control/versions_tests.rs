@@ -168,7 +168,9 @@ async fn a_rollback_is_a_new_version_with_the_images_and_the_environment_of_then
         "{list:?}"
     );
     assert!(
-        list[1].summary.contains("crm: 1 replica in place of 2 replicas"),
+        list[1]
+            .summary
+            .contains("crm: 1 replica in place of 2 replicas"),
         "{list:?}"
     );
     assert_eq!(list[2].summary, "+shape; +crm");
