@@ -8,6 +8,7 @@ use lapin::message::Delivery as Raw;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, Connection};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -93,7 +94,7 @@ impl Consumer {
                     let delivery = delivery.ok_or_else(gone)?;
                     let delivery = delivery.map_err(|error| super::broker_error(what, error))?;
                     *failures = 0;
-                    unsettled.push(self.hand_over(delivery));
+                    unsettled.push(self.hand_over(delivery)?);
                 }
                 Some((acker, acknowledge)) = unsettled.next() => {
                     answered(what, settle(&acker, acknowledge)).await?;
@@ -116,7 +117,10 @@ impl Consumer {
     }
 
     /// Hands a delivery over; the returned future yields what is to become of it.
-    fn hand_over(&self, raw: Raw) -> impl Future<Output = (Acker, bool)> + use<> {
+    fn hand_over(
+        &self,
+        raw: Raw,
+    ) -> Result<impl Future<Output = (Acker, bool)> + use<>, BrokerError> {
         let (settle, settled) = oneshot::channel();
         let text = |text: &Option<ShortString>| text.as_ref().map(ToString::to_string);
         let properties = &raw.properties;
@@ -135,12 +139,16 @@ impl Consumer {
             body: raw.data.into(),
             settle,
         };
-        // There is room: the channel is as large as the window, and what is in it is unsettled. If
+        // There is room, but for what is left of an earlier connection: then it is tried again. If
         // nobody takes it any more, it is dropped, and so given back.
-        drop(self.sender.try_send(delivery));
+        if let Err(TrySendError::Full(_)) = self.sender.try_send(delivery) {
+            return Err(BrokerError::Unreachable(
+                "what came before is not taken yet".into(),
+            ));
+        }
         let acker = raw.acker;
         // Dropped without a word is given back.
-        async move { (acker, settled.await.unwrap_or(false)) }
+        Ok(async move { (acker, settled.await.unwrap_or(false)) })
     }
 }
 
