@@ -9,6 +9,8 @@ BROKER_USER=towpath
 # connections. The password is in $STATE/NAME.password.
 broker() {
   local name=$1 network=$2 port=$3 image=$4 management=${5:-} orphan=
+  # A container of a lost state folder has ports that nobody remembers; its volume has the data.
+  if [ ! -s "$STATE/$name.password" ] && container_exists "$name"; then docker rm --force "$name"; fi
   if [ "$(docker container inspect --format '{{.State.Running}}' "$name" 2>/dev/null)" = true ]; then
     broker_ready "$name" "$port"
     return

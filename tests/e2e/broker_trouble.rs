@@ -1,9 +1,9 @@
 //! Trouble with the broker: everybody comes back by themselves, nothing is lost, and `status` says
 //! what is wrong meanwhile.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use towpath_tests::machine::docker;
-use towpath_tests::{BrokerVersion, Condition, Demo, Instance, eventually, holds};
+use towpath_tests::{BrokerVersion, Condition, Demo, Instance, eventually, holds, http};
 
 use crate::{LONG, NO_429, NO_500, NO_500_AFTER, NOT_SLOW, SOON, crm_holds_exactly, orders_to_crm};
 
@@ -211,4 +211,79 @@ fn credentials_that_are_revoked_and_restored_lose_nothing() {
     rabbitmqctl(&instance, &["change_password", user, password]);
     crm_holds_exactly(&demo, 1000, LONG);
     everything_runs(&instance);
+}
+
+/// A broker that waits for acknowledgements for so short a time, until it is dropped.
+struct Impatient<'a>(&'a Instance);
+
+impl<'a> Impatient<'a> {
+    fn new(instance: &'a Instance, consumer_timeout_ms: u64) -> Self {
+        Self::set(instance, consumer_timeout_ms, 500);
+        Self(instance)
+    }
+
+    /// Channels read both when they are opened; the tick is how often they look.
+    fn set(instance: &Instance, consumer_timeout_ms: u64, channel_tick_ms: u64) {
+        let expression = format!(
+            "application:set_env(rabbit, consumer_timeout, {consumer_timeout_ms}), \
+             application:set_env(rabbit, channel_tick_interval, {channel_tick_ms})."
+        );
+        rabbitmqctl(instance, &["eval", &expression]);
+    }
+}
+
+impl Drop for Impatient<'_> {
+    fn drop(&mut self) {
+        Self::set(self.0, 1_800_000, 60_000);
+    }
+}
+
+fn a_consumer_timeout(version: BrokerVersion) {
+    let instance = Instance::start_alone(version);
+    let _impatient = Impatient::new(&instance, 4_000);
+    instance.apply(
+        r#"
+flow: slow
+trigger: { id: hook, webhook: true }
+actions:
+  - id: step
+    image: towpath/test-step:test
+    timeout: 1m
+  - id: log
+    image: towpath/log:test
+"#,
+    );
+    let hook = instance.status("slow")["webhook_url"]
+        .as_str()
+        .expect("a URL")
+        .to_owned();
+    let body = json!({ "do": "slow", "delay_ms": 12_000 }).to_string();
+    let answer = http::send("POST", &hook, None, Some(&body)).expect("an answer");
+    assert_eq!(answer.status, 202, "{answer:?}");
+    let logs = || instance.run(&["logs", "slow", "step"]).ok().out;
+    eventually("the log says which limit it was", LONG, || {
+        let logs = logs();
+        holds(logs.contains("consumer timeout of 4"), || logs)
+    });
+    eventually("the message is done", LONG, || {
+        let status = instance.status("slow");
+        let done = |step: usize| status["steps"][step]["done"] == 1;
+        holds(done(0) && done(1), || status.to_string())
+    });
+    let logs = logs();
+    let handed_over = logs.matches("slow: handed over").count();
+    assert_eq!(
+        handed_over, 1,
+        "while the step works at it, it is not handed to it again:\n{logs}"
+    );
+}
+
+#[test]
+fn a_message_that_outlasts_the_consumer_timeout_is_handled_once_on_rabbitmq_3_10() {
+    a_consumer_timeout(BrokerVersion::V310);
+}
+
+#[test]
+fn a_message_that_outlasts_the_consumer_timeout_is_handled_once_on_rabbitmq_4_0() {
+    a_consumer_timeout(BrokerVersion::V40);
 }

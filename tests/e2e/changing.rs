@@ -52,7 +52,7 @@ fn inserted() -> String {
 
 #[test]
 fn a_renamed_step_takes_its_messages_along() {
-    let (instance, demo) = begin(BrokerVersion::V40, "2000", "0");
+    let (instance, demo) = begin(BrokerVersion::V40, "2000", "50");
     some_arrive(&demo, 50);
     instance.run(&["pause", FLOW, "crm"]).ok();
     let path = instance.write("renamed.yaml", &renamed());

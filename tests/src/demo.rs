@@ -1,12 +1,17 @@
 //! The demonstration's shop and CRM, as containers on an instance's network.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::eventually;
 use crate::http;
 use crate::instance::Instance;
 use crate::machine::{docker, try_docker};
+
+/// How long the two may take to answer, on a busy machine.
+const STARTS_WITHIN: Duration = Duration::from_secs(30);
 
 /// A shop with orders, and a CRM that wants them.
 pub struct Demo {
@@ -53,11 +58,18 @@ impl Demo {
         }
         let crm = urls.pop().expect("the CRM");
         let shop = urls.pop().expect("the shop");
-        Self {
+        let demo = Self {
             shop,
             crm,
             containers,
+        };
+        // The engine's proxy takes connections before the program behind it does.
+        for url in [&demo.shop, &demo.crm] {
+            eventually("the demonstration answers", STARTS_WITHIN, || {
+                http::send("GET", url, None, None).map(drop)
+            });
         }
+        demo
     }
 
     /// What the CRM counts.

@@ -19,6 +19,8 @@ fn runtime() -> &'static (Runtime, reqwest::Client) {
         let client = reqwest::Client::builder()
             .timeout(Duration::from_secs(20))
             .tls_certs_only([])
+            // A connection that is kept may be closed by the other side just as it is used again.
+            .pool_max_idle_per_host(0)
             .build()
             .expect("a client can be made");
         (runtime, client)

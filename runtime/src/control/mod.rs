@@ -31,6 +31,7 @@ use crate::inquiry::Inquiry;
 use crate::live::LiveFlow;
 use crate::metrics::Metrics;
 use crate::reconcile::run::Handle;
+use crate::reconcile::status::ReplicaState;
 use crate::replay::Replayer;
 use crate::reports::Reports;
 use crate::schedule::Scheduler;
@@ -207,7 +208,8 @@ impl Control {
         self.seen(flow, step).iter().map(|seen| seen.held).sum()
     }
 
-    /// What the agents of a step that are there said last.
+    /// What the agents of a step that are there said last: what one had in hand whose container has
+    /// ended is in the queue again.
     fn seen(&self, flow: &str, step: &str) -> Vec<towpath_protocol::office::Report> {
         let status = self.reconciler.status.borrow();
         let replicas = status
@@ -219,6 +221,7 @@ impl Control {
         let is_there = |report: &towpath_protocol::office::Report| {
             replicas.iter().any(|it| {
                 it.container.is_some()
+                    && !matches!(it.state, ReplicaState::BackingOff | ReplicaState::Exited)
                     && it.replica == report.identity.replica
                     && it.spec == report.identity.spec
             })

@@ -356,7 +356,11 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
         }
         for event in answer.events.iter().filter(|event| event.id == id) {
             for at_step in happened(event, answer, facts) {
-                insert(event.at, false, at_step);
+                let at = match event.what {
+                    What::Emitted { .. } => came(event.at),
+                    _ => event.at,
+                };
+                insert(at, false, at_step);
             }
         }
     }
@@ -420,7 +424,7 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
         for step in wiring.first() {
             let mut at_step = AtStep::new(flow, step, Place::Queued);
             at_step.since = Some(*at);
-            insert(*at, false, at_step);
+            insert(came(*at), false, at_step);
         }
     }
     if let Some(run) = &facts.run {
@@ -428,6 +432,12 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
         insert(at, false, at_step);
     }
     signs
+}
+
+/// When a message came to a step at the latest that was said to be sent there at `at`: that is noted
+/// after the broker's confirm, and the step may have been faster.
+fn came(at: u64) -> u64 {
+    at.saturating_sub(UNDER_WAY_MS)
 }
 
 /// What an event says of the message it happened to: at the step it happened in, or at the steps

@@ -28,7 +28,7 @@ struct Order {
     /// How often.
     #[serde(default)]
     count: u64,
-    /// How long to be put off.
+    /// How long to be put off, or to take.
     #[serde(default)]
     delay_ms: u64,
     /// How long others are to be put off, in turn.
@@ -82,6 +82,11 @@ async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
             Ok(None)
         }
         "wait" => wait(Duration::from_millis(order.delay_ms), ctx),
+        "slow" => {
+            ctx.log_info("slow: handed over");
+            tokio::time::sleep(Duration::from_millis(order.delay_ms)).await;
+            Ok(Some(json!({ "ok": true })))
+        }
         "figures" => Err(StepError::permanent(figures())),
         "permanent" => Err(StepError::permanent("told to give up")),
         "rebound" if ctx.rebounds() == 0 => Err(StepError::rebound(

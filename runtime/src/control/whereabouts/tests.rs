@@ -461,6 +461,25 @@ fn a_run_is_known_by_its_record() {
 }
 
 #[test]
+fn a_step_that_was_faster_than_the_confirm_has_the_last_word() {
+    let mut entered = facts();
+    entered.entered = Some(("orders".into(), NOW - 5));
+    entered.letters = vec![Letter {
+        step: "shape".into(),
+        ..letter(7, NOW - 6, DeadState::Open)
+    }];
+    assert_eq!(whereabouts(id(), &entered).state, Place::Dead);
+    let mut sent = facts();
+    sent.answers = vec![
+        answer("shape", 1, None, vec![(NOW - 5, emitted())]),
+        answer("crm", 1, None, vec![(NOW - 6, What::Done { attempt: 1 })]),
+    ];
+    let found = whereabouts(id(), &sent);
+    let crm = found.steps.iter().find(|at| at.step == "crm").unwrap();
+    assert_eq!(crm.place, Place::Settled);
+}
+
+#[test]
 fn what_a_webhook_took_in_is_queued_at_the_first_steps() {
     let entered = |trigger: &str| {
         let mut facts = facts();
