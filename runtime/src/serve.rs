@@ -230,6 +230,7 @@ impl Plane {
                 broker: Arc::clone(&broker),
                 reports: reports.clone(),
                 names: names.clone(),
+                deliveries_max: settings.broker.queue_deliveries_max,
             }),
             Pace::default(),
         );

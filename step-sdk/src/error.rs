@@ -7,7 +7,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use towpath_protocol::frame::Fate;
 
@@ -40,6 +40,13 @@ impl StepError {
     /// It is not yet time: try it again after `delay`. Not a failure, and not counted as one.
     pub fn rebound(delay: Duration, reason: impl fmt::Display) -> Self {
         Self::new(Fate::Rebound, reason).after(delay)
+    }
+
+    /// It is not yet time: try it again at `time`, days ahead if need be (48 at the most), or at once
+    /// if that is past. Not a failure, and not counted as one.
+    pub fn rebound_until(time: SystemTime, reason: impl fmt::Display) -> Self {
+        let delay = time.duration_since(SystemTime::now());
+        Self::rebound(delay.unwrap_or(Duration::ZERO), reason)
     }
 
     /// Makes a retry from an error behind a reference, such as a `&dyn Error` or what
@@ -224,6 +231,15 @@ mod tests {
             Ok(parse("x")?)
         }
         assert_eq!(handle().unwrap_err().fate(), Fate::Retry);
+    }
+
+    #[test]
+    fn not_before_a_time_is_a_delay_until_then() {
+        let day = Duration::from_hours(24);
+        let until = |time| StepError::rebound_until(time, "the shop opens").delay();
+        let ahead = until(SystemTime::now() + 3 * day).unwrap();
+        assert!(ahead <= 3 * day && ahead > 3 * day - Duration::from_mins(1));
+        assert_eq!(until(SystemTime::now() - day), Some(Duration::ZERO));
     }
 
     #[test]

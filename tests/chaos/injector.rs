@@ -119,6 +119,9 @@ impl Injector {
                 self.operator.give(&["apply", "--no-wait", &path])?;
                 Ok(format!("version {}", self.version))
             }
+            Kind::FlowRolledBack if self.version == 0 => {
+                Err("there is no earlier version yet".to_owned())
+            }
             Kind::FlowRolledBack => {
                 self.operator.give(&["rollback", NAME])?;
                 Ok(NAME.to_owned())

@@ -13,6 +13,9 @@ use crate::target::{Branch, Tally};
 /// How many messages are named on the screen.
 const NAMED_MAX: usize = 20;
 
+/// How many faults of a kind must have found nothing to break for that to be no chance any more.
+const NEVER_MADE_MIN: usize = 3;
+
 /// What came of a run.
 pub(crate) struct Results {
     pub(crate) seed: u64,
@@ -38,11 +41,24 @@ struct OfKind {
 }
 
 impl Results {
-    /// Whether nothing is missing, nothing was done twice that must not be, and nobody has to help.
+    /// Whether nothing is missing or given up, nothing was done twice that must not be, nobody has to
+    /// help, and what was planned was really broken.
     pub(crate) fn is_right(&self) -> bool {
         self.tally.missing().is_empty()
             && (!self.once || self.duplicates(Branch::Once) == 0)
+            && self.dead.is_empty()
+            && self.operations.given_up.is_empty()
             && self.runs()
+            && self.never_made().is_empty()
+    }
+
+    /// The kinds of faults of which several were planned and none could be made.
+    fn never_made(&self) -> Vec<Kind> {
+        let kinds = self.by_kind().into_iter();
+        kinds
+            .filter(|(_, of)| of.made == 0 && of.not_made >= NEVER_MADE_MIN)
+            .map(|(kind, _)| kind)
+            .collect()
     }
 
     fn runs(&self) -> bool {
@@ -167,6 +183,12 @@ impl Results {
         }
         for (step, state) in self.states.iter().filter(|(_, state)| state != "running") {
             lines.push(format!("at the end, step `{step}` is {state}"));
+        }
+        for kind in self.never_made() {
+            lines.push(format!(
+                "none was made of what was planned: {}",
+                kind.name()
+            ));
         }
         for letter in self.dead.iter().take(NAMED_MAX) {
             lines.push(format!("dead letter: {letter}"));

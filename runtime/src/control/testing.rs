@@ -11,7 +11,7 @@ use super::catalog::Catalog;
 use super::view::Draft;
 use super::{Control, Parts};
 use crate::broker::simulated::Simulated;
-use crate::broker::topology::Names;
+use crate::broker::topology::{Names, STEP_QUEUE_DELIVERIES_MAX};
 use crate::broker::{Broker, Publication};
 use crate::engine::Image;
 use crate::engine::simulated::SimulatedEngine;
@@ -83,6 +83,7 @@ impl Bench {
                 broker: broker.clone(),
                 reports: reports.clone(),
                 names: names.clone(),
+                deliveries_max: STEP_QUEUE_DELIVERIES_MAX,
             }),
             Pace::default(),
         );

@@ -23,6 +23,8 @@ const WAKE: Duration = Duration::from_secs(1);
 pub struct Load {
     /// Deliveries that wait in its queue.
     pub deliveries: u64,
+    /// Whether they are more than half of what the queue may hold.
+    pub is_half_full: bool,
     /// About how many messages they hold.
     pub messages: u64,
     /// Messages that its agents take, a second.
@@ -47,6 +49,8 @@ pub struct BrokerGauge {
     pub reports: Reports,
     /// How queues are called.
     pub names: Names,
+    /// The most deliveries that a step's queue holds.
+    pub deliveries_max: u64,
 }
 
 #[async_trait]
@@ -78,6 +82,7 @@ impl Gauge for BrokerGauge {
             let messages = (deliveries as f64 * each).round() as u64;
             Load {
                 deliveries,
+                is_half_full: deliveries > self.deliveries_max / 2,
                 messages,
                 rate: self.reports.rates(flow, step, now).received,
             }

@@ -13,12 +13,8 @@ use super::gauge::{Load, Loads};
 use super::memory::Memory;
 use super::plan::is_ready;
 use super::{Desired, DesiredFlow, DesiredStep, FlowState};
-use crate::broker::topology::STEP_QUEUE_DELIVERIES_MAX;
 use crate::engine::{ContainerState, Observed};
 use crate::reports::StepKey;
-
-/// The part of a queue's bound above which the step that reads it is the bottleneck.
-const FULL_PART: u64 = 2;
 
 /// The autoscaled steps.
 #[derive(Debug, Clone, Default)]
@@ -195,9 +191,7 @@ fn signals(
     let is_held_back = reports
         .iter()
         .any(|report| report.state == AgentState::HeldBack);
-    let full = successors(flow, step).find(|id| {
-        load(id).is_some_and(|it| it.deliveries > STEP_QUEUE_DELIVERIES_MAX / FULL_PART)
-    });
+    let full = successors(flow, step).find(|id| load(id).is_some_and(|it| it.is_half_full));
     let obstacle = match full {
         Some(id) => Some(format!(
             "`{id}` after it is the bottleneck: its queue is more than half full"

@@ -68,7 +68,7 @@ impl Wish {
         let load = Load {
             deliveries: messages,
             messages,
-            rate: 0.0,
+            ..Load::default()
         };
         Loads::from([(("f".to_owned(), "crm".to_owned()), load)])
     }

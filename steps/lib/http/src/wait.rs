@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
-/// The longest wait that is believed; a server that says more is asked again after this.
-pub const WAIT_MAX: Duration = Duration::from_hours(1);
+/// The longest wait that is believed, a week: quotas begin anew each day or week. A server that says
+/// more is asked again after this.
+pub const WAIT_MAX: Duration = Duration::from_hours(7 * 24);
 
 /// Reads `Retry-After`, in seconds or as a date, at most [`WAIT_MAX`]. A date in the past is no
 /// wait; what cannot be read is ignored.
@@ -43,11 +44,11 @@ mod tests {
         check("7", Some(7_000));
         check("0", Some(0));
         check(" 1.5 ", Some(1_500));
-        check("999999999", Some(3_600_000));
-        check("99999999999999999999999999", Some(3_600_000));
+        check("999999999", Some(604_800_000));
+        check("99999999999999999999999999", Some(604_800_000));
         check("Sat, 21 Nov 2026 12:00:30 GMT", Some(30_000));
         check("Sat, 21 Nov 2026 11:00:00 GMT", Some(0));
-        check("Sun, 21 Nov 2027 12:00:00 GMT", Some(3_600_000));
+        check("Sun, 21 Nov 2027 12:00:00 GMT", Some(604_800_000));
         check("soon", None);
         check("-5", None);
         check("1e", None);
