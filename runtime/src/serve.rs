@@ -234,7 +234,6 @@ impl Plane {
             }),
             Pace::default(),
         );
-        let sightings = sightings(reports.clone(), handle.clone());
         let live = watch::Sender::new(Arc::default());
         let runs_changed = Arc::new(Notify::new());
         let scheduler = Scheduler {
@@ -255,7 +254,7 @@ impl Plane {
             inquiry: inquiry.clone(),
             metrics: metrics.clone(),
             runs_changed,
-            sightings,
+            sightings: sightings(reports.clone(), handle.clone()),
             clock: clock.clone(),
         };
         let (ingress, worker) = Ingress::new(

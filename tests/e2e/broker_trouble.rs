@@ -63,6 +63,19 @@ fn rabbitmqctl(instance: &Instance, arguments: &[&str]) {
     docker(&all);
 }
 
+/// Waits until an agent knows that it cannot reach the broker now.
+#[track_caller]
+fn is_cut_off(container: &str) {
+    eventually("an agent notices", SOON, || {
+        let log = docker(&["logs", "--tail", "20", container]);
+        // The same reason again is not said again.
+        let lost = log
+            .rfind("the broker cannot be reached")
+            .max(log.rfind("the connection to the broker is made again"));
+        holds(lost > log.rfind("connected to the broker"), || log.clone())
+    });
+}
+
 #[test]
 fn a_network_that_swallows_everything_is_noticed_and_nothing_is_lost() {
     let version = BrokerVersion::V40;
@@ -77,10 +90,7 @@ fn a_network_that_swallows_everything_is_noticed_and_nothing_is_lost() {
     status_says(&instance, &["the broker cannot be reached"]);
     // Longer than any heartbeat: every agent has given its connection up.
     for name in instance.containers(FLOW, None).keys() {
-        eventually("an agent notices", SOON, || {
-            let log = docker(&["logs", "--tail", "5", name]);
-            holds(log.contains("the broker cannot be reached"), || log)
-        });
+        is_cut_off(name);
     }
     links.control.set(Condition::Open);
     links.agents.set(Condition::Open);
@@ -97,7 +107,7 @@ fn a_network_that_swallows_everything_is_noticed_and_nothing_is_lost() {
 fn a_network_that_is_cut_again_and_again_loses_nothing() {
     let version = BrokerVersion::V310;
     let instance = Instance::start_linked(version, version.share(), "");
-    let demo = begin(&instance, 3000);
+    let demo = begin(&instance, 6000);
     let links = instance.links.as_ref().expect("it was started with links");
     for round in 1..=5 {
         eventually("orders arrive", LONG, || {
@@ -107,13 +117,19 @@ fn a_network_that_is_cut_again_and_again_loses_nothing() {
             })
         });
         links.agents.set(Condition::Cut);
+        for name in instance.containers(FLOW, None).keys() {
+            is_cut_off(name);
+        }
         if round % 2 == 0 {
             links.control.set(Condition::Cut);
+            status_says(&instance, &["the broker cannot be reached"]);
         }
+        let stats = demo.crm_stats().expect("stats");
+        assert_ne!(stats["deals"], 6000, "it is cut in the middle: {stats}");
         links.agents.set(Condition::Open);
         links.control.set(Condition::Open);
     }
-    crm_holds_exactly(&demo, 3000, LONG);
+    crm_holds_exactly(&demo, 6000, LONG);
     everything_runs(&instance);
 }
 
@@ -211,6 +227,54 @@ fn credentials_that_are_revoked_and_restored_lose_nothing() {
     rabbitmqctl(&instance, &["change_password", user, password]);
     crm_holds_exactly(&demo, 1000, LONG);
     everything_runs(&instance);
+}
+
+#[test]
+fn permissions_that_are_taken_away_and_restored_lose_nothing() {
+    let instance = Instance::start(BrokerVersion::V40);
+    let demo = begin(&instance, 100);
+    crm_holds_exactly(&demo, 100, LONG);
+    let user = instance.broker.login.split(':').next().expect("a user");
+    let before = instance.containers(FLOW, None);
+    let of_user = |verb, rest: &[&str]| {
+        let arguments = [verb, "-p", &instance.name, user];
+        rabbitmqctl(&instance, &[arguments.as_slice(), rest].concat());
+    };
+    // First nobody may connect; then everybody may, and nobody may do anything.
+    let cases: [(&str, &[&str]); 2] = [
+        ("clear_permissions", &[]),
+        ("set_permissions", &["", "", ""]),
+    ];
+    for (round, (verb, rest)) in (0..).zip(cases) {
+        let orders = 100 + round * 2000;
+        order(&demo, 1500);
+        eventually("orders arrive", LONG, || {
+            let stats = demo.crm_stats()?;
+            holds(stats["deals"].as_u64() >= Some(orders + 100), || {
+                stats.to_string()
+            })
+        });
+        of_user(verb, rest);
+        // What is open remembers what it was permitted.
+        let reason = "the permissions were changed";
+        let close = ["close_all_connections", "-p", &instance.name, reason];
+        rabbitmqctl(&instance, &close);
+        let words: &[&str] = if round == 0 {
+            &["the broker cannot be reached", "NOT_ALLOWED"]
+        } else {
+            &["ACCESS_REFUSED"]
+        };
+        status_says(&instance, words);
+        order(&demo, 500);
+        of_user("set_permissions", &[".*", ".*", ".*"]);
+        crm_holds_exactly(&demo, orders + 2000, LONG);
+        everything_runs(&instance);
+    }
+    assert_eq!(
+        before,
+        instance.containers(FLOW, None),
+        "no container was replaced for it"
+    );
 }
 
 /// A broker that waits for acknowledgements for so short a time, until it is dropped.

@@ -9,8 +9,14 @@ const FLOW: &str = "orders-to-crm";
 /// A flow at work on `orders` orders, by a CRM that takes `delay` milliseconds for each.
 fn begin(version: BrokerVersion, orders: &str, delay: &str) -> (Instance, Demo) {
     let instance = Instance::start(version);
+    let demo = shop_and_crm(&instance, orders, delay);
+    instance.apply(&orders_to_crm(2));
+    (instance, demo)
+}
+
+fn shop_and_crm(instance: &Instance, orders: &str, delay: &str) -> Demo {
     let demo = Demo::start(
-        &instance,
+        instance,
         &[
             ("DEMO_ORDERS", orders),
             ("DEMO_DELAY_MS", delay),
@@ -23,8 +29,7 @@ fn begin(version: BrokerVersion, orders: &str, delay: &str) -> (Instance, Demo) 
     instance
         .run_with(&["secret", "set", "crm_token"], "demo-token")
         .ok();
-    instance.apply(&orders_to_crm(2));
-    (instance, demo)
+    demo
 }
 
 #[track_caller]
@@ -50,28 +55,81 @@ fn inserted() -> String {
     )
 }
 
+/// Waits until the step before `step`, which is paused, has done all `orders`; returns how many
+/// messages then wait in its queue.
+#[track_caller]
+fn all_wait(instance: &Instance, step: &str, orders: u64) -> u64 {
+    eventually("all that is left waits", LONG, || {
+        let status = instance.status(FLOW);
+        let steps = status["steps"].as_array().cloned().unwrap_or_default();
+        let at = steps.iter().position(|it| it["step"] == step);
+        let (before, paused) = at
+            .and_then(|at| Some((steps.get(at.checked_sub(1)?)?, &steps[at])))
+            .ok_or_else(|| status.to_string())?;
+        let is_quiet = before["done"] == orders
+            && before["unacknowledged"] == 0
+            && paused["state"] == "paused"
+            && paused["unacknowledged"] == 0
+            && paused["in_hand"] == 0;
+        let queued = paused["queued"].as_u64().filter(|queued| *queued > 0);
+        queued
+            .filter(|_| is_quiet)
+            .ok_or_else(|| status.to_string())
+    })
+}
+
+/// Applies a file that lacks `step`, for which so many messages wait: refused, with their number
+/// and with all that can be chosen.
+#[track_caller]
+fn refused(instance: &Instance, path: &str, step: &str, queued: u64) {
+    let said = instance.run(&["apply", path]);
+    assert_eq!(said.code, 1, "{said:?}");
+    let count = format!("`{step}` has {queued} queued");
+    for words in [&count, "--drain-first", "--move", "--dead-letter"] {
+        assert!(said.err.contains(words), "it says `{words}`: {said:?}");
+    }
+    assert_eq!(instance.status(FLOW)["version"], 1, "nothing was applied");
+}
+
 #[test]
 fn a_renamed_step_takes_its_messages_along() {
     let (instance, demo) = begin(BrokerVersion::V40, "2000", "50");
     some_arrive(&demo, 50);
     instance.run(&["pause", FLOW, "crm"]).ok();
     let path = instance.write("renamed.yaml", &renamed());
-    eventually("messages wait", SOON, || {
-        let status = instance.status(FLOW);
-        holds(status["steps"][2]["queued"].as_u64() > Some(0), || {
-            status.to_string()
-        })
-    });
-    let said = instance.run(&["apply", &path]);
-    assert_eq!(said.code, 1, "{said:?}");
-    assert!(said.err.contains("queued"), "with the count: {said:?}");
-    assert!(said.err.contains("--move"), "with the choices: {said:?}");
+    let queued = all_wait(&instance, "crm", 2000);
+    refused(&instance, &path, "crm", queued);
     let plan = instance.run(&["plan", &path]).ok();
     assert!(plan.out.contains("refused"), "{plan:?}");
     let wrong = instance.run(&["apply", &path, "--move", "crm=deal"]);
     assert!(wrong.err.contains("did you mean `deals`?"), "{wrong:?}");
     instance.run(&["apply", &path, "--move", "crm=deals"]).ok();
     crm_holds_exactly(&demo, 2000, LONG);
+}
+
+#[test]
+fn a_step_that_is_taken_out_with_messages_waiting_is_refused_and_goes_when_it_has_finished() {
+    let instance = Instance::start(BrokerVersion::V310);
+    let demo = shop_and_crm(&instance, "500", "0");
+    instance.apply(&inserted());
+    crm_holds_exactly(&demo, 500, LONG);
+    instance.run(&["pause", FLOW, "tag"]).ok();
+    demo.post(&format!("{}/orders?n=400", demo.shop));
+    let queued = all_wait(&instance, "tag", 900);
+    let path = instance.write("without.yaml", &orders_to_crm(2));
+    refused(&instance, &path, "tag", queued);
+    let stats = demo.crm_stats().expect("stats");
+    assert_eq!(stats["deals"], 500, "they all wait: {stats}");
+    instance.run(&["apply", &path, "--drain-first"]).ok();
+    crm_holds_exactly(&demo, 900, LONG);
+    let status = instance.status(FLOW);
+    let steps = status["steps"].as_array().expect("steps");
+    let ids: Vec<_> = steps.iter().map(|step| step["step"].as_str()).collect();
+    assert_eq!(ids, [Some("orders"), Some("shape"), Some("crm")]);
+    assert_eq!(status["dead_letters"], 0, "{status}");
+    assert!(instance.containers(FLOW, Some("tag")).is_empty());
+    demo.post(&format!("{}/orders?n=10", demo.shop));
+    crm_holds_exactly(&demo, 910, LONG);
 }
 
 #[test]
@@ -95,17 +153,58 @@ fn an_inserted_step_gets_the_messages_from_then_on() {
 
 #[test]
 fn a_step_that_goes_finishes_first_and_nothing_is_lost() {
-    let (instance, demo) = begin(BrokerVersion::V40, "2000", "0");
+    let (instance, demo) = begin(BrokerVersion::V40, "4000", "50");
     some_arrive(&demo, 50);
     let path = instance.write("renamed.yaml", &renamed());
+    eventually("messages wait", SOON, || {
+        let status = instance.status(FLOW);
+        holds(status["steps"][2]["queued"].as_u64() > Some(0), || {
+            status.to_string()
+        })
+    });
     instance.run(&["apply", &path, "--drain-first"]).ok();
-    crm_holds_exactly(&demo, 2000, LONG);
+    crm_holds_exactly(&demo, 4000, LONG);
     let status = instance.status(FLOW);
     assert_eq!(status["version"], 2, "{status}");
     assert!(
         instance.containers(FLOW, Some("crm")).is_empty(),
         "the old step is gone"
     );
+}
+
+#[test]
+fn a_step_that_goes_leaves_its_messages_as_dead_letters_if_it_is_told_to() {
+    let (instance, demo) = begin(BrokerVersion::V310, "300", "50");
+    instance.run(&["pause", FLOW, "crm"]).ok();
+    eventually("all that is left waits", SOON, || {
+        let (status, stats) = (instance.status(FLOW), demo.crm_stats()?);
+        let crm = &status["steps"][2];
+        let queued = crm["queued"].as_u64().unwrap_or(0);
+        let done = stats["deals"].as_u64().unwrap_or(0);
+        holds(
+            queued > 0 && status["steps"][1]["done"] == 300 && crm["in_hand"] == 0,
+            || format!("{done} {status}"),
+        )
+    });
+    let arrived = demo.crm_stats().expect("stats")["deals"]
+        .as_u64()
+        .expect("a count");
+    let path = instance.write("renamed.yaml", &renamed());
+    instance.run(&["apply", &path, "--dead-letter"]).ok();
+    let letters = || {
+        let lines = instance.run(&["dead", "export", "--cause", "removed"]);
+        lines.ok().out.lines().count() as u64
+    };
+    eventually("each of them is a dead letter", LONG, || {
+        let count = letters();
+        holds(count == 300 - arrived, || {
+            format!("{count} of {}", 300 - arrived)
+        })
+    });
+    instance
+        .run(&["dead", "replay", "--all", "--from", "deals"])
+        .ok();
+    crm_holds_exactly(&demo, 300, LONG);
 }
 
 #[test]

@@ -265,3 +265,58 @@ actions: [{ id: log, image: "towpath/log:test" }]
     });
     assert_eq!(letters.len(), 1, "{letters:?}");
 }
+
+#[test]
+fn a_body_is_edited_in_an_editor_and_what_is_not_json_is_refused_and_kept() {
+    let instance = begin(1);
+    let id = exported(&instance, "open")[0]["id"].to_string();
+    let edit = |editor: &str| {
+        let mut command = instance.cli(&["dead", "edit", &id]);
+        let output = command.env("EDITOR", editor).output().expect("it runs");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, error) = edit("printf '{\"do\": ok}' >");
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("the body is not JSON: line 1"), "{error}");
+    let kept = error.split('`').nth(1).expect("the file is named");
+    assert_eq!(
+        std::fs::read_to_string(kept).expect("it is there"),
+        "{\"do\": ok}"
+    );
+    std::fs::remove_file(kept).expect("it can go");
+    assert_eq!(exported(&instance, "open")[0]["body"]["do"], Value::Null);
+    let (code, error) = edit("printf '{\"do\": \"ok\"}' >");
+    assert_eq!(code, Some(0), "{error}");
+    instance.run(&["dead", "replay", &id]).ok();
+    eventually("the edited one is done", SOON, || {
+        let status = instance.status("letters");
+        holds(status["steps"][1]["done"] == 1, || status.to_string())
+    });
+    assert!(exported(&instance, "open").is_empty());
+}
+
+#[test]
+fn what_failed_at_a_step_that_is_gone_is_replayed_from_one_there_is() {
+    let instance = begin(2);
+    let path = instance.write("renamed.yaml", &FLOW.replace("id: strict", "id: lenient"));
+    instance.run(&["apply", &path]).ok();
+    let id = exported(&instance, "open")[0]["id"].to_string();
+    let said = instance.run(&["dead", "replay", &id]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("there is no step `strict`"), "{said:?}");
+    assert!(said.err.contains("`flood`, `lenient`"), "{said:?}");
+    assert_eq!(exported(&instance, "open").len(), 2, "nothing was sent");
+    instance
+        .run(&["dead", "replay", "--all", "--from", "lenient"])
+        .ok();
+    eventually("they failed there as well", SOON, || {
+        let letters = exported(&instance, "open");
+        let there = letters.iter().filter(|it| it["step"] == "lenient");
+        holds(there.count() == 2 && letters.len() == 2, || {
+            format!("{letters:?}")
+        })
+    });
+}

@@ -109,7 +109,10 @@ fn a_step_that_panics_exits_hangs_or_writes_garbage_goes_on_and_says_why() {
         "what it wrote is named: {garbage}"
     );
     let memory = reason(json!({ "do": "memory" }));
-    assert!(memory.contains("memory"), "{memory}");
+    assert!(
+        memory.contains("killed by the memory limit, 128 MiB"),
+        "the limit is named: {memory}"
+    );
     eventually("all neighbours are done", LONG, || {
         let count = done(&instance, 0);
         holds(count == 10, || {

@@ -1,6 +1,7 @@
 //! An operator's verbs.
 
 use serde_json::{Value, json};
+use towpath_tests::machine::docker;
 use towpath_tests::{BrokerVersion, Demo, Instance, eventually, holds, http};
 
 use crate::{LONG, NO_429, NO_500, NO_500_AFTER, NOT_SLOW, SOON, crm_holds_exactly, orders_to_crm};
@@ -139,6 +140,184 @@ fn one_step_is_paused_and_the_others_go_on() {
         said.code == 1 && said.err.contains("take it out"),
         "{said:?}"
     );
+}
+
+/// Waits until `step` and `log` have done so many, and `log` is in this state.
+#[track_caller]
+fn log_is(instance: &Instance, what: &str, state: &str, done: (u64, u64)) {
+    eventually(what, LONG, || {
+        let status = instance.status("verbs");
+        let (step, log) = (&status["steps"][0], &status["steps"][1]);
+        let is = log["state"] == state && step["done"] == done.0 && log["done"] == done.1;
+        holds(is && status["dead_letters"] == 0, || status.to_string())
+    });
+}
+
+/// Gives a verb that was given before: it says so, and changes nothing.
+#[track_caller]
+fn says_already(instance: &Instance, verb: &str) {
+    let before = instance.containers("verbs", None);
+    let arguments = [verb, "verbs", "log", "--output", "json"];
+    let said = instance.run(&arguments).ok().json();
+    assert_eq!(said["changed"], false, "{said}");
+    let message = said["message"].as_str().expect("a message");
+    assert!(message.contains("already"), "{said}");
+    assert_eq!(instance.containers("verbs", None), before);
+}
+
+#[test]
+fn a_step_that_drains_finishes_what_it_has_and_takes_no_more_until_it_is_resumed() {
+    let (mut instance, hook) = begin();
+    let before = instance.containers("verbs", None);
+    instance.run(&["pause", "verbs", "log"]).ok();
+    log_is(&instance, "`log` is paused", "paused", (0, 0));
+    for _ in 0..20 {
+        post(&hook, &json!({ "do": "ok" }));
+    }
+    log_is(&instance, "messages wait for `log`", "paused", (20, 0));
+    let said = instance.run(&["drain", "verbs", "log", "--wait"]).ok();
+    assert!(said.out.contains("is drained"), "{said:?}");
+    log_is(&instance, "it finished what it had", "drained", (20, 20));
+    for _ in 0..15 {
+        post(&hook, &json!({ "do": "ok" }));
+    }
+    says_already(&instance, "drain");
+    let step_waits = |what: &str, instance: &Instance| {
+        log_is(instance, what, "drained", (20, 20));
+        step_is(instance, "the step before it holds still", |step| {
+            step["state"] == "paused" && step["queued"].as_u64() >= Some(1) && step["done"] == 20
+        });
+    };
+    step_waits("it takes no more", &instance);
+    instance.kill();
+    instance.serve();
+    step_waits("it is still drained", &instance);
+    says_already(&instance, "drain");
+    instance.run(&["resume", "verbs", "log"]).ok();
+    log_is(&instance, "all are done", "running", (35, 35));
+    assert_eq!(
+        instance.containers("verbs", None),
+        before,
+        "no container was replaced"
+    );
+}
+
+#[test]
+fn a_step_that_is_stopped_has_no_container_and_keeps_its_messages_until_it_is_resumed() {
+    let (mut instance, hook) = begin();
+    let before = instance.containers("verbs", Some("step"));
+    let only_step_is_there = |what: &str, instance: &Instance| {
+        eventually(what, SOON, || {
+            let left = instance.containers("verbs", None);
+            holds(left == before, || format!("{left:?}"))
+        });
+    };
+    instance.run(&["stop", "verbs", "log"]).ok();
+    only_step_is_there("`log` has no container", &instance);
+    says_already(&instance, "stop");
+    for _ in 0..20 {
+        post(&hook, &json!({ "do": "ok" }));
+    }
+    log_is(&instance, "messages wait for `log`", "stopped", (20, 0));
+    instance.kill();
+    instance.serve();
+    log_is(&instance, "it is still stopped", "stopped", (20, 0));
+    only_step_is_there("`log` has no container again", &instance);
+    says_already(&instance, "stop");
+    instance.run(&["resume", "verbs", "log"]).ok();
+    log_is(&instance, "all are done", "running", (20, 20));
+    let after = instance.containers("verbs", Some("step"));
+    assert_eq!(after, before, "the other step was left alone");
+}
+
+/// The queues and exchanges of the flow on the broker.
+fn of_the_flow_on_the_broker(instance: &Instance) -> Vec<String> {
+    let mark = format!("{}.flow.verbs", instance.name);
+    let broker = instance.broker.container.as_str();
+    let list = |what: &str| {
+        let ctl = ["exec", broker, "rabbitmqctl", "-q", what];
+        docker(&[ctl.as_slice(), &["-p", &instance.name, "name"]].concat())
+    };
+    let all = [list("list_queues"), list("list_exchanges")].join("\n");
+    let ours = all.lines().filter(|line| line.contains(&mark));
+    ours.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_flow_is_not_deleted_while_messages_are_to_be_tried_again() {
+    let (instance, hook) = begin();
+    post(&hook, &json!({ "do": "wait", "delay_ms": 600_000 }));
+    eventually("a message waits", SOON, || {
+        let list = instance.run(&["retries", "list", "verbs", "--output", "json"]);
+        let list = list.ok().json();
+        holds(list["total"] == 1, || list.to_string())
+    });
+    let refused = instance.run(&["delete", "verbs", "--yes"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let words = "1 that are to be tried again";
+    assert!(refused.err.contains(words), "{refused:?}");
+    instance.run(&["retries", "now", "verbs", "--all"]).ok();
+    step_is(&instance, "it is done", |step| step["done"] == 1);
+    eventually("nothing is left", SOON, || {
+        let said = instance.run(&["delete", "verbs", "--yes"]);
+        holds(said.code == 0, || format!("{said:?}"))
+    });
+}
+
+#[test]
+fn a_flow_that_is_deleted_with_its_messages_leaves_nothing_and_begins_empty_when_it_comes_again() {
+    let (instance, hook) = begin();
+    instance.run(&["pause", "verbs"]).ok();
+    step_is(&instance, "the step is paused", |step| {
+        step["state"] == "paused"
+    });
+    for _ in 0..20 {
+        post(&hook, &json!({ "do": "ok" }));
+    }
+    step_is(&instance, "messages wait", |step| {
+        step["queued"].as_u64() >= Some(1)
+    });
+    let refused = instance.run(&["delete", "verbs", "--yes"]);
+    assert!(
+        refused.code == 1 && refused.err.contains("`step` about"),
+        "with the step and the count: {refused:?}"
+    );
+    let there = of_the_flow_on_the_broker(&instance);
+    assert!(
+        there.len() >= 2,
+        "it is refused, so all is there: {there:?}"
+    );
+    instance
+        .run(&["delete", "verbs", "--drop-messages", "--yes"])
+        .ok();
+    assert_eq!(instance.run(&["status", "verbs"]).code, 1);
+    eventually("nothing of it is left", LONG, || {
+        let left = (
+            instance.containers("verbs", None),
+            of_the_flow_on_the_broker(&instance),
+        );
+        holds(left.0.is_empty() && left.1.is_empty(), || {
+            format!("{left:?}")
+        })
+    });
+    let gone = http::send("POST", &hook, None, Some("{}")).expect("an answer");
+    assert_eq!(gone.status, 404, "{gone:?}");
+
+    instance.apply(FLOW);
+    let status = instance.status("verbs");
+    assert_eq!(status["state"], "running", "it is not paused: {status}");
+    let hook = status["webhook_url"].as_str().expect("a URL");
+    post(hook, &json!({ "do": "ok" }));
+    eventually("the new message is done", SOON, || {
+        let status = instance.status("verbs");
+        holds(status["steps"][1]["done"] == 1, || status.to_string())
+    });
+    let status = instance.status("verbs");
+    for step in [&status["steps"][0], &status["steps"][1]] {
+        let counts = (&step["received"], &step["queued"], &step["dead_letters"]);
+        let expected = (&json!(1), &json!(0), &json!(0));
+        assert_eq!(counts, expected, "no message of before: {status}");
+    }
 }
 
 #[test]

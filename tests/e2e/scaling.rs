@@ -127,6 +127,53 @@ fn a_backlog_brings_more_replicas_and_calm_takes_them_away_without_interrupting_
     );
 }
 
+/// A step with enough to do, before one that takes ten minutes for each message.
+const NARROW: &str = r#"
+flow: narrow
+trigger: { id: hook, webhook: true }
+actions:
+  - id: wide
+    image: towpath/test-step:test
+    replicas: { min: 1, max: 4, backlog_per_replica: 3 }
+  - id: narrow
+    image: towpath/test-step:test
+    concurrency: 1
+    timeout: 1h
+"#;
+
+#[test]
+fn a_step_is_not_scaled_while_the_one_after_it_is_the_bottleneck() {
+    let bound = [("TOWPATH_BROKER__QUEUE_DELIVERIES_MAX", "10")];
+    let instance = Instance::start_set(BrokerVersion::V40, &bound);
+    instance.apply(NARROW);
+    let hook = instance.status("narrow")["webhook_url"]
+        .as_str()
+        .expect("a URL")
+        .to_owned();
+    let slow = json!({ "do": "slow", "delay_ms": 600_000 });
+    let body = json!({ "do": "pass", "pass": slow }).to_string();
+    eventually("both queues are full", LONG, || {
+        for _ in 0..10 {
+            let answer = http::send("POST", &hook, None, Some(&body))?;
+            if answer.status == 429 {
+                return Ok(());
+            }
+        }
+        Err(instance.status("narrow").to_string())
+    });
+    eventually("it says which step is the bottleneck", LONG, || {
+        let status = instance.status("narrow");
+        let why = step(&status, 0)["scaling"].to_string();
+        holds(why.contains("`narrow` after it is the bottleneck"), || {
+            status.to_string()
+        })
+    });
+    let status = instance.status("narrow");
+    assert_eq!(step(&status, 0)["desired"], 1, "{status}");
+    let changes = instance.log().matches("autoscaled").count();
+    assert_eq!(changes, 0, "{}", instance.log());
+}
+
 const SLEEPY: &str = r#"
 flow: sleepy
 trigger: { id: hook, webhook: true }

@@ -102,7 +102,7 @@ impl Control {
         })
     }
 
-    /// Refuses if one of the steps' queues holds deliveries, naming each with its count.
+    /// Refuses if messages are in one of the steps' queues, in hand, or to be tried again, with counts.
     async fn refuse_full_queues(&self, flow: &str, steps: &[String]) -> Result<(), ControlError> {
         if steps.is_empty() {
             return Ok(());
@@ -118,6 +118,11 @@ impl Control {
                 let messages = self.messages_in(flow, step, ready).max(ready) + held;
                 full.push(format!("`{step}` about {messages}"));
             }
+        }
+        let all: Vec<&str> = steps.iter().map(String::as_str).collect();
+        let waiting = self.waiting(flow, &all).await?;
+        if waiting > 0 {
+            full.push(format!("{waiting} that are to be tried again"));
         }
         if full.is_empty() {
             return Ok(());

@@ -193,18 +193,25 @@ impl Control {
             timeout(PROBE, self.broker.depths(&queues)),
             timeout(PROBE, self.broker.trouble()),
         );
+        let (depths, refused) = match depths {
+            Ok(Ok(depths)) => (Some(depths), None),
+            // Connected, and not allowed to look.
+            Ok(Err(error)) => (None, Some(chain(&error))),
+            Err(_) => (None, None),
+        };
         let dead = by_step(self.catalog.store.open_dead_letters().await?);
         let replayed = self.catalog.store.count_dead_letters(DeadState::Replayed);
         let replayed = by_step(replayed.await?);
         let status = self.reconciler.status.borrow();
         Ok(Facts {
-            depths: depths.ok().and_then(Result::ok),
+            depths,
             dead,
             replayed,
             engine_up: status.trouble.is_none() && status.at > 0,
             remade: self.broker.remade(),
             broker_trouble: trouble
-                .unwrap_or_else(|_| Some("the broker does not answer in time".to_owned())),
+                .unwrap_or_else(|_| Some("the broker does not answer in time".to_owned()))
+                .or(refused),
         })
     }
 

@@ -365,23 +365,7 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
         }
     }
     for letter in &facts.letters {
-        let place = match letter.state {
-            DeadState::Open => Place::Dead,
-            DeadState::Discarded => Place::Discarded,
-            DeadState::Replaying | DeadState::Replayed => Place::Queued,
-        };
-        let mut at_step = AtStep::new(&letter.flow, &letter.step, place);
-        at_step.since = Some(letter.at);
-        at_step.letter = Some(letter.id.to_string());
-        at_step.replica = (letter.replica > 0).then_some(letter.replica);
-        at_step.reason = match place {
-            Place::Queued if letter.state == DeadState::Replaying => {
-                Some(format!("dead letter {} is being replayed", letter.id))
-            }
-            Place::Queued => Some(format!("dead letter {} was replayed", letter.id)),
-            _ => Some(letter.reason.clone()),
-        };
-        insert(letter.at, false, at_step);
+        insert(letter.at, false, died(letter));
     }
     for note in &facts.notes {
         let is_back = note.due <= facts.now;
@@ -432,6 +416,27 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
         insert(at, false, at_step);
     }
     signs
+}
+
+/// What a dead letter says.
+fn died(letter: &Letter) -> AtStep {
+    let place = match letter.state {
+        DeadState::Open => Place::Dead,
+        DeadState::Discarded => Place::Discarded,
+        DeadState::Replaying | DeadState::Replayed => Place::Queued,
+    };
+    let mut at_step = AtStep::new(&letter.flow, &letter.step, place);
+    at_step.since = Some(letter.at);
+    at_step.letter = Some(letter.id.to_string());
+    at_step.replica = (letter.replica > 0).then_some(letter.replica);
+    at_step.reason = match place {
+        Place::Queued if letter.state == DeadState::Replaying => {
+            Some(format!("dead letter {} is being replayed", letter.id))
+        }
+        Place::Queued => Some(format!("dead letter {} was replayed", letter.id)),
+        _ => Some(letter.reason.clone()),
+    };
+    at_step
 }
 
 /// When a message came to a step at the latest that was said to be sent there at `at`: that is noted
