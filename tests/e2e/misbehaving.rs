@@ -131,6 +131,68 @@ fn a_step_that_panics_exits_hangs_or_writes_garbage_goes_on_and_says_why() {
 }
 
 #[test]
+fn a_message_that_ends_its_process_by_a_signal_is_found_and_its_neighbours_lose_no_attempt() {
+    let instance = Instance::start(BrokerVersion::V40);
+    // Whoever loses its only attempt is dead.
+    let flow = FLOW
+        .replace("timeout: 2s", "timeout: 10m")
+        .replace("attempts: 2", "attempts: 1");
+    instance.apply(&flow);
+    let hook = instance.status("misbehaving")["webhook_url"]
+        .as_str()
+        .expect("a URL")
+        .to_owned();
+    for _ in 0..3 {
+        post(&hook, &json!({ "do": "slow", "delay_ms": 8_000 }));
+    }
+    let logs = || {
+        instance
+            .run(&["logs", "misbehaving", "step", "--tail", "1000"])
+            .ok()
+            .out
+    };
+    eventually("three neighbours are in hand", LONG, || {
+        let logs = logs();
+        let count = logs.matches("slow: handed over").count();
+        holds(count == 3, || logs)
+    });
+    let letter = dead_letter_of(&instance, &hook, &json!({ "do": "signal" }));
+    let log = logs();
+    assert!(
+        log.contains("messages were in its hands: they are tried one at a time"),
+        "it took neighbours with it: {log}"
+    );
+    let reason = letter["reason"].as_str().expect("a reason");
+    assert!(
+        reason.contains("signal 6 (SIGABRT)"),
+        "the signal is named: {reason}"
+    );
+    assert_eq!(
+        letter["attempts"].as_array().map(Vec::len),
+        Some(1),
+        "only the death that it died alone counts: {letter}"
+    );
+    // What is sent last is done last: whatever is done twice has been done by then.
+    let all_done = |count: u64| {
+        eventually("the neighbours are done, each once", LONG, || {
+            let both = (done(&instance, 0), done(&instance, 1));
+            holds(both == (count, count), || {
+                format!("{both:?} {}", instance.status("misbehaving"))
+            })
+        });
+    };
+    all_done(5);
+    post(&hook, &json!({ "do": "ok" }));
+    all_done(6);
+    let step = instance.status("misbehaving")["steps"][0].clone();
+    assert_eq!(
+        (&step["failed"], &step["dead"], &step["dead_letters"]),
+        (&json!(1), &json!(1), &json!(1)),
+        "only the culprit lost an attempt: {step}"
+    );
+}
+
+#[test]
 fn a_message_that_can_never_succeed_is_dead_at_once_and_one_that_is_early_comes_back() {
     let (instance, hook) = begin();
     let letter = dead_letter_of(&instance, &hook, &json!({ "do": "permanent" }));

@@ -246,7 +246,7 @@ fn of_the_flow_on_the_broker(instance: &Instance) -> Vec<String> {
 #[test]
 fn a_flow_is_not_deleted_while_messages_are_to_be_tried_again() {
     let (instance, hook) = begin();
-    post(&hook, &json!({ "do": "wait", "delay_ms": 600_000 }));
+    post(&hook, &json!({ "do": "later", "delay_ms": 600_000 }));
     eventually("a message waits", SOON, || {
         let list = instance.run(&["retries", "list", "verbs", "--output", "json"]);
         let list = list.ok().json();

@@ -97,6 +97,85 @@ fn retries_are_listed_with_reason_and_time() {
     assert!(metrics.contains(line), "{metrics}");
 }
 
+#[test]
+fn a_rebound_of_days_counts_no_attempt_and_can_be_brought_back_now() {
+    // Half an hour more, so that a minute does not matter in what a person reads.
+    const DAYS_MS: u64 = 3 * 86_400_000 + 1_800_000;
+    let (instance, hook) = begin(BrokerVersion::V40);
+    let before = now_ms();
+    post(&hook, &json!({ "do": "later", "delay_ms": DAYS_MS }));
+    let list = waiting(&instance, 1);
+    let after = now_ms();
+    let one = &list["waiting"][0];
+    assert_eq!(
+        (&one["is_rebound"], &one["rebounds"], &one["attempt"]),
+        (&json!(true), &json!(1), &json!(1)),
+        "the first attempt is still ahead of it: {one}"
+    );
+    assert_eq!(one["reason"], "told to come later", "{one}");
+    let due = one["due"].as_u64().expect("a time");
+    // The ladder counts in quarters of a second, and rounds up.
+    assert!(
+        (before + DAYS_MS..=after + DAYS_MS + 250).contains(&due),
+        "{due} is not three days after {before}: {one}"
+    );
+    let text = instance.run(&["retries", "list", "patient"]).ok().out;
+    for part in ["1 message waits", "not yet", "rebound 1", "in 3d 0h"] {
+        assert!(text.contains(part), "no `{part}` in\n{text}");
+    }
+    let id = &ids(&list)[0];
+    let said = instance.run(&["retries", "now", "patient", id]).ok();
+    assert!(said.out.contains("1 message came back now"), "{said:?}");
+    // The step gives it up if it comes as a second attempt.
+    are_done(&instance, 1);
+    waiting(&instance, 0);
+    let step = instance.status("patient")["steps"][0].clone();
+    assert_eq!(
+        (&step["rebounded"], &step["failed"], &step["retried"]),
+        (&json!(1), &json!(0), &json!(0)),
+        "{step}"
+    );
+}
+
+#[test]
+fn the_back_off_is_what_the_flow_file_says() {
+    let instance = Instance::start(BrokerVersion::V40);
+    instance.apply(
+        r#"
+flow: backing-off
+trigger: { id: hook, webhook: true }
+actions:
+  - id: step
+    image: towpath/test-step:test
+    retry: { attempts: 4, initial: 500ms, factor: 2, max: 1s, jitter: 0 }
+"#,
+    );
+    let hook = instance.status("backing-off")["webhook_url"]
+        .as_str()
+        .expect("a URL")
+        .to_owned();
+    post(&hook, &json!({ "do": "fail", "count": 10 }));
+    let letter = eventually("its attempts are used up", LONG, || {
+        let list = instance.run(&["dead", "list", "--output", "json"]);
+        let list = list.ok().json();
+        let letter = list["dead"].as_array().and_then(|letters| letters.first());
+        letter.cloned().ok_or_else(|| list.to_string())
+    });
+    assert_eq!(letter["cause"], "attempts", "{letter}");
+    let attempts = letter["attempts"].as_array().expect("attempts");
+    let numbers: Vec<_> = attempts.iter().map(|one| &one["attempt"]).collect();
+    assert_eq!(numbers, [1, 2, 3, 4], "{letter}");
+    let times = attempts.iter().map(|one| one["at"].as_u64());
+    let times: Vec<u64> = times.map(|at| at.expect("a time")).collect();
+    let logs = instance.run(&["logs", "backing-off", "step"]).ok().out;
+    for (number, wait_ms) in [500, 1_000, 1_000].into_iter().enumerate() {
+        let waited = times[number + 1].saturating_sub(times[number]);
+        assert!(waited >= wait_ms, "{waited} ms, not {wait_ms}: {letter}");
+        let text = format!("attempt {} failed, tried again in {wait_ms} ms", number + 1);
+        assert!(logs.contains(&text), "no `{text}` in\n{logs}");
+    }
+}
+
 fn retries_now(version: BrokerVersion) {
     let (instance, hook) = begin(version);
     fail(&hook, 4);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use towpath_step::{Context, MessageId, Result, Step, StepError};
+use towpath_step::{Context, MessageId, Result, ResultExt as _, Step, StepError};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +44,7 @@ async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
         "ok" => Ok(Some(json!({ "ok": true }))),
         "panic" => panic!("told to panic"),
         "exit" => std::process::exit(17),
+        "signal" => std::process::abort(),
         "hang" => {
             std::thread::sleep(Duration::from_secs(3600));
             Ok(None)
@@ -89,6 +90,8 @@ async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
         }
         "figures" => Err(StepError::permanent(figures())),
         "permanent" => Err(StepError::permanent("told to give up")),
+        "explain" => explain(order.count, ctx),
+        "later" => later(Duration::from_millis(order.delay_ms), ctx),
         "rebound" if ctx.rebounds() == 0 => Err(StepError::rebound(
             Duration::from_secs(1),
             "told to come back",
@@ -97,6 +100,34 @@ async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
         "fail" | "rebound" => Ok(None),
         "spy" => Err(StepError::permanent(spy().to_string())),
         other => Err(StepError::permanent(format!("`{other}` is nothing to do"))),
+    }
+}
+
+/// Says what it is at, and fails with causes: for good after `retries` attempts that may be tried
+/// again.
+fn explain(retries: u64, ctx: &Context<Config>) -> Result<Option<Value>> {
+    ctx.log_info(format!("reading the total, attempt {}", ctx.attempt()));
+    ctx.log_warn("the total is a word");
+    let read = "twelve"
+        .parse::<u64>()
+        .context("the total cannot be read")
+        .context("the order cannot be handled");
+    let read = if u64::from(ctx.attempt()) <= retries {
+        read
+    } else {
+        read.permanent()
+    };
+    Ok(Some(json!(read?)))
+}
+
+/// Puts a message off once, and is not content if that counted as an attempt.
+fn later(delay: Duration, ctx: &Context<Config>) -> Result<Option<Value>> {
+    match (ctx.rebounds(), ctx.attempt()) {
+        (0, _) => Err(StepError::rebound(delay, "told to come later")),
+        (1, 1) => Ok(None),
+        (rebounds, attempt) => Err(StepError::permanent(format!(
+            "this is attempt {attempt} after {rebounds} rebounds"
+        ))),
     }
 }
 
