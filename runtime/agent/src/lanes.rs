@@ -52,6 +52,8 @@ pub enum LaneId {
     Port(u16),
     /// Back to this step after a delay, in units.
     Delay(u32),
+    /// The same for a message that may kill whoever has it: whoever gets it next must know.
+    Suspect(u32),
     /// Back to this step at once, each message by itself.
     Apart,
     /// Dead letters.
@@ -65,6 +67,22 @@ pub enum LaneId {
 }
 
 impl LaneId {
+    fn delay((units, is_suspect): (u32, bool)) -> Self {
+        if is_suspect {
+            Self::Suspect(units)
+        } else {
+            Self::Delay(units)
+        }
+    }
+
+    fn of_delay(self) -> Option<(u32, bool)> {
+        match self {
+            Self::Delay(units) => Some((units, false)),
+            Self::Suspect(units) => Some((units, true)),
+            _ => None,
+        }
+    }
+
     /// Whether what waits in it is still wanted when the connection is lost: a message that was to
     /// be retried or given up is delivered again, and decided on again.
     fn survives(self) -> bool {
@@ -226,7 +244,8 @@ pub struct Lanes {
     apart: Lane,
     settled: Lane,
     released: Lane,
-    delays: BTreeMap<u32, Lane>,
+    /// By units, and whether it is for suspects.
+    delays: BTreeMap<(u32, bool), Lane>,
     open: HashMap<u64, (LaneId, Sealed)>,
     outstanding_bytes: usize,
     numbers: u64,
@@ -392,7 +411,7 @@ impl Lanes {
             .chain(
                 self.delays
                     .iter_mut()
-                    .map(|(units, lane)| (LaneId::Delay(*units), lane)),
+                    .map(|(kind, lane)| (LaneId::delay(*kind), lane)),
             )
             .chain([
                 (LaneId::Apart, &mut self.apart),
@@ -427,10 +446,10 @@ impl Lanes {
         lane.open = lane.open.saturating_sub(1);
         lane.refusals = 0;
         lane.not_before = None;
-        if let LaneId::Delay(units) = id
+        if let Some(kind) = id.of_delay()
             && lane.is_empty()
         {
-            self.delays.remove(&units);
+            self.delays.remove(&kind);
         }
         Some(Accepted {
             lane: id,
@@ -479,7 +498,7 @@ impl Lanes {
         for (id, lane) in self
             .delays
             .iter_mut()
-            .map(|(units, lane)| (LaneId::Delay(*units), lane))
+            .map(|(kind, lane)| (LaneId::delay(*kind), lane))
             .chain([
                 (LaneId::Apart, &mut self.apart),
                 (LaneId::Dead, &mut self.dead),
@@ -549,9 +568,15 @@ impl Lanes {
             LaneId::Apart => &mut self.apart,
             LaneId::Settled => &mut self.settled,
             LaneId::Released => &mut self.released,
-            LaneId::Delay(units) => {
-                let (routes, open_max) = (&self.routes, self.limits.open_batches);
-                self.delays.entry(units).or_insert_with(|| {
+            LaneId::Delay(units) | LaneId::Suspect(units) => {
+                let (routes, limits) = (&self.routes, &self.limits);
+                let is_suspect = matches!(id, LaneId::Suspect(_));
+                let (content, batch_max) = if is_suspect {
+                    (Content::Returned(limits.suspect_returns), 1)
+                } else {
+                    (Content::Batch, 256)
+                };
+                self.delays.entry((units, is_suspect)).or_insert_with(|| {
                     let (exchange, key) = match ladder::level(units) {
                         Some(level) => {
                             let level = level.min(routes.delay_exchanges.len().saturating_sub(1));
@@ -565,10 +590,10 @@ impl Lanes {
                     Lane {
                         exchange: exchange.into(),
                         key: key.into(),
-                        content: Content::Batch,
+                        content,
                         frame: None,
-                        batch_max: 256,
-                        open_max,
+                        batch_max,
+                        open_max: limits.open_batches,
                         growing: Batch::default(),
                         since: None,
                         sealed: VecDeque::new(),
@@ -777,6 +802,23 @@ mod tests {
         );
         assert_eq!(publishes[0].content, Content::Returned(2));
         assert_eq!(lanes.disconnected().len(), 2, "the delivery comes again");
+    }
+
+    #[test]
+    fn a_suspect_that_somebody_else_has_stays_one() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        lanes.push(LaneId::Delay(4), b"r\n", MEMBER, now);
+        lanes.push(LaneId::Suspect(4), b"s\n", MEMBER, now);
+        lanes.push(LaneId::Suspect(4), b"t\n", MEMBER, now);
+        let publishes = sent(&mut lanes, now);
+        let contents: Vec<_> = publishes.iter().map(|it| it.content).collect();
+        let returned = Content::Returned(2);
+        assert_eq!(contents, [Content::Batch, returned, returned]);
+        assert!(publishes.iter().all(|it| it.key == publishes[0].key));
+        for publish in &publishes {
+            lanes.accepted(publish.number).expect("it was sent");
+        }
+        assert!(lanes.delays.is_empty(), "nothing is kept for it");
     }
 
     #[test]

@@ -46,6 +46,8 @@ async fn obey(order: Order, ctx: &Context<Config>) -> Result<Option<Value>> {
         "exit" => std::process::exit(17),
         "signal" => std::process::abort(),
         "hang" => {
+            // Not by the runtime, which hangs as well.
+            std::io::stderr().write_all(b"hang: handed over\n")?;
             std::thread::sleep(Duration::from_secs(3600));
             Ok(None)
         }

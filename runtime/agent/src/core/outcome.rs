@@ -218,11 +218,16 @@ impl Core {
                 self.counters.dead += 1;
             }
             Resolution::Busy { units } => {
-                // Whoever has it may be handling it now.
+                // Whoever has it may be handling it now, or have died of it.
+                let lane = if record.is_suspect {
+                    LaneId::Suspect(units)
+                } else {
+                    LaneId::Delay(units)
+                };
                 let mut line = Vec::with_capacity(record.line.len() + 20);
                 super::hand::write_line(&mut line, record, true);
                 line.push(b'\n');
-                self.publish_settlement(number, LaneId::Delay(units), &line, now);
+                self.publish_settlement(number, lane, &line, now);
             }
             Resolution::Repeated | Resolution::Split => {}
         }
