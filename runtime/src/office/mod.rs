@@ -29,7 +29,6 @@ use crate::metrics::Metrics;
 use crate::reports::Reports;
 use crate::schedule::Clock;
 use crate::store::dead_letters::Stored;
-use crate::store::former::FormerStep;
 use crate::store::ledger::Sightings;
 use crate::store::records::{DeadLetterRecord, RunState};
 use crate::store::{Store, StoreError};
@@ -276,7 +275,9 @@ impl Office {
 
 impl Office {
     /// What comes for a step that its flow no longer has goes to the step that takes its messages,
-    /// or becomes a dead letter that says so. Returns the dead letters.
+    /// or becomes a dead letter that says so. What comes for a step whose queue is there goes to it:
+    /// a broker that starts lets go of retries before it has its bindings again. Returns the dead
+    /// letters.
     async fn redirect(&self, records: Vec<DeadLetterRecord>) -> Vec<DeadLetterRecord> {
         let mut letters = Vec::with_capacity(records.len());
         for mut record in records {
@@ -284,7 +285,9 @@ impl Office {
                 let (flow, step) = (&record.flow, &record.step);
                 let former = || self.store.former_step(flow, step).boxed();
                 if let Some(former) = until_stored(former).await {
-                    if self.pass_on(&record, &former).await {
+                    if let Some(successor) = &former.successor
+                        && self.pass_on(&record, successor).await
+                    {
                         continue;
                     }
                     record.cause = DeadCause::Removed;
@@ -292,6 +295,8 @@ impl Office {
                         "the step `{step}` was taken out of `{flow}` with version {}, and no step takes its messages",
                         former.version
                     );
+                } else if self.has_queue(flow, step).await && self.pass_on(&record, step).await {
+                    continue;
                 }
             }
             letters.push(record);
@@ -299,14 +304,18 @@ impl Office {
         letters
     }
 
-    /// Sends a message to the step that takes what still comes for its own. Says whether it did.
-    async fn pass_on(&self, record: &DeadLetterRecord, former: &FormerStep) -> bool {
-        let Some(successor) = &former.successor else {
-            return false;
-        };
+    /// Whether a step has a queue now.
+    async fn has_queue(&self, flow: &str, step: &str) -> bool {
+        let queue = self.names.queue(flow, step);
+        let depths = self.broker.depths(std::slice::from_ref(&queue)).await;
+        depths.is_ok_and(|depths| depths.contains_key(&queue))
+    }
+
+    /// Sends a message that missed its queue to a step. Says whether it did.
+    async fn pass_on(&self, record: &DeadLetterRecord, to: &str) -> bool {
         let publication = Publication {
             exchange: self.names.steps(),
-            key: Names::step_key(&record.flow, successor),
+            key: Names::step_key(&record.flow, to),
             kind: BATCH_TYPE,
             body: record.message.get().to_owned().into(),
             count: 1,
@@ -315,7 +324,7 @@ impl Office {
             Ok(()) => true,
             Err(error) => {
                 // It is kept as a dead letter, and can be replayed.
-                tracing::warn!(flow = record.flow, step = record.step, successor, error = %chain(&error), "a message of a step that is gone cannot be passed on");
+                tracing::warn!(flow = record.flow, step = record.step, to, error = %chain(&error), "a message that missed its queue cannot be passed on");
                 false
             }
         }

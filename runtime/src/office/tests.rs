@@ -390,3 +390,27 @@ async fn what_comes_for_a_step_that_is_gone_goes_to_its_successor_or_says_so() {
     );
     world.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_missed_its_queue_while_the_broker_started_goes_there_after_all() {
+    let world = world(Faults::default()).await;
+    for (number, step) in [(1, "crm"), (2, "never")] {
+        let lost = Publication {
+            exchange: "t.lost".into(),
+            key: format!("0.1.orders.{step}"),
+            kind: BATCH_TYPE,
+            body: message(number).into(),
+            count: 1,
+        };
+        world.publish(lost).await;
+    }
+    world
+        .eventually("passed on and stored", async |world| {
+            world.broker.ready("t.flow.orders.crm").len() == 1 && world.dead().await.len() == 1
+        })
+        .await;
+    let passed_on = world.broker.ready("t.flow.orders.crm");
+    assert_eq!(passed_on[0], message(1).as_bytes());
+    assert_eq!(world.dead().await[0].cause, DeadCause::Unroutable);
+    world.stop().await;
+}
