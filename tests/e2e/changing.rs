@@ -93,18 +93,18 @@ fn refused(instance: &Instance, path: &str, step: &str, queued: u64) {
 
 #[test]
 fn a_renamed_step_takes_its_messages_along() {
-    let (instance, demo) = begin(BrokerVersion::V40, "2000", "50");
+    let (instance, demo) = begin(BrokerVersion::V40, "4000", "100");
     some_arrive(&demo, 50);
     instance.run(&["pause", FLOW, "crm"]).ok();
     let path = instance.write("renamed.yaml", &renamed());
-    let queued = all_wait(&instance, "crm", 2000);
+    let queued = all_wait(&instance, "crm", 4000);
     refused(&instance, &path, "crm", queued);
     let plan = instance.run(&["plan", &path]).ok();
     assert!(plan.out.contains("refused"), "{plan:?}");
     let wrong = instance.run(&["apply", &path, "--move", "crm=deal"]);
     assert!(wrong.err.contains("did you mean `deals`?"), "{wrong:?}");
     instance.run(&["apply", &path, "--move", "crm=deals"]).ok();
-    crm_holds_exactly(&demo, 2000, LONG);
+    crm_holds_exactly(&demo, 4000, LONG);
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_step_that_goes_finishes_first_and_nothing_is_lost() {
 
 #[test]
 fn a_step_that_goes_leaves_its_messages_as_dead_letters_if_it_is_told_to() {
-    let (instance, demo) = begin(BrokerVersion::V310, "300", "50");
+    let (instance, demo) = begin(BrokerVersion::V310, "300", "1000");
     instance.run(&["pause", FLOW, "crm"]).ok();
     eventually("all that is left waits", SOON, || {
         let (status, stats) = (instance.status(FLOW), demo.crm_stats()?);
