@@ -104,6 +104,12 @@ fn one_step_is_paused_and_the_others_go_on() {
     instance.run(&["pause", "verbs", "log"]).ok();
     let again = instance.run(&["pause", "verbs", "log"]).ok();
     assert!(again.out.contains("already"), "{again:?}");
+    eventually("`log` is paused", SOON, || {
+        let status = instance.status("verbs");
+        holds(status["steps"][1]["state"] == "paused", || {
+            status.to_string()
+        })
+    });
     for _ in 0..20 {
         post(&hook, &json!({ "do": "ok" }));
     }
