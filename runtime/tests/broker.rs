@@ -24,7 +24,7 @@ use towpath_protocol::message::BATCH_TYPE;
 mod proxy;
 
 /// How long anything may take that should take milliseconds.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn url() -> String {
     std::env::var("TOWPATH_TEST_BROKER").expect(
