@@ -5,12 +5,15 @@
 //! - `no_id_without_a_confirm`: whoever gets an id can forget the request.
 //! - `one_request_alone_waits_for_nothing`; many at a time travel in batches.
 //! - `what_cannot_be_taken_now_is_said_at_once`: full, away, draining or stopped, with when to come again.
+//! - `a_request_goes_to_exactly_the_branches_that_hold_for_it`, if no step handles it first.
 //! - No credentials of a request travel on: neither its `authorization` nor the key in its URL.
+
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
-use towpath_protocol::message::{Lineage, Message};
+use towpath_protocol::message::{BATCH_TYPE, Lineage, Message};
 use towpath_protocol::{DEFAULT_CONNECTION, DEFAULT_PORT, MessageId};
 
 use crate::broker::BrokerError;
@@ -21,10 +24,12 @@ use crate::reconcile::FlowState;
 use crate::schedule::{Clock, trace_of};
 
 mod body;
+mod branches;
 mod headers;
 mod recent;
 mod worker;
 
+use branches::{Branches, Way};
 pub use recent::{Entered, Recent};
 pub use worker::Worker;
 use worker::{Item, Route};
@@ -139,16 +144,19 @@ pub struct Ingress {
     body_bytes_max: usize,
     items: mpsc::Sender<Item>,
     recent: Recent,
+    branches: Branches,
 }
 
 impl Ingress {
-    /// Makes an ingress and the worker that publishes for it, which somebody must run.
+    /// Makes an ingress and the worker that publishes for it, which somebody must run. `program` is
+    /// the binary that evaluates conditions when it is told to by its first argument: this one.
     pub fn new(
         names: Names,
         flows: LiveFlows,
         metrics: Metrics,
         clock: Clock,
         body_bytes_max: usize,
+        program: PathBuf,
     ) -> (Self, Worker) {
         let (items, receiver) = mpsc::channel(WAITING_MAX);
         let this = Self {
@@ -159,6 +167,7 @@ impl Ingress {
             body_bytes_max,
             items,
             recent: Recent::default(),
+            branches: Branches::new(program),
         };
         (this, Worker::new(receiver))
     }
@@ -194,42 +203,52 @@ impl Ingress {
             FlowState::Stopped => return Err(IngressError::Stopped),
         }
         let (id, line) = self.message(flow, request)?;
-        let (outcome, answer) = oneshot::channel();
-        let item = Item {
-            route: self.route(flow),
-            line,
-            outcome,
-        };
-        // Not awaited: whoever cannot be served soon is told so now.
-        self.items.try_send(item).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => IngressError::Full,
-            mpsc::error::TrySendError::Closed(_) => IngressError::Unavailable(None),
-        })?;
-        match answer.await {
-            Ok(Ok(())) => {
-                self.recent.push(id, &flow.name, (self.clock)());
-                Ok(id)
-            }
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(IngressError::Unavailable(None)),
+        let ways = self.ways(flow, line).await?;
+        if ways.is_empty() {
+            self.metrics.webhook_unmatched(&flow.name);
         }
+        let to: Vec<String> = ways.iter().flat_map(|way| way.steps.clone()).collect();
+        let mut answers = Vec::with_capacity(ways.len());
+        for way in ways {
+            let (outcome, answer) = oneshot::channel();
+            let item = Item {
+                route: way.route,
+                line: way.line,
+                outcome,
+            };
+            // Not awaited: whoever cannot be served soon is told so now.
+            self.items.try_send(item).map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => IngressError::Full,
+                mpsc::error::TrySendError::Closed(_) => IngressError::Unavailable(None),
+            })?;
+            answers.push(answer);
+        }
+        for answer in answers {
+            answer
+                .await
+                .unwrap_or(Err(IngressError::Unavailable(None)))?;
+        }
+        self.recent.push(id, &flow.name, &to, (self.clock)());
+        Ok(id)
     }
 
     /// With an image the trigger's step handles the request first; without one it goes straight to
     /// the steps that follow.
-    fn route(&self, flow: &LiveFlow) -> Route {
+    async fn ways(&self, flow: &LiveFlow, line: String) -> Result<Vec<Way>, IngressError> {
+        if !flow.trigger.has_image {
+            let now = (self.clock)();
+            return self.branches.ways(&self.names, flow, &line, now).await;
+        }
         let step = &flow.trigger.step;
-        if flow.trigger.has_image {
-            Route {
+        Ok(vec![Way {
+            steps: vec![step.clone()],
+            route: Route {
                 exchange: self.names.steps(),
                 key: Names::step_key(&flow.name, step),
-            }
-        } else {
-            Route {
-                exchange: self.names.flow(&flow.name),
-                key: flow.port_key(step, DEFAULT_PORT),
-            }
-        }
+                kind: BATCH_TYPE,
+            },
+            line,
+        }])
     }
 
     fn message(

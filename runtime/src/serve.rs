@@ -257,12 +257,14 @@ impl Plane {
             sightings: sightings(reports.clone(), handle.clone()),
             clock: clock.clone(),
         };
+        let program = std::env::current_exe().map_err(ServeError::Program)?;
         let (ingress, worker) = Ingress::new(
             names,
             live.subscribe(),
             metrics.clone(),
             clock,
             towpath_protocol::BODY_BYTES_MAX,
+            program.clone(),
         );
         let control = Control::start(Parts {
             catalog,
@@ -274,7 +276,7 @@ impl Plane {
             entered: ingress.recent(),
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
-            program: std::env::current_exe().map_err(ServeError::Program)?,
+            program,
             live,
         })
         .await?;

@@ -126,6 +126,8 @@ codes! {
     LongTimeout = "F060", Warning;
     /// Something was not checked, because the facts are not known.
     NotChecked = "F061", Note;
+    /// A condition cannot be compiled.
+    BadCondition = "F090", Error;
 }
 
 impl fmt::Display for Code {

@@ -34,6 +34,7 @@ impl Api {
             bench.metrics.clone(),
             system_clock(),
             BODY_BYTES_MAX,
+            std::path::PathBuf::new(),
         );
         let stop = CancellationToken::new();
         let tasks = tokio_util::task::TaskTracker::new();

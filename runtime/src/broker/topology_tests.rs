@@ -18,6 +18,7 @@ fn topology() -> Topology {
                 ("audit".into(), after("poll")),
             ],
             aliases: vec![],
+            ..FlowTopology::default()
         }],
     }
 }

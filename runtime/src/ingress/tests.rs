@@ -39,6 +39,7 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
             every: None,
         },
         steps,
+        branches: BTreeMap::new(),
     }
 }
 
@@ -60,7 +61,14 @@ async fn world() -> World {
         .collect();
     let (flows, receiver) = tokio::sync::watch::channel(Arc::new(flows));
     let clock: Clock = Arc::new(|| 77);
-    let (ingress, worker) = Ingress::new(names, receiver, Metrics::new(), clock, 1_000);
+    let (ingress, worker) = Ingress::new(
+        names,
+        receiver,
+        Metrics::new(),
+        clock,
+        1_000,
+        std::path::PathBuf::new(),
+    );
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(worker.run(Arc::new(broker.clone()), shutdown.clone()));
