@@ -14,10 +14,12 @@ use tokio_util::sync::CancellationToken;
 use towpath::broker::Broker as _;
 use towpath::broker::simulated::Simulated;
 use towpath::broker::topology::{Names, Topology, branch_tag};
+use towpath::filter::compile;
 use towpath::ingress::{Ingress, Recent, Request};
 use towpath::live::{LiveBranch, LiveFlow, LiveTrigger};
 use towpath::metrics::Metrics;
 use towpath::reconcile::FlowState;
+use towpath_flow::{Source, references_in};
 
 struct World {
     broker: Simulated,
@@ -183,4 +185,18 @@ async fn a_condition_that_fails_makes_a_dead_letter() {
     }
     assert_eq!(letters.len(), 2);
     assert_eq!(world.metrics.webhooks_unmatched("orders"), 0);
+}
+
+#[tokio::test]
+async fn every_condition_of_the_manual_compiles() {
+    let page = include_str!("../../docs/flow-shapes.md");
+    let blocks = page.split("```yaml").skip(1);
+    let blocks = blocks.filter_map(|rest| rest.split("```").next());
+    let conditions = blocks.flat_map(|block| references_in(&Source::new("page", block)).conditions);
+    let conditions: Vec<String> = conditions.collect();
+    assert!(conditions.len() >= 2, "they were found: {conditions:?}");
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_towpath"));
+    for (condition, outcome) in compile(&program, conditions).await.unwrap() {
+        assert_eq!(outcome, Ok(()), "{condition}");
+    }
 }
