@@ -15,10 +15,12 @@ use towpath::broker::Broker as _;
 use towpath::broker::simulated::Simulated;
 use towpath::broker::topology::{Names, Topology, branch_tag};
 use towpath::filter::compile;
-use towpath::ingress::{Ingress, Recent, Request};
+use towpath::ingress::{Answer, Gate, Gates, Ingress, Recent, Request, UrlKey};
 use towpath::live::{LiveBranch, LiveFlow, LiveTrigger};
 use towpath::metrics::Metrics;
 use towpath::reconcile::FlowState;
+use towpath::store::Store;
+use towpath_flow::webhook::Webhook;
 use towpath_flow::{Source, references_in};
 
 struct World {
@@ -70,8 +72,10 @@ async fn world(conditions: &[&str], has_all: bool) -> World {
     let metrics = Metrics::new();
     let (ingress, worker) = Ingress::new(
         names,
+        Gates::default(),
         receiver,
         metrics.clone(),
+        Store::in_memory().unwrap(),
         Arc::new(|| 77),
         10_000,
         PathBuf::from(env!("CARGO_BIN_EXE_towpath")),
@@ -94,7 +98,13 @@ impl World {
             body: body.to_owned().into(),
             ..Request::default()
         };
-        let id = self.ingress.accept("orders", &request).await.unwrap();
+        let keys = vec![UrlKey::new("key", None)];
+        let fill = |text: &str| Ok(text.to_owned());
+        let gate = Gate::new("orders", keys, &Webhook::default(), fill);
+        let answer = self.ingress.accept(&gate, &request).await.unwrap();
+        let Answer::Taken(id) = answer else {
+            panic!("it is a message")
+        };
         let recent: Recent = self.ingress.recent();
         assert!(recent.find(id).is_some(), "`why` knows of it");
         id.to_string()

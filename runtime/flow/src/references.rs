@@ -48,6 +48,9 @@ impl References {
 /// What a checked flow speaks of.
 pub fn references(flow: &Flow) -> References {
     let mut references = References::default();
+    for text in flow.webhook.iter().flat_map(|webhook| webhook.texts()) {
+        references.text(text);
+    }
     for step in &flow.steps {
         references.images.insert(step.image.clone());
         references.conditions.extend(step.when.clone());
@@ -84,7 +87,7 @@ pub fn references_in(source: &Source) -> References {
         {
             references.conditions.insert(when.clone());
         }
-        for key in ["with", "env", "command"] {
+        for key in ["with", "env", "command", "webhook"] {
             for (_, text) in step
                 .entry(key)
                 .map(|entry| entry.value.texts())
