@@ -153,7 +153,7 @@ async fn a_request_goes_to_exactly_the_branches_that_hold_for_it() {
     };
     assert_eq!(numbers("step-0"), [0, 2, 4]);
     assert_eq!(numbers("step-1"), [3, 4]);
-    assert_eq!(numbers("step-2"), []);
+    assert!(numbers("step-2").is_empty());
     assert_eq!(numbers("all"), [0, 1, 2, 3, 4]);
     assert!(world.bodies("t.lost").is_empty());
 }
