@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use towpath_flow::model::{Fires, Flow};
 
-use crate::broker::topology::FlowTopology;
+use crate::broker::topology::{FlowTopology, branch_tag};
 use crate::reconcile::FlowState;
 
 /// All flows that are applied, by name; whoever changes a flow sends a new map.
@@ -27,6 +27,17 @@ pub struct LiveFlow {
     pub trigger: LiveTrigger,
     /// Its steps that have a queue, each with the (step, port) it takes messages from.
     pub steps: Vec<(String, Vec<(String, String)>)>,
+    /// Those of them that do not take everything, or not as it comes.
+    pub branches: BTreeMap<String, LiveBranch>,
+}
+
+/// What makes a step a branch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveBranch {
+    /// Its condition.
+    pub when: Option<String>,
+    /// What it is called in routing keys; see [`branch_tag`].
+    pub tag: String,
 }
 
 /// What brings messages into a flow.
@@ -60,6 +71,17 @@ impl LiveFlow {
                 .iter()
                 .map(|step| (step.id.clone(), step.after.clone()))
                 .collect(),
+            branches: flow
+                .steps
+                .iter()
+                .filter_map(|step| {
+                    let branch = LiveBranch {
+                        when: step.when.clone(),
+                        tag: branch_tag(step.when.as_deref(), None, 0)?,
+                    };
+                    Some((step.id.clone(), branch))
+                })
+                .collect(),
         }
     }
 
@@ -68,11 +90,22 @@ impl LiveFlow {
         FlowTopology {
             flow: self.name.clone(),
             steps: self.steps.clone(),
+            branches: self
+                .branches
+                .iter()
+                .map(|(step, branch)| (step.clone(), branch.tag.clone()))
+                .collect(),
             aliases: Vec::new(),
         }
     }
 
-    /// The routing key of a step's port, in the flow's exchange.
+    /// The routing key by which a step's port leads to one that follows it, in the flow's exchange.
+    pub fn key_to(&self, step: &str, port: &str, follower: &str) -> String {
+        self.topology().key_to(step, port, follower)
+    }
+
+    /// The routing key by which a step's port leads to those that take everything, in the flow's
+    /// exchange.
     pub fn port_key(&self, step: &str, port: &str) -> String {
         self.topology().port_key(step, port)
     }

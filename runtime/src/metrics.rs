@@ -28,6 +28,7 @@ pub struct Metrics {
 struct Counts {
     registry: Registry,
     webhooks: IntCounterVec,
+    webhooks_unmatched: IntCounterVec,
     ticks: IntCounterVec,
     runs_abandoned: IntCounterVec,
     dead_letters: IntCounterVec,
@@ -93,6 +94,11 @@ impl Metrics {
             "Requests to webhook URLs, by the status they were answered with.",
             &["flow", "connection", "status"],
         );
+        let webhooks_unmatched = counter(
+            "towpath_webhook_unmatched_total",
+            "Requests to webhook URLs that went nowhere, because no condition (`when`) held.",
+            &["flow"],
+        );
         let ticks = counter(
             "towpath_ticks_fired_total",
             "Ticks sent to triggers.",
@@ -137,6 +143,7 @@ impl Metrics {
             counts: Arc::new(Counts {
                 registry,
                 webhooks,
+                webhooks_unmatched,
                 ticks,
                 runs_abandoned,
                 dead_letters,
@@ -156,6 +163,22 @@ impl Metrics {
             .webhooks
             .with_label_values(&[flow, connection, &status])
             .inc();
+    }
+
+    /// Counts a request that no condition of the first actions held for.
+    pub fn webhook_unmatched(&self, flow: &str) {
+        self.counts
+            .webhooks_unmatched
+            .with_label_values(&[flow])
+            .inc();
+    }
+
+    /// How many requests of a flow no condition held for, since this process started.
+    pub fn webhooks_unmatched(&self, flow: &str) -> u64 {
+        self.counts
+            .webhooks_unmatched
+            .with_label_values(&[flow])
+            .get()
     }
 
     /// Counts a tick.
@@ -246,7 +269,7 @@ impl Metrics {
 type Count = (&'static str, &'static str, fn(&Totals) -> u64);
 
 /// What agents count, with its names.
-const COUNTS: [Count; 13] = [
+const COUNTS: [Count; 14] = [
     (
         "messages_received_total",
         "Messages taken from the queue.",
@@ -302,6 +325,11 @@ const COUNTS: [Count; 13] = [
         "messages_repeated_total",
         "Messages that were settled before, and not handled again.",
         |it| it.counters.repeated,
+    ),
+    (
+        "messages_unmatched_total",
+        "Messages sent on to nobody, because no condition (`when`) held.",
+        |it| it.counters.unmatched,
     ),
     (
         "step_process_restarts_total",

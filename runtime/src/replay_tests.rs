@@ -42,6 +42,7 @@ pub(super) async fn world() -> World {
             ("poll".into(), vec![]),
             ("crm".into(), vec![("poll".into(), "out".into())]),
         ],
+        branches: BTreeMap::new(),
     };
     let store = Store::in_memory().unwrap();
     let version = NewVersion {

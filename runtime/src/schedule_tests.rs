@@ -25,6 +25,7 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
             ("poll".into(), vec![]),
             ("crm".into(), vec![("poll".into(), "out".into())]),
         ],
+        branches: BTreeMap::new(),
     }
 }
 

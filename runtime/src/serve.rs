@@ -257,6 +257,7 @@ impl Plane {
             sightings: sightings(reports.clone(), handle.clone()),
             clock: clock.clone(),
         };
+        let program = std::env::current_exe().map_err(ServeError::Program)?;
         let gates = Gates::default();
         let (ingress, worker) = Ingress::new(
             names,
@@ -266,6 +267,7 @@ impl Plane {
             store.clone(),
             clock,
             towpath_protocol::BODY_BYTES_MAX,
+            program.clone(),
         );
         let control = Control::start(Parts {
             catalog,
@@ -278,7 +280,7 @@ impl Plane {
             gates,
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
-            program: std::env::current_exe().map_err(ServeError::Program)?,
+            program,
             live,
         })
         .await?;

@@ -11,6 +11,7 @@
 //! - `news_keep_their_order`: their lane has one open publish at most.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,8 +49,12 @@ const APART_OPEN_MAX: u32 = 64;
 /// Names a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LaneId {
-    /// The outputs of a port, by its number in [`Lanes::port`].
+    /// The outputs of a port, to all steps that take everything; by its number in [`Lanes::port`].
     Port(u16),
+    /// Outputs to one branch of a port; by its number in [`Lanes::branches`].
+    Branch(u16),
+    /// Outputs that a condition failed for, as dead letters of the step that has it.
+    Astray,
     /// Back to this step after a delay, in units.
     Delay(u32),
     /// The same for a message that may kill whoever has it: whoever gets it next must know.
@@ -88,9 +93,23 @@ impl LaneId {
     fn survives(self) -> bool {
         matches!(
             self,
-            Self::Port(_) | Self::News | Self::Settled | Self::Released
+            Self::Port(_)
+                | Self::Branch(_)
+                | Self::Astray
+                | Self::News
+                | Self::Settled
+                | Self::Released
         )
     }
+}
+
+/// What is known of an output that goes by a lane.
+#[derive(Debug, Clone, Copy)]
+pub struct Copy {
+    /// Its id.
+    pub id: MessageId,
+    /// Whether it goes by no other lane before: an output is counted once.
+    pub is_first: bool,
 }
 
 #[derive(Default)]
@@ -100,14 +119,19 @@ struct Batch {
     members: Vec<Member>,
     /// The ids of the lines, if they are outputs.
     ids: Vec<MessageId>,
+    /// How many of them are the first copy of an output.
+    firsts: u32,
     answer: Option<Arc<str>>,
 }
 
 impl Batch {
-    fn push(&mut self, line: &[u8], member: Member, output: Option<MessageId>) {
+    fn push(&mut self, line: &[u8], member: Member, output: Option<Copy>) {
         self.payload.extend_from_slice(line);
         self.count += 1;
-        self.ids.extend(output);
+        if let Some(copy) = output {
+            self.ids.push(copy.id);
+            self.firsts += u32::from(copy.is_first);
+        }
         match self.members.last_mut() {
             Some(last) if last.record == member.record && last.epoch == member.epoch => {
                 last.count += 1;
@@ -125,6 +149,7 @@ struct Sealed {
     count: u32,
     members: Vec<Member>,
     ids: Vec<MessageId>,
+    firsts: u32,
     answer: Option<Arc<str>>,
 }
 
@@ -137,6 +162,8 @@ pub struct Accepted {
     pub members: Vec<Member>,
     /// The ids of its lines, if they are outputs.
     pub outputs: Vec<MessageId>,
+    /// How many of them are the first copy of an output.
+    pub firsts: u32,
 }
 
 /// What makes one document of the lines of a batch.
@@ -215,6 +242,7 @@ impl Lane {
             count: batch.count,
             members: batch.members,
             ids: batch.ids,
+            firsts: batch.firsts,
             answer: batch.answer,
         });
     }
@@ -236,10 +264,23 @@ impl Lane {
     }
 }
 
+/// The lane of a branch.
+struct BranchLane {
+    /// The number of its port.
+    port: u16,
+    /// The step it leads to.
+    step: Box<str>,
+    lane: Lane,
+}
+
 /// All lanes of an agent.
 pub struct Lanes {
-    ports: Vec<(Box<str>, Lane)>,
+    /// The lane of each port is to the steps that take everything, if there are such.
+    ports: Vec<(Box<str>, Option<Lane>)>,
+    /// Those of one port are together.
+    branches: Vec<BranchLane>,
     dead: Lane,
+    astray: Lane,
     news: Lane,
     apart: Lane,
     settled: Lane,
@@ -270,20 +311,38 @@ impl Lanes {
             refusals: 0,
             not_before: None,
         };
-        let ports = routes
-            .outputs
-            .iter()
-            .map(|(port, output)| {
-                let lane = lane(
-                    &routes.outputs_exchange,
-                    &output.key,
-                    Content::Batch,
-                    output.batch_max.max(1),
-                    limits.open_batches,
-                );
-                (port.as_str().into(), lane)
-            })
-            .collect();
+        let outputs = |key: &str, batch_max: u32| {
+            lane(
+                &routes.outputs_exchange,
+                key,
+                Content::Batch,
+                batch_max.max(1),
+                limits.open_batches,
+            )
+        };
+        let mut ports = Vec::new();
+        let mut branches = Vec::new();
+        for (number, (port, output)) in (0..).zip(&routes.outputs) {
+            let all = output.key.as_deref();
+            let all = all.map(|key| outputs(key, output.batch_max));
+            ports.push((port.as_str().into(), all));
+            for branch in &output.branches {
+                branches.push(BranchLane {
+                    port: number,
+                    step: branch.step.as_str().into(),
+                    lane: outputs(&branch.key, branch.batch_max),
+                });
+            }
+        }
+        let dead = || {
+            lane(
+                &routes.dead_exchange,
+                "",
+                Content::Dead,
+                64,
+                limits.open_batches,
+            )
+        };
         let ledger = |entry| Lane {
             frame: Some(Frame::new(entry, identity, incarnation)),
             ..lane(
@@ -296,6 +355,7 @@ impl Lanes {
         };
         Self {
             ports,
+            branches,
             apart: lane(
                 &routes.steps_exchange,
                 &routes.own_key,
@@ -305,13 +365,8 @@ impl Lanes {
             ),
             settled: ledger("settled"),
             released: ledger("released"),
-            dead: lane(
-                &routes.dead_exchange,
-                "",
-                Content::Dead,
-                64,
-                limits.open_batches,
-            ),
+            dead: dead(),
+            astray: dead(),
             news: lane(&routes.office_exchange, NEWS_KEY, Content::News, 1, 1),
             delays: BTreeMap::new(),
             open: HashMap::new(),
@@ -335,31 +390,58 @@ impl Lanes {
             .map_or("", |(name, _)| name)
     }
 
+    /// Returns whether there are steps that take everything that leaves by a port.
+    pub fn has_all(&self, port: u16) -> bool {
+        self.ports[usize::from(port)].1.is_some()
+    }
+
+    /// Returns the numbers of a port's branches, in the order of [`Output::branches`].
+    ///
+    /// [`Output::branches`]: towpath_protocol::start::Output::branches
+    pub fn branches(&self, port: u16) -> Range<u16> {
+        let begin = self.branches.partition_point(|it| it.port < port);
+        let end = self.branches.partition_point(|it| it.port <= port);
+        let number = |index| u16::try_from(index).expect("a step has few branches");
+        number(begin)..number(end)
+    }
+
+    /// Returns the number of the way that a lane of outputs is: of a port, or, after all ports, of a
+    /// branch.
+    pub fn way(&self, lane: LaneId) -> Option<u16> {
+        match lane {
+            LaneId::Port(port) => Some(port),
+            LaneId::Branch(branch) => u16::try_from(self.ports.len() + usize::from(branch)).ok(),
+            _ => None,
+        }
+    }
+
+    /// Returns the name of a way's port, and the step it leads to, if it is that of a branch.
+    pub fn way_name(&self, way: u16) -> (&str, Option<&str>) {
+        let branch = usize::from(way).checked_sub(self.ports.len());
+        match branch.and_then(|branch| self.branches.get(branch)) {
+            Some(branch) => (self.port_name(branch.port), Some(&branch.step)),
+            None => (self.port_name(way), None),
+        }
+    }
+
     /// Adds a line (with its line end) to a lane.
     pub fn push(&mut self, id: LaneId, line: &[u8], member: Member, now: Instant) {
         self.add(id, line, member, None, now);
     }
 
-    /// Adds an output.
+    /// Adds a copy of an output to the lane of its port, or of a branch.
     pub fn push_output(
-        &mut self,
-        port: u16,
-        line: &[u8],
-        member: Member,
-        output: MessageId,
-        now: Instant,
-    ) {
-        self.add(LaneId::Port(port), line, member, Some(output), now);
-    }
-
-    fn add(
         &mut self,
         id: LaneId,
         line: &[u8],
         member: Member,
-        output: Option<MessageId>,
+        output: Copy,
         now: Instant,
     ) {
+        self.add(id, line, member, Some(output), now);
+    }
+
+    fn add(&mut self, id: LaneId, line: &[u8], member: Member, output: Option<Copy>, now: Instant) {
         self.outstanding_bytes += line.len();
         let batch_bytes = self.limits.batch_bytes;
         let mut numbers = self.numbers;
@@ -401,13 +483,13 @@ impl Lanes {
         let age = self.limits.batch_age;
         let mut numbers = self.numbers;
         let open = &mut self.open;
-        let fixed = self.ports.iter_mut().enumerate().map(|(index, (_, lane))| {
-            (
-                LaneId::Port(u16::try_from(index).expect("a step has few ports")),
-                lane,
-            )
-        });
-        let all = fixed
+        let ports = (0..).zip(&mut self.ports);
+        let ports =
+            ports.filter_map(|(port, (_, lane))| Some((LaneId::Port(port), lane.as_mut()?)));
+        let branches = (0..).zip(&mut self.branches);
+        let branches = branches.map(|(branch, it)| (LaneId::Branch(branch), &mut it.lane));
+        let all = ports
+            .chain(branches)
             .chain(
                 self.delays
                     .iter_mut()
@@ -416,6 +498,7 @@ impl Lanes {
             .chain([
                 (LaneId::Apart, &mut self.apart),
                 (LaneId::Dead, &mut self.dead),
+                (LaneId::Astray, &mut self.astray),
                 (LaneId::News, &mut self.news),
                 (LaneId::Settled, &mut self.settled),
                 (LaneId::Released, &mut self.released),
@@ -455,6 +538,7 @@ impl Lanes {
             lane: id,
             members: batch.members,
             outputs: batch.ids,
+            firsts: batch.firsts,
         })
     }
 
@@ -527,9 +611,9 @@ impl Lanes {
         !self.open.is_empty()
     }
 
-    /// Returns whether the step is to be held back.
-    pub fn is_full(&self) -> bool {
-        self.outstanding_bytes > self.limits.outstanding_bytes
+    /// Returns whether the step is to be held back, if so many bytes are to come beside.
+    pub fn is_full(&self, to_come: usize) -> bool {
+        self.outstanding_bytes + to_come > self.limits.outstanding_bytes
     }
 
     /// Returns when to look again without an event.
@@ -544,10 +628,13 @@ impl Lanes {
     }
 
     fn all(&self) -> impl Iterator<Item = &Lane> {
-        let ports = self.ports.iter().map(|(_, lane)| lane);
-        ports.chain(self.delays.values()).chain([
+        let ports = self.ports.iter().filter_map(|(_, lane)| lane.as_ref());
+        let branches = self.branches.iter().map(|it| &it.lane);
+        let outputs = ports.chain(branches);
+        outputs.chain(self.delays.values()).chain([
             &self.apart,
             &self.dead,
+            &self.astray,
             &self.news,
             &self.settled,
             &self.released,
@@ -562,7 +649,12 @@ impl Lanes {
 
     fn lane(&mut self, id: LaneId) -> &mut Lane {
         match id {
-            LaneId::Port(port) => &mut self.ports[usize::from(port)].1,
+            LaneId::Port(port) => self.ports[usize::from(port)]
+                .1
+                .as_mut()
+                .expect("nothing goes to all where nobody takes all"),
+            LaneId::Branch(branch) => &mut self.branches[usize::from(branch)].lane,
+            LaneId::Astray => &mut self.astray,
             LaneId::Dead => &mut self.dead,
             LaneId::News => &mut self.news,
             LaneId::Apart => &mut self.apart,
@@ -621,8 +713,9 @@ mod tests {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key: "s.out".into(),
+                    key: Some("s.out".into()),
                     batch_max: 3,
+                    branches: vec![],
                 },
             )]),
             own_key: "f.s".into(),

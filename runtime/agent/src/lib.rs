@@ -20,7 +20,8 @@
 //!   confirm → acknowledge. Cut anywhere, the worst case is the same outputs again with the same
 //!   ids.
 //! - It declares nothing on the broker.
-//! - It never interprets a body: it checks that a step's output is JSON, and copies bytes.
+//! - It never interprets a body: it checks that a step's output is JSON, and copies bytes. What the
+//!   conditions of the steps after it say of a body, worker processes of this binary find out.
 
 pub mod args;
 pub mod attempt_log;

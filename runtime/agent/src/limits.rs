@@ -18,6 +18,11 @@ pub struct Limits {
     /// Bytes that are published or about to be and not confirmed, above which the step's frames
     /// are not read: back-pressure.
     pub outstanding_bytes: usize,
+    /// Outputs whose conditions are evaluated together: enough that the worker never waits for the
+    /// loop.
+    pub questions: usize,
+    /// Bytes of them, unless one alone has more.
+    pub question_bytes: usize,
     /// Bytes of one batch: the broker copies a delivery as a whole.
     pub batch_bytes: usize,
     /// How old the oldest of a batch may get while earlier batches await their confirms.
@@ -91,6 +96,8 @@ impl Default for Limits {
             held_bytes_all: 16 << 20,
             attempt_log_bytes_all: 1 << 20,
             outstanding_bytes: 4 << 20,
+            questions: 256,
+            question_bytes: 1 << 20,
             batch_bytes: 512 << 10,
             batch_age: Duration::from_millis(10),
             open_batches: 8,

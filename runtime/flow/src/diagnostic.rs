@@ -138,6 +138,8 @@ codes! {
     ApiKeyPlace = "F084", Error;
     /// The name of a header cannot be read.
     BadHeader = "F085", Error;
+    /// A condition cannot be compiled.
+    BadCondition = "F090", Error;
 }
 
 impl fmt::Display for Code {

@@ -45,6 +45,8 @@ pub(crate) struct Draft<'t> {
     pub(crate) image_span: Range<usize>,
     /// What `after` says; none if it says nothing.
     pub(crate) after: Option<Vec<After>>,
+    /// Where its condition is.
+    pub(crate) when_span: Range<usize>,
     pub(crate) with: Option<&'t Entry>,
 }
 
@@ -122,6 +124,10 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
 const NO_ACTIONS: &str =
     "list what is to happen: `actions: [{ id: log, image: \"towpath/log:1\" }]`";
 
+/// How conditions are written.
+pub(crate) const CONDITION_HELP: &str =
+    "write a jq filter on the body, for instance `.total > 100` or `.kind == \"order\"`";
+
 struct Steps<'a, 'f> {
     reader: Reader<'f>,
     text: &'a str,
@@ -192,6 +198,10 @@ impl Steps<'_, '_> {
             .mapping(node, "an action", &[keys::STEP, keys::ACTION])?;
         let mut draft = self.step(node, "the action", false, limits::TIMEOUT_DEFAULT);
         draft.after = node.entry("after").map(|entry| self.after(&entry.value));
+        if let Some(entry) = node.entry("when") {
+            draft.when_span = entry.value.span.clone();
+            draft.step.when = self.condition(&entry.value);
+        }
         if !draft.has_image {
             self.need_image(node, &draft);
         }
@@ -350,6 +360,29 @@ impl Steps<'_, '_> {
                 );
             }
         }
+    }
+
+    /// A condition, as far as it can be read without compiling it.
+    fn condition(&mut self, node: &Node) -> Option<String> {
+        let text = self.reader.text(node, "`when`")?;
+        let fault = if text.trim().is_empty() {
+            "it is empty".to_owned()
+        } else if text.len() > limits::CONDITION_BYTES_MAX {
+            format!(
+                "it has {} bytes; {} are the most",
+                text.len(),
+                limits::CONDITION_BYTES_MAX
+            )
+        } else {
+            return Some(text.to_owned());
+        };
+        self.reader.report(
+            Diagnostic::new(Code::BadCondition, "`when` is not a jq condition")
+                .at(node.span.clone())
+                .label(fault)
+                .help(CONDITION_HELP),
+        );
+        None
     }
 
     fn after(&mut self, node: &Node) -> Vec<After> {

@@ -5,7 +5,7 @@ use towpath_protocol::CONTRACT;
 use towpath_protocol::manifest::{Kind, Manifest};
 
 use crate::diagnostic::{Code, Diagnostic};
-use crate::document::{Document, Draft, describe, within};
+use crate::document::{CONDITION_HELP, Document, Draft, describe, within};
 use crate::facts::{Facts, ImageFact};
 use crate::graph::{Edge, Graph};
 use crate::limits::DIAGNOSTICS_MAX;
@@ -31,6 +31,7 @@ pub(crate) fn check(
         for edge in &graph.edges[at] {
             found.extend(port(document, facts, draft, edge));
         }
+        found.extend(condition(draft, facts));
         if !draft.has_image {
             continue;
         }
@@ -55,6 +56,33 @@ pub(crate) fn check(
         ));
     }
     names(root, text, facts, found);
+}
+
+/// A condition must be a filter that compiles, if somebody tried.
+fn condition(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
+    let when = draft.step.when.as_ref()?;
+    match facts.conditions.get(when) {
+        Some(Ok(())) => None,
+        Some(Err(why)) => Some(
+            Diagnostic::new(
+                Code::BadCondition,
+                format!(
+                    "the condition of {} cannot be compiled",
+                    describe(&draft.step)
+                ),
+            )
+            .at(draft.when_span.clone())
+            .label(why.lines().next().unwrap_or_default().to_owned())
+            .help(CONDITION_HELP),
+        ),
+        None => Some(Diagnostic::new(
+            Code::NotChecked,
+            format!(
+                "the condition of {} was not compiled",
+                describe(&draft.step)
+            ),
+        )),
+    }
 }
 
 fn missing(facts: &Facts, draft: &Draft<'_>) -> Diagnostic {

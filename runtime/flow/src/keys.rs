@@ -92,10 +92,16 @@ pub(crate) const TRIGGER: &[Key] = &[
 ];
 
 /// Of actions alone.
-pub(crate) const ACTION: &[Key] = &[key(
-    "after",
-    "The step, or the list of steps, that it takes messages from: `step`, or `step.port` for a port other than `out`. The step before, if it says nothing.",
-)];
+pub(crate) const ACTION: &[Key] = &[
+    key(
+        "after",
+        "The step, or the list of steps, that it takes messages from: `step`, or `step.port` for a port other than `out`. The step before, if it says nothing.",
+    ),
+    key(
+        "when",
+        "A jq condition on the body: the step takes only messages that it holds for.",
+    ),
+];
 
 /// Of `retry`.
 pub(crate) const RETRY: &[Key] = &[
@@ -196,10 +202,6 @@ pub(crate) const HANDSHAKE: &[Key] = &[
 /// Words of later versions, each with what to do until then.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
     ("cron", "write `every: 30s` (or `5m`, `2h`, `1d`) instead"),
-    (
-        "when",
-        "let a `towpath/jq` step choose: what its filter does not give out goes no further",
-    ),
     (
         "order_by",
         "use `replicas: 1` and `concurrency: 1` where the order matters",

@@ -51,6 +51,8 @@ pub struct Step {
     pub is_trigger: bool,
     /// What it takes messages from, as (step, port); empty for the trigger.
     pub after: Vec<(String, String)>,
+    /// A jq condition on the body: the step takes only what it holds for (`when`).
+    pub when: Option<String>,
     /// The image.
     pub image: String,
     /// What to run in it; the image's own entrypoint and command when empty.

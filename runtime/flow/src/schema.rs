@@ -210,6 +210,12 @@ fn value(key: &str) -> Value {
                 { "type": "array", "items": { "$ref": "#/$defs/after" }, "minItems": 1, "uniqueItems": true },
             ],
         }),
+        "when" => json!({
+            "type": "string",
+            "minLength": 1,
+            "maxLength": limits::CONDITION_BYTES_MAX,
+            "examples": [".total > 100"],
+        }),
         "attempts" => with_default(whole(&limits::RETRY_ATTEMPTS), json!(retry.attempts)),
         "factor" => with_default(real(&limits::RETRY_FACTOR), json!(retry.factor)),
         "jitter" => with_default(real(&limits::RETRY_JITTER), json!(retry.jitter)),

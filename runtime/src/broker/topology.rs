@@ -13,8 +13,10 @@
 //! - `a_message_never_goes_by_an_old_and_a_new_way`: the key of a port names the steps it leads to,
 //!   so that a replica of an earlier version goes on sending by the ways of that version. Bindings
 //!   cannot be exchanged in one instant; keys can.
+//! - `a_branch_has_a_way_of_its_own`: a step that does not take everything, or not as it comes, is
+//!   reached by a key that names it and what makes it a branch, and by none that leads elsewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY, REPORT_KEY, WAITING_KEY};
@@ -164,10 +166,35 @@ impl Names {
         let (step, rest) = key.split_once('.').unwrap_or((key, ""));
         (step, rest.split_once('.').map_or(rest, |(port, _)| port))
     }
+    /// The routing key that leads from a step's port to one branch alone:
+    /// `<step>.<port>.<tag of the branch>.<step of the branch>`; see [`branch_tag`].
+    pub fn branch_key(step: &str, port: &str, branch: &str, tag: &str) -> String {
+        format!("{step}.{port}.{tag}.{branch}")
+    }
+    /// The step that such a key leads to; none if it is not that of a branch.
+    pub fn parse_branch_key(key: &str) -> Option<&str> {
+        key.splitn(4, '.').nth(3)
+    }
     /// The routing key of a step, in the exchange of steps.
     pub fn step_key(flow: &str, step: &str) -> String {
         format!("{flow}.{step}")
     }
+}
+
+/// Names what makes a step a branch, for its routing key: its condition, and how it is kept in order.
+/// None if it takes everything as it comes.
+pub fn branch_tag(when: Option<&str>, order_by: Option<&str>, partitions: u32) -> Option<String> {
+    if when.is_none() && order_by.is_none() {
+        return None;
+    }
+    let mut hasher = blake3::Hasher::new();
+    for text in [when, order_by] {
+        let text = text.unwrap_or_default();
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    }
+    hasher.update(&partitions.to_le_bytes());
+    Some(hasher.finalize().to_hex()[..8].to_owned())
 }
 
 /// Everything that should be on the broker.
@@ -180,28 +207,39 @@ pub struct Topology {
 }
 
 /// What one flow needs on the broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FlowTopology {
     /// The flow.
     pub flow: String,
     /// Its steps that have a queue, each with the (step, port) it takes messages from.
     pub steps: Vec<(String, Vec<(String, String)>)>,
+    /// Those of them that are branches, each with its [`branch_tag`].
+    pub branches: BTreeMap<String, String>,
     /// Steps that it had once, each with the step that takes what still comes for it.
     pub aliases: Vec<(String, String)>,
 }
 
 impl FlowTopology {
-    /// The routing key of a step's port.
+    /// The routing key by which a step's port leads to those that take everything.
     pub fn port_key(&self, step: &str, port: &str) -> String {
-        let leads_to = self.steps.iter().filter(|(_, sources)| {
+        let leads_to = self.steps.iter().filter(|(follower, sources)| {
             let mut sources = sources.iter();
-            sources.any(|(from, by)| from == step && by == port)
+            !self.branches.contains_key(follower)
+                && sources.any(|(from, by)| from == step && by == port)
         });
         Names::port_key(
             step,
             port,
             leads_to.map(|(successor, _)| successor.as_str()),
         )
+    }
+
+    /// The routing key by which a step's port leads to one that follows it.
+    pub fn key_to(&self, step: &str, port: &str, follower: &str) -> String {
+        match self.branches.get(follower) {
+            Some(tag) => Names::branch_key(step, port, follower, tag),
+            None => self.port_key(step, port),
+        }
     }
 }
 
@@ -494,7 +532,8 @@ fn flow_declarations(
             format!("#.{}", Names::step_key(&flow.flow, step)),
         ));
         for (source, port) in sources {
-            all.push(bind(names.flow(&flow.flow), flow.port_key(source, port)));
+            let key = flow.key_to(source, port, step);
+            all.push(bind(names.flow(&flow.flow), key));
         }
     }
     for (former, successor) in &flow.aliases {

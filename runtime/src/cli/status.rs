@@ -151,6 +151,11 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
         lines.push(String::new());
         lines.extend(scaled);
     }
+    let unmatched = unmatched(status);
+    if !unmatched.is_empty() {
+        lines.push(String::new());
+        lines.extend(unmatched);
+    }
     if status.dead_letters > 0 {
         lines.push(String::new());
         lines.push(format!(
@@ -164,6 +169,19 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
         lines.push(format!("  {replayed} replayed in the last 30 days"));
     }
     lines.join("\n")
+}
+
+/// What no condition held for.
+fn unmatched(status: &FlowStatus) -> Vec<String> {
+    let nowhere = "went nowhere: no condition (`when`) held";
+    let requests = (status.unmatched_requests > 0)
+        .then(|| format!("  {} requests {nowhere}", count(status.unmatched_requests)));
+    let steps = status.steps.iter().filter(|step| step.unmatched > 0);
+    let steps = steps.map(|step| {
+        let number = count(step.unmatched);
+        format!("  {}: {number} messages {nowhere}", step.step)
+    });
+    requests.into_iter().chain(steps).collect()
 }
 
 /// The last lines of a replica that fails: of the first one, the others say the same.

@@ -102,6 +102,7 @@ impl Control {
             last_run: last_run.as_ref().map(run_view),
             next_run_at,
             dead_letters: dead_of_flow(&record.name, &facts),
+            unmatched_requests: self.metrics.webhooks_unmatched(&record.name),
             converged: self.is_converged(&record, &flow),
             steps,
             engine_up: facts.engine_up,
@@ -297,6 +298,7 @@ impl Control {
             retried: totals.counters.retried,
             rebounded: totals.counters.rebounded,
             dead: totals.counters.dead,
+            unmatched: totals.counters.unmatched,
             replayed: facts
                 .replayed
                 .get(&(record.name.clone(), step.id.clone()))

@@ -261,6 +261,10 @@ pub struct FlowStatus {
     pub next_run_at: Option<u64>,
     /// How many dead letters are open, in all its steps.
     pub dead_letters: u64,
+    /// Requests to its webhook that went nowhere, because no condition (`when`) of the first actions
+    /// held, since the control plane started.
+    #[serde(default)]
+    pub unmatched_requests: u64,
     /// Its steps that run as containers.
     pub steps: Vec<StepStatus>,
     /// Whether all that should be is: the right replicas run, of the newest version.
@@ -325,6 +329,9 @@ pub struct StepStatus {
     pub rebounded: u64,
     /// Messages given up.
     pub dead: u64,
+    /// Messages emitted that went nowhere, because no condition (`when`) of the steps after it held.
+    #[serde(default)]
+    pub unmatched: u64,
     /// Dead letters that are open.
     pub dead_letters: u64,
     /// Dead letters that were replayed, in the last 30 days.

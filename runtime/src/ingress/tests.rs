@@ -44,6 +44,7 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
             every: None,
         },
         steps,
+        branches: BTreeMap::new(),
     }
 }
 
@@ -80,6 +81,7 @@ async fn world_on(store: Store) -> World {
         store,
         clock,
         1_000,
+        std::path::PathBuf::new(),
     );
     gates.replace(["plain", "image", "nothing"].map(|flow| gate(flow, &Webhook::default())));
     let shutdown = CancellationToken::new();

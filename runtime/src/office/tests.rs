@@ -38,6 +38,7 @@ async fn world(faults: Faults) -> World {
         flow: "orders".into(),
         steps: vec![("poll".into(), vec![]), ("crm".into(), after)],
         aliases: vec![],
+        ..FlowTopology::default()
     };
     let topology = Topology {
         names: names.clone(),

@@ -232,6 +232,7 @@ fn before<'a>(flow: &'a LiveFlow, steps: &[&'a str]) -> BTreeSet<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use super::*;
@@ -257,6 +258,7 @@ mod tests {
                 ("crm".into(), after("shape")),
                 ("audit".into(), after("shape")),
             ],
+            branches: BTreeMap::new(),
         }
     }
 

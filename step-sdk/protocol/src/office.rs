@@ -269,6 +269,18 @@ pub enum What {
         parent: MessageId,
         /// The port it left by.
         port: String,
+        /// The step it went to, if it went to this one alone; else it went to all that take
+        /// everything.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+    },
+    /// The step emitted it, and no condition of the steps after it held for it: it went nowhere.
+    Unmatched {
+        /// The message it was made from.
+        #[schemars(with = "String")]
+        parent: MessageId,
+        /// The port it left by.
+        port: String,
     },
     /// Settled as done.
     Done {
@@ -425,6 +437,9 @@ pub struct Counters {
     /// Recognised as settled before, and not handled again (`once: true`).
     #[serde(default)]
     pub repeated: u64,
+    /// Outputs that no condition of the steps after this one held for: they went nowhere.
+    #[serde(default)]
+    pub unmatched: u64,
 }
 
 /// A histogram of handler times.
@@ -499,4 +514,6 @@ pub enum DeadCause {
     Cancelled,
     /// Its step was taken out of the flow.
     Removed,
+    /// The step's condition (`when`) failed for it, so nobody knows whether it goes there.
+    Condition,
 }

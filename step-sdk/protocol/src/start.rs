@@ -82,14 +82,43 @@ pub struct Routes {
     pub office_exchange: String,
 }
 
-/// Where the outputs of a port go.
+/// Where the outputs of a port go: all of them to the steps behind `key`, and each to those branches
+/// whose condition holds for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
-    /// The routing key.
-    pub key: String,
+    /// The routing key of the steps that take everything; none if each of them is a branch.
+    pub key: Option<String>,
     /// The most messages to put in one batch: a slow successor wants small ones, so that its
     /// replicas share the work.
     pub batch_max: u32,
+    /// The steps that have a way of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<Branch>,
+}
+
+/// A step that does not take everything, or not as it comes: its own way out of a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branch {
+    /// The step.
+    pub step: String,
+    /// The routing key that leads to it alone; it names the step and what makes it a branch.
+    pub key: String,
+    /// The most messages to put in one batch.
+    pub batch_max: u32,
+    /// A jq condition on the body: what it does not hold for does not go there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// A jq expression on the body: messages for which it gives the same are kept in order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order_by: Option<String>,
+    /// How many partitions the messages are spread over, if they are kept in order; else 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub partitions: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks it so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The finest delay, in milliseconds. A delay is a number of these, and its bits are the levels

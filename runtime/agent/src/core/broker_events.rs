@@ -9,7 +9,7 @@ use super::{Consuming, Core};
 use crate::broker::{Command, Event};
 use crate::clock::Now;
 use crate::journal;
-use crate::lanes::{CHECKPOINT, LaneId, Member, SETTLEMENT};
+use crate::lanes::{CHECKPOINT, Member, SETTLEMENT};
 use crate::record::{Resolution, State};
 use crate::settle::Outcome;
 
@@ -149,14 +149,15 @@ impl Core {
         if was_refused && !self.lanes.is_refused() {
             self.logger.agent("info", None, "no longer held back");
         }
+        self.counters.emitted += u64::from(accepted.firsts);
+        let way = self.lanes.way(accepted.lane);
         let mut outputs = accepted.outputs.into_iter();
         for member in accepted.members {
-            if let LaneId::Port(port) = accepted.lane {
-                self.counters.emitted += u64::from(member.count);
+            if let Some(way) = way {
                 let parent = self.records.get(member.record).id;
                 for id in outputs.by_ref().take(member.count as usize) {
                     let parent = parent.unwrap_or(id);
-                    let event = journal::Event::Emitted { parent, port };
+                    let event = journal::Event::Emitted { parent, way };
                     self.journal.push(id, now.wall_ms, event);
                 }
             }
@@ -164,7 +165,7 @@ impl Core {
         }
     }
 
-    fn on_confirmed(&mut self, member: Member, now: Now) {
+    pub(super) fn on_confirmed(&mut self, member: Member, now: Now) {
         let record = self.records.get(member.record);
         record.unconfirmed -= u64::from(member.count);
         if record.tick.is_some() && member.epoch != SETTLEMENT {

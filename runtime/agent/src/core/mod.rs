@@ -8,6 +8,7 @@
 //! | File | What |
 //! |---|---|
 //! | `broker_events` | the connection comes and goes; deliveries, confirms, answers |
+//! | `branching` | which of the steps after this one an output goes to |
 //! | `claim` | the ledger: asking for messages, and telling what became of them |
 //! | `hand` | taking lines, and handing messages to the step |
 //! | `step_frames` | what the step says |
@@ -23,6 +24,7 @@
 //! - `nothing_is_lost_wherever_it_is_cut` (tests/cut_everywhere.rs).
 //! - `neighbours_of_a_poison_message_lose_no_attempt` (tests/simulation.rs).
 
+mod branching;
 mod broker_events;
 mod claim;
 mod hand;
@@ -60,6 +62,7 @@ use crate::log::Logger;
 use crate::record::{IdMap, Records, State};
 use crate::redact::Redact;
 
+pub use branching::{Question, conditions};
 pub use status::Memory;
 pub use step_life::{Kill, Step};
 
@@ -116,6 +119,7 @@ pub struct Core {
     commands: VecDeque<Addressed>,
     deliveries: Deliveries,
     lanes: Lanes,
+    branching: branching::Branching,
     finished: Finished,
     journal: Journal,
     notes: notes::Notes,
@@ -155,6 +159,7 @@ impl Core {
         let mut rng = StdRng::seed_from_u64(seed);
         let incarnation = format!("{:016x}", rng.random::<u64>());
         let lanes = Lanes::new(&start.routes, &limits, &start.identity, &incarnation);
+        let branching = branching::Branching::new(&start.routes, &lanes);
         Self {
             setup: Setup {
                 redact: Redact::new(&start.redact),
@@ -180,6 +185,7 @@ impl Core {
             commands: VecDeque::new(),
             deliveries: Deliveries::default(),
             lanes,
+            branching,
             finished: Finished::default(),
             journal: Journal::new(now.wall_ms),
             notes: notes::Notes::default(),
@@ -262,7 +268,7 @@ impl Core {
 
     /// Returns whether the step's frames are to be read: not while the broker holds us back.
     pub fn reads_step(&self) -> bool {
-        !self.lanes.is_full()
+        !self.lanes.is_full(self.branching.bytes())
     }
 
     /// Returns when to call [`Self::advance`] if nothing happens before.

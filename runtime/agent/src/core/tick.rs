@@ -30,6 +30,15 @@ impl TickState {
         self.first_epoch + u32::try_from(index).expect("checkpoints that wait are few")
     }
 
+    /// Counts more outputs of an epoch that awaits others.
+    pub(super) fn grow_epoch_of(&mut self, epoch: u32, count: u64) {
+        if let Some(index) = epoch.checked_sub(self.first_epoch)
+            && let Some(epoch) = self.epochs.get_mut(index as usize)
+        {
+            epoch.unconfirmed += count;
+        }
+    }
+
     /// Takes the newest checkpoint before which all is confirmed, and the numbers of all that it
     /// makes needless.
     fn take_ready(&mut self) -> Option<(u64, Box<str>, Vec<u64>)> {

@@ -22,8 +22,9 @@ use towpath_protocol::MessageId;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::Report;
 use towpath_protocol::start::{
-    DELAY_LEVELS, Identity, Mode, Output, Retry, Routes, Settings, Start,
+    Branch, DELAY_LEVELS, Identity, Mode, Output, Retry, Routes, Settings, Start,
 };
+use towpath_step_jq::judge::Holds;
 
 /// What goes wrong, and when: the number of the call before which it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub(crate) struct Setting {
     pub(crate) batch: usize,
     pub(crate) replicas: u32,
     pub(crate) once: bool,
+    /// Its outputs go to branches: see [`branches`].
+    pub(crate) branches: bool,
 }
 
 impl Setting {
@@ -61,6 +64,7 @@ impl Setting {
             batch: 3,
             replicas,
             once: true,
+            branches: false,
         }
     }
 }
@@ -88,6 +92,8 @@ struct Replica {
     step: Step,
     /// The connection does not come back before.
     down_until: Instant,
+    /// What is known of the outputs that it asked about.
+    verdicts: Option<Vec<Vec<Holds>>>,
 }
 
 /// A delivery in a queue.
@@ -104,6 +110,8 @@ pub(crate) struct Broker {
     links: Vec<Link>,
     /// The lines of outputs, as often as they were published.
     pub(crate) outputs: Vec<Value>,
+    /// The same, by their routing keys.
+    pub(crate) to: BTreeMap<String, Vec<Value>>,
     /// The dead letters.
     pub(crate) dead: Vec<Value>,
     /// News.
@@ -164,6 +172,7 @@ impl World {
             batch,
             replicas: 1,
             once: false,
+            branches: false,
         };
         Self::of(setting, bodies)
     }
@@ -171,6 +180,9 @@ impl World {
     pub(crate) fn of(setting: Setting, bodies: &[Value]) -> (Self, Vec<MessageId>) {
         let mut start = start(setting.kind, setting.concurrency);
         start.settings.once = setting.once;
+        if setting.branches {
+            start.routes.outputs.insert("out".into(), branches());
+        }
         let now = Now::read();
         let mut broker = Broker::default();
         let mut ids = Vec::new();
@@ -217,6 +229,7 @@ impl World {
                 core,
                 step: Step::default(),
                 down_until: now.instant,
+                verdicts: None,
             });
             world.broker.links.push(Link::default());
         }
@@ -394,6 +407,7 @@ impl World {
         let core = self.mind(number);
         let container = &mut self.replicas[replica];
         container.step = Step::default();
+        container.verdicts = None;
         container.core = core;
     }
 
@@ -460,6 +474,18 @@ impl World {
                 self.broker.is_mute = false;
                 self.lose_connection(replica, 0);
             }
+        }
+        if self.replicas[replica].verdicts.is_some() {
+            self.call(replica);
+            // They are gone if the agent is.
+            let container = &mut self.replicas[replica];
+            if let Some(verdicts) = container.verdicts.take() {
+                container.core.on_verdicts(verdicts, now);
+            }
+        }
+        let container = &mut self.replicas[replica];
+        if let Some(questions) = container.core.take_questions() {
+            container.verdicts = Some(questions.iter().map(|it| judge(&it.message)).collect());
         }
         if self.broker.has_event(replica) {
             self.call(replica);
@@ -630,7 +656,12 @@ impl Broker {
             Content::Report => {}
             Content::Found => self.found.extend(values),
             Content::Waiting => self.waiting.extend(values),
-            Content::Batch if &*publish.exchange == "outputs" => self.outputs.extend(values),
+            Content::Batch if &*publish.exchange == "outputs" => {
+                let values: Vec<Value> = values.collect();
+                let to = self.to.entry(publish.key.to_string()).or_default();
+                to.extend(values.iter().cloned());
+                self.outputs.extend(values);
+            }
             // A delay: it is over at once.
             Content::Batch | Content::Returned(_) => {
                 let returns = match publish.content {
@@ -820,6 +851,37 @@ impl Step {
     }
 }
 
+/// A port that leads to nobody but branches: to `odd` what is odd, to `small` what is below 5, and to
+/// `torn` nothing, because its condition fails for what is 2.
+fn branches() -> Output {
+    let branch = |step: &str| Branch {
+        step: step.into(),
+        key: step.into(),
+        batch_max: 2,
+        when: Some(step.into()),
+        order_by: None,
+        partitions: 0,
+    };
+    Output {
+        key: None,
+        batch_max: 3,
+        branches: ["odd", "small", "torn"].map(branch).into(),
+    }
+}
+
+/// What the conditions of [`branches`] say of an output.
+fn judge(message: &[u8]) -> Vec<Holds> {
+    let message: Value = serde_json::from_slice(message).expect("an output is JSON");
+    let body = message["body"].as_u64().expect("a number");
+    let holds = |yes| if yes { Holds::Yes } else { Holds::No };
+    let torn = if body == 2 {
+        Holds::Failed("it is torn".into())
+    } else {
+        Holds::No
+    };
+    vec![holds(body % 2 == 1), holds(body < 5), torn]
+}
+
 fn start(kind: Kind, concurrency: u32) -> Start {
     Start {
         contract: 1,
@@ -838,8 +900,9 @@ fn start(kind: Kind, concurrency: u32) -> Start {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key: "out".into(),
+                    key: Some("out".into()),
                     batch_max: 3,
+                    branches: Vec::new(),
                 },
             )]),
             own_key: "flow.step".into(),

@@ -545,8 +545,9 @@ fn start(prefix: &str, url: &str) -> Start {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key: "out".into(),
+                    key: Some("out".into()),
                     batch_max: 256,
+                    branches: Vec::new(),
                 },
             )]),
             own_key: "flow.step".into(),

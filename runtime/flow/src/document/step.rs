@@ -31,6 +31,7 @@ impl Steps<'_, '_> {
             place: head(node),
             image_span: 0..0,
             after: None,
+            when_span: 0..0,
             with: node.entry("with"),
         };
         match node.entry("id") {
@@ -307,6 +308,7 @@ fn plain_step(is_trigger: bool, timeout: Duration) -> Step {
         id: String::new(),
         is_trigger,
         after: Vec::new(),
+        when: None,
         image: String::new(),
         command: Vec::new(),
         mode: Mode::Frames,

@@ -151,7 +151,10 @@ fn a_replica_is_told_where_everything_is() {
     assert_eq!(start.routes.delay_exchanges.len(), 24);
     let out = &start.routes.outputs["out"];
     let key = Names::port_key("orders", "out", ["audit", "shape"]);
-    assert_eq!((out.key.as_str(), out.batch_max), (key.as_str(), 16));
+    assert_eq!(
+        (out.key.as_deref().unwrap(), out.batch_max),
+        (key.as_str(), 16)
+    );
     let shape = replica(&desired(FlowState::Running, |_| {}), "shape").start;
     assert_eq!(
         shape.routes.outputs["out"].batch_max, 4,

@@ -316,8 +316,9 @@ pub(crate) fn start(
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key,
+                    key: Some(key),
                     batch_max: 1024,
+                    branches: Vec::new(),
                 },
             )]),
             own_key: Names::step_key(PREFIX, step),
@@ -412,6 +413,7 @@ fn topology() -> Topology {
         flow: PREFIX.to_owned(),
         steps,
         aliases: Vec::new(),
+        ..FlowTopology::default()
     };
     Topology {
         names: names(),
