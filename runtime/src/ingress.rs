@@ -10,6 +10,7 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
+use towpath_flow::Fires;
 use towpath_protocol::message::{Lineage, Message};
 use towpath_protocol::{DEFAULT_CONNECTION, DEFAULT_PORT, MessageId};
 
@@ -183,7 +184,7 @@ impl Ingress {
         self.flows
             .borrow()
             .get(flow)
-            .filter(|flow| flow.trigger.every.is_none())
+            .filter(|flow| flow.trigger.fires == Fires::Webhook)
             .cloned()
     }
 

@@ -18,6 +18,7 @@ mod once;
 mod operating;
 mod retries;
 mod scaling;
+mod schedules;
 mod why;
 
 use std::time::Duration;

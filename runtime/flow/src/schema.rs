@@ -142,7 +142,9 @@ fn value(key: &str) -> Value {
             }
         }
         "webhook" | "stream" => json!({ "const": true }),
-        "cron" => json!({ "type": "string", "minLength": 1, "examples": ["0 6 * * MON-FRI", "@daily"] }),
+        "cron" => {
+            json!({ "type": "string", "minLength": 1, "examples": ["0 6 * * MON-FRI", "@daily"] })
+        }
         "timezone" => json!({
             "type": "string",
             "minLength": 1,

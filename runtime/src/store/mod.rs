@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-mod checkpoints;
+pub mod checkpoints;
 mod columns;
 pub mod dead_groups;
 pub mod dead_letters;

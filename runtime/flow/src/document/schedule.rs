@@ -35,10 +35,7 @@ pub(super) fn way(node: &Node) -> &'static str {
 impl Steps<'_, '_> {
     /// What sets the trigger off.
     pub(super) fn fires(&mut self, node: &Node) -> Option<Fires> {
-        let mut ways: Vec<&Entry> = WAYS
-            .iter()
-            .filter_map(|(way, _)| node.entry(way))
-            .collect();
+        let mut ways: Vec<&Entry> = WAYS.iter().filter_map(|(way, _)| node.entry(way)).collect();
         ways.sort_by_key(|entry| entry.key_span.start);
         let mut read: Vec<Option<Fires>> = ways
             .iter()
@@ -151,13 +148,10 @@ impl Steps<'_, '_> {
             }
             Err(Fault::Never) => {
                 self.reader.report(
-                    Diagnostic::new(
-                        Code::CronNever,
-                        format!("{} never fires", shown(text)),
-                    )
-                    .at(node.span.clone())
-                    .label("no month has such a day")
-                    .help("`L` in the third field is the last day of a month"),
+                    Diagnostic::new(Code::CronNever, format!("{} never fires", shown(text)))
+                        .at(node.span.clone())
+                        .label("no month has such a day")
+                        .help("`L` in the third field is the last day of a month"),
                 );
                 None
             }
@@ -231,7 +225,9 @@ impl Steps<'_, '_> {
             return; // That the trigger has no way to fire is said already.
         }
         let why = match (&*entry.key, way(node)) {
-            ("timezone", "every") => "an interval is the same everywhere: leave it out, or write `cron` in place of `every`",
+            ("timezone", "every") => {
+                "an interval is the same everywhere: leave it out, or write `cron` in place of `every`"
+            }
             (_, "stream") => "what runs for ever is never due while it runs: leave it out",
             (_, "webhook") => "a request comes when it comes: leave it out",
             _ => "leave it out",
