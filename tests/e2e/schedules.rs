@@ -249,7 +249,7 @@ actions:
     // A pause ends it well, and soon.
     let began = Instant::now();
     instance.run(&["pause", "feed"]).ok();
-    run_is(&instance, "the run is done", |status| {
+    run_is(&instance, "feed", "the run is done", |status| {
         status["last_run"]["state"] == "done" && status["steps"][0]["state"] == "paused"
     });
     assert!(began.elapsed() < Duration::from_secs(30), "it did not wait");
@@ -259,7 +259,7 @@ actions:
     let said = instance.run(&["checkpoint", "set", "feed", "5", "--version", &stale]);
     assert_eq!(said.code, 1, "somebody has written since: {said:?}");
     instance.run(&["resume", "feed"]).ok();
-    run_is(&instance, "another run goes on", |status| {
+    run_is(&instance, "feed", "another run goes on", |status| {
         is_under_way(status) && status["last_run"]["id"] != first["last_run"]["id"]
     });
     eventually("it goes on from what was set", SOON, || {
@@ -270,7 +270,7 @@ actions:
     // Another version replaces the container without waiting for a run that never ends.
     let began = Instant::now();
     instance.apply(&flow("two"));
-    run_is(&instance, "the new version streams", |status| {
+    run_is(&instance, "feed", "the new version streams", |status| {
         status["converged"] == true && is_under_way(status) && status["last_run"]["version"] == 2
     });
     assert!(began.elapsed() < Duration::from_secs(50), "it did not wait");

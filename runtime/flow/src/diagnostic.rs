@@ -134,6 +134,18 @@ codes! {
     UnknownZone = "F072", Error;
     /// A key has no meaning for the way the trigger fires.
     NeedsSchedule = "F073", Error;
+    /// A key of `auth` or `handshake` has no meaning with its type.
+    AuthKey = "F080", Error;
+    /// A secret is written into the file.
+    WrittenSecret = "F081", Error;
+    /// `id` does not say where the id of a request is.
+    BadRequestId = "F082", Error;
+    /// The rate of a webhook cannot be read.
+    BadRate = "F083", Error;
+    /// An API key is in two places, or in none.
+    ApiKeyPlace = "F084", Error;
+    /// The name of a header cannot be read.
+    BadHeader = "F085", Error;
 }
 
 impl fmt::Display for Code {

@@ -13,10 +13,14 @@ use crate::model::{Fires, Missed, Overlap, Replicas, Step};
 use crate::read::{Reader, head};
 use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
+use crate::webhook::Webhook;
 
 mod replicas;
 mod schedule;
 mod step;
+mod webhook;
+
+pub(crate) use webhook::AUTH_TYPES;
 
 /// A flow whose parts were read, one by one.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub(crate) struct Document<'t> {
     pub(crate) fires: Option<Fires>,
     pub(crate) overlap: Overlap,
     pub(crate) missed: Missed,
+    /// What its webhook asks of requests, if it has one.
+    pub(crate) webhook: Option<Webhook>,
     /// The trigger first, if there is one, then the actions.
     pub(crate) drafts: Vec<Draft<'t>>,
 }
@@ -65,6 +71,7 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
         fires: None,
         overlap: Overlap::default(),
         missed: Missed::default(),
+        webhook: None,
         drafts: Vec::new(),
     };
     let reader = &mut steps.reader;
@@ -95,6 +102,10 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
             let (draft, fires) = steps.trigger(&entry.value);
             (document.overlap, document.missed) = steps.policies(&entry.value, fires.as_ref());
             document.fires = fires;
+            document.webhook = entry
+                .value
+                .entry("webhook")
+                .map(|entry| steps.webhook(&entry.value));
             document.drafts.extend(draft);
         }
         None => steps.reader.missing(

@@ -7,7 +7,7 @@ use towpath_protocol::DEFAULT_PORT;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{Document, Draft, describe};
-use crate::model::Flow;
+use crate::model::{Fires, Flow};
 use crate::text::{did_you_mean, list, shown};
 
 /// Who takes messages from whom. Steps are their places in [`Document::drafts`].
@@ -46,6 +46,7 @@ impl Graph {
     /// The flow, if every part of it was read.
     pub(crate) fn into_flow(self, document: Document<'_>) -> Option<Flow> {
         let fires = document.fires?;
+        let webhook = document.webhook.filter(|_| fires == Fires::Webhook);
         let ids: Vec<String> = document
             .drafts
             .iter()
@@ -74,6 +75,7 @@ impl Graph {
             fires,
             overlap: document.overlap,
             missed: document.missed,
+            webhook,
             trigger_id,
             steps,
         })

@@ -11,6 +11,7 @@ use serde_json::Value;
 use towpath_protocol::start::{Mode, Retry};
 
 use crate::cron::Cron;
+use crate::webhook::Webhook;
 
 /// A flow: one trigger and the actions that follow it.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +27,8 @@ pub struct Flow {
     pub overlap: Overlap,
     /// What becomes of firings that nobody was there for.
     pub missed: Missed,
+    /// What its webhook asks of requests; none if it is fired in another way.
+    pub webhook: Option<Webhook>,
     /// The trigger's step; none for a webhook trigger without an image, whose messages go straight
     /// to the actions that follow it.
     pub trigger_id: String,
@@ -43,7 +46,7 @@ pub enum Fires {
     Cron(Cron),
     /// It runs for ever: `stream: true`.
     Stream,
-    /// A request to the flow's URL: `webhook: true`.
+    /// A request to the flow's URL: `webhook`.
     Webhook,
 }
 

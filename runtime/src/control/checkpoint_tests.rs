@@ -63,7 +63,8 @@ async fn a_checkpoint_is_not_written_under_a_run() {
         .await
         .unwrap();
     assert_eq!(set(json!(7), false).await.unwrap().version, 3);
-    let reset = control.set_checkpoint("orders", None, &choice(None, false));
+    let unforced = choice(None, false);
+    let reset = control.set_checkpoint("orders", None, &unforced);
     let reset = reset.await.unwrap();
     assert_eq!((reset.version, reset.value), (4, None));
 

@@ -43,6 +43,8 @@ impl Steps<'_, '_> {
                 "every" => self.every(entry),
                 "cron" => self.cron(entry, node.entry("timezone")),
                 "stream" => self.only_true(entry).map(|()| Fires::Stream),
+                // What is in a mapping is read with the webhook itself.
+                _ if matches!(entry.value.content, Content::Mapping(_)) => Some(Fires::Webhook),
                 _ => self.only_true(entry).map(|()| Fires::Webhook),
             })
             .collect();
@@ -163,15 +165,21 @@ impl Steps<'_, '_> {
         let what = format!("`{}`", entry.key);
         let flag = self.reader.flag(&entry.value, &what);
         if flag == Some(false) {
-            let help = if entry.key == "webhook" {
-                "leave it out if the flow has no webhook"
+            let (label, help) = if entry.key == "webhook" {
+                (
+                    "it can be `true` or a mapping",
+                    "leave it out if the flow has no webhook",
+                )
             } else {
-                "leave it out if the trigger does not run for ever"
+                (
+                    "it can be `true`",
+                    "leave it out if the trigger does not run for ever",
+                )
             };
             self.reader.report(
                 Diagnostic::new(Code::BadChoice, format!("{what} cannot be `false`"))
                     .at(entry.value.span.clone())
-                    .label("it can be `true`")
+                    .label(label)
                     .help(help),
             );
         }
