@@ -19,6 +19,7 @@ mod operating;
 mod retries;
 mod routing;
 mod scaling;
+mod schedules;
 mod webhooks;
 mod why;
 

@@ -112,6 +112,8 @@ pub struct TickState {
     pub connection: String,
     /// The answer to the question for the checkpoint.
     pub checkpoint: Option<Box<str>>,
+    /// The version of the checkpoint that the next one replaces.
+    pub version: u64,
     /// When the question is asked again.
     pub ask_at: Option<Instant>,
     /// The number of the first of `epochs`.

@@ -46,6 +46,7 @@ impl Graph {
     /// The flow, if every part of it was read.
     pub(crate) fn into_flow(self, document: Document<'_>) -> Option<Flow> {
         let fires = document.fires?;
+        let webhook = document.webhook.filter(|_| fires == Fires::Webhook);
         let ids: Vec<String> = document
             .drafts
             .iter()
@@ -72,7 +73,9 @@ impl Graph {
             name: document.name,
             description: document.description,
             fires,
-            webhook: document.webhook.filter(|_| fires == Fires::Webhook),
+            overlap: document.overlap,
+            missed: document.missed,
+            webhook,
             trigger_id,
             steps,
         })

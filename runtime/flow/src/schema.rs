@@ -36,6 +36,8 @@ pub fn schema() -> Value {
     });
     schema["$defs"]["trigger"]["oneOf"] = json!([
         { "required": ["every", "image"] },
+        { "required": ["cron", "image"] },
+        { "required": ["stream", "image"] },
         { "required": ["webhook"] },
     ]);
     schema
@@ -203,6 +205,18 @@ fn value(key: &str) -> Value {
                 _ => schema,
             }
         }
+        "stream" => json!({ "const": true }),
+        "cron" => {
+            json!({ "type": "string", "minLength": 1, "examples": ["0 6 * * MON-FRI", "@daily"] })
+        }
+        "timezone" => json!({
+            "type": "string",
+            "minLength": 1,
+            "default": crate::cron::ZONE_DEFAULT,
+            "examples": ["Europe/Berlin"],
+        }),
+        "overlap" => json!({ "enum": ["skip", "queue-one"], "default": "skip" }),
+        "missed" => json!({ "enum": ["skip", "once"] }),
         "webhook" => json!({ "anyOf": [{ "const": true }, { "$ref": "#/$defs/webhook" }] }),
         "after" => json!({
             "anyOf": [

@@ -16,6 +16,7 @@ use super::ApiState;
 use super::error::{ApiError, ErrorBody};
 use super::extract::{JsonBody, Params};
 use crate::control::RetryFilter;
+use crate::control::view::{CheckpointChoice, CheckpointValue, CheckpointView};
 use crate::control::view::{
     DeadList, DeadView, DiffView, Done, Draft, FlowList, FlowStatus, PlanView, ReplayRequest,
     RollbackRequest, RunList, RunRequest, RunView, ScaleRequest, ScaleTo, ScaleWord, SecretList,
@@ -274,6 +275,50 @@ pub(super) async fn run(
     request: JsonBody<RunRequest>,
 ) -> Answer<RunView> {
     Ok(Json(state.control.run(&flow, request.0.payload).await?))
+}
+
+/// Says where the trigger is in its source.
+#[utoipa::path(get, path = "/api/v1/flows/{flow}/checkpoint", params(("flow" = String, Path)),
+    security(("token" = [])), responses((status = 200, body = CheckpointView), (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody)))]
+pub(super) async fn checkpoint(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+) -> Answer<CheckpointView> {
+    Ok(Json(state.control.checkpoint(&flow).await?))
+}
+
+/// Says where the trigger is to go on from.
+#[utoipa::path(put, path = "/api/v1/flows/{flow}/checkpoint", params(("flow" = String, Path), CheckpointChoice),
+    request_body = CheckpointValue, security(("token" = [])), responses((status = 200, body = CheckpointView),
+    (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn set_checkpoint(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    choice: Params<CheckpointChoice>,
+    value: JsonBody<CheckpointValue>,
+) -> Answer<CheckpointView> {
+    let value = Some(&value.0.value);
+    Ok(Json(
+        state
+            .control
+            .set_checkpoint(&flow, value, &choice.0)
+            .await?,
+    ))
+}
+
+/// Lets the trigger begin from the beginning.
+#[utoipa::path(delete, path = "/api/v1/flows/{flow}/checkpoint", params(("flow" = String, Path), CheckpointChoice),
+    security(("token" = [])), responses((status = 200, body = CheckpointView), (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody)))]
+pub(super) async fn reset_checkpoint(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    choice: Params<CheckpointChoice>,
+) -> Answer<CheckpointView> {
+    Ok(Json(
+        state.control.set_checkpoint(&flow, None, &choice.0).await?,
+    ))
 }
 
 /// Lists the last runs of a flow, newest first.

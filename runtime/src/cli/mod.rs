@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 mod apply;
 mod check;
+mod checkpoint;
 mod choices;
 mod client;
 mod completions;
@@ -130,6 +131,9 @@ enum Command {
     Scale(scale::Scale),
     /// Fires a flow's trigger now
     Run(run::Run),
+    /// Shows and changes where a flow's trigger is in its source
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Checkpoint),
     /// A flow or a step stops consuming; containers and messages stay
     Pause(verbs::Target),
     /// Undoes pause, drain and stop
@@ -246,6 +250,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Logs(command) => logs::run(&command, context).await,
         Command::Scale(command) => scale::run(&command, context).await,
         Command::Run(command) => run::run(&command, context).await,
+        Command::Checkpoint(command) => checkpoint::run(command, context).await,
         Command::Pause(target) => verbs::run("pause", &target, context).await,
         Command::Resume(target) => verbs::run("resume", &target, context).await,
         Command::Drain(command) => drain::run(&command, context).await,

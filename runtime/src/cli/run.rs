@@ -51,6 +51,7 @@ pub(super) async fn run(command: &Run, context: &Context) -> Result<ExitStatus, 
     } else {
         let what = match run.state.as_str() {
             "done" => format!("is done: {} messages", run.emitted.unwrap_or(0)),
+            "queued" => "is remembered, and begins when the one before has ended".to_owned(),
             _ => "is under way".to_owned(),
         };
         context

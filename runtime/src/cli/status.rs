@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::printer::{Printer, Tone};
 use super::problem::Problem;
-use super::words::{apart, count, maybe_count, millis, rate};
+use super::words::{apart, count, maybe_count, millis, moment_at, rate};
 use super::{Context, ExitStatus, drain, list, webhook};
 use crate::control::view::{FlowList, FlowStatus, RunView, StepStatus};
 use crate::reconcile::FlowState;
@@ -237,8 +237,18 @@ fn fires(status: &FlowStatus, now: u64) -> String {
     } else if status.webhook_url.is_none() {
         text.push_str("; not fired yet");
     }
+    let is_under_way = status
+        .last_run
+        .as_ref()
+        .is_some_and(|run| matches!(run.state.as_str(), "recorded" | "published"));
     match status.next_run_at {
-        Some(next) if next > now => text = format!("{text}; next in {}", apart(next, now)),
+        Some(next) if next > now => {
+            text = format!("{text}; next in {}", apart(next, now));
+            if let Some(zone) = &status.timezone {
+                text = format!("{text}, {}", moment_at(next, zone));
+            }
+        }
+        Some(_) if is_under_way => text.push_str("; next as soon as that has ended"),
         Some(_) => text.push_str("; next now"),
         None => {}
     }

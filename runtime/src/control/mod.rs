@@ -9,6 +9,7 @@
 //! | `hold` | pause, resume, drain, stop: a flow or a step |
 //! | `left` | what is left of what drains |
 //! | `status` | how everything is |
+//! | `checkpoint` | where a trigger is in its source |
 //! | `runs`, `dead`, `retries`, `secrets`, `images`, `logs` | one group of verbs each |
 //! | `why` | where a message is: `whereabouts` decides, from all that is known |
 //! | `webhooks` | what stands in front of webhooks, and new keys for their URLs |
@@ -42,6 +43,7 @@ use error::ControlError;
 
 pub mod catalog;
 mod changes;
+pub mod checkpoint;
 mod choices;
 pub mod dead;
 mod draft;

@@ -13,7 +13,7 @@ use super::view::{RunList, RunView};
 use crate::engine::chain;
 use crate::live::LiveFlow;
 use crate::reconcile::intent::intake;
-use crate::schedule::{Decision, FireError, due};
+use crate::schedule::{Decision, FireError, due, history};
 use crate::store::flows::FlowRecord;
 use crate::store::now_ms;
 use crate::store::records::RunRecord;
@@ -55,18 +55,20 @@ impl Control {
     }
 
     /// When a flow fires next, in milliseconds since 1970; none if it does not by itself.
-    pub(super) fn next_run_at(
+    pub(super) async fn next_run_at(
+        &self,
         record: &FlowRecord,
         flow: &Flow,
-        last: Option<&RunRecord>,
-    ) -> Option<u64> {
+    ) -> Result<Option<u64>, ControlError> {
         let state = intake(flow, record.state, &record.held);
-        let live = LiveFlow::new(flow, record.version, state);
-        match due(&live, last, now_ms()) {
+        let live = LiveFlow::new(flow, record.version, record.applied_at, state);
+        let runs = history(&self.catalog.store, &live).await?;
+        Ok(match due(&live, &runs, now_ms()) {
             Decision::Wait { until } => Some(until),
             Decision::Fire { due } => Some(due),
-            Decision::Busy { .. } | Decision::Off => None,
-        }
+            Decision::Busy { then, .. } => then,
+            Decision::Off => None,
+        })
     }
 }
 
@@ -105,8 +107,13 @@ impl From<FireError> for ControlError {
             FireError::NotRunning { flow, .. } => {
                 conflict("not_running").hint(format!("`towpath resume {flow}` lets it run"))
             }
+            FireError::Busy {
+                flow, queues: true, ..
+            } => conflict("busy").hint(format!(
+                "a further run is remembered already, and begins when that has ended; `towpath status {flow}` shows how far it is"
+            )),
             FireError::Busy { flow, .. } => conflict("busy").hint(format!(
-                "`towpath status {flow}` shows the run; it can be fired again when that has ended"
+                "`towpath status {flow}` shows the run; it can be fired again when that has ended, and with `overlap: queue-one` in the flow a further one is remembered"
             )),
             FireError::Store(_) => Self::internal(&error),
         }

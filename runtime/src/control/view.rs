@@ -257,8 +257,11 @@ pub struct FlowStatus {
     pub webhook_former_until: Vec<u64>,
     /// The last run, if it is fired by a schedule.
     pub last_run: Option<RunView>,
-    /// When it fires next, in milliseconds since 1970.
+    /// When it fires next, in milliseconds since 1970; before now if it is as soon as the run that
+    /// is under way has ended.
     pub next_run_at: Option<u64>,
+    /// The time zone that its schedule goes by, if it goes by the clock of a place.
+    pub timezone: Option<String>,
     /// How many dead letters are open, in all its steps.
     pub dead_letters: u64,
     /// Requests to its webhook that went nowhere, because no condition (`when`) of the first actions
@@ -408,6 +411,47 @@ pub struct RunView {
 pub struct RunList {
     /// The runs.
     pub runs: Vec<RunView>,
+}
+
+/// Where a trigger is in its source.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct CheckpointView {
+    /// The flow.
+    pub flow: String,
+    /// The trigger.
+    pub step: String,
+    /// The external account.
+    pub connection: String,
+    /// Raised by one each time it is written; 0 if it never was.
+    pub version: u64,
+    /// The position; none if the trigger begins from the beginning.
+    #[schema(value_type = Option<Object>)]
+    pub value: Option<Value>,
+    /// When it was written, in milliseconds since 1970; none if it never was.
+    pub saved_at: Option<u64>,
+    /// The run that saved it; none if a person wrote it.
+    pub run: Option<String>,
+}
+
+/// Where a trigger is to go on from.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointValue {
+    /// The position: any JSON.
+    #[schema(value_type = Object)]
+    pub value: Value,
+}
+
+/// When a checkpoint is written.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CheckpointChoice {
+    /// Only if this is its version.
+    pub version: Option<u64>,
+    /// Also while a run is under way.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// What to run.

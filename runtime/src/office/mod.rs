@@ -20,6 +20,7 @@ use towpath_protocol::message::BATCH_TYPE;
 use towpath_protocol::office::{
     CheckpointAnswer, DeadCause, FOUND_TYPE, Found, News, Report, ToAgent,
 };
+use towpath_protocol::start::Identity;
 
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Delivery, Publication};
@@ -28,6 +29,7 @@ use crate::inquiry::Inquiry;
 use crate::metrics::Metrics;
 use crate::reports::Reports;
 use crate::schedule::Clock;
+use crate::store::checkpoints::{CheckpointKey, Saved};
 use crate::store::dead_letters::Stored;
 use crate::store::ledger::Sightings;
 use crate::store::records::{DeadLetterRecord, RunState};
@@ -120,36 +122,42 @@ impl Office {
                 run,
                 connection,
             } => {
-                let read = || {
-                    self.store
-                        .checkpoint(&identity.flow, &identity.step, &connection)
-                        .boxed()
+                let key = key(&identity, &connection);
+                let found = until_stored(|| self.store.checkpoint(&key).boxed()).await;
+                let version = found.as_ref().map_or(0, |found| found.version);
+                let checkpoint = found.and_then(|found| found.value);
+                let answer = CheckpointAnswer {
+                    run,
+                    checkpoint,
+                    version,
                 };
-                let checkpoint = until_stored(read).await;
-                self.answer(CheckpointAnswer { run, checkpoint }, reply)
-                    .await;
+                self.answer(answer, reply).await;
             }
             News::Checkpoint {
                 identity,
                 run,
                 connection,
                 number,
+                follows,
                 value,
             } => {
-                let saved = until_stored(|| {
-                    let (flow, step) = (&identity.flow, &identity.step);
+                let key = key(&identity, &connection);
+                let save = || {
                     self.store
-                        .save_checkpoint(flow, step, &connection, run, number, value.clone())
+                        .save_checkpoint(&key, run, number, value.clone(), follows)
                         .boxed()
-                })
-                .await;
-                if !saved {
-                    tracing::warn!(
-                        flow = identity.flow,
-                        step = identity.step,
-                        %run,
+                };
+                let (flow, step) = (&identity.flow, &identity.step);
+                match until_stored(save).await {
+                    Saved::Yes | Saved::Repeated => {}
+                    Saved::NotActive => tracing::warn!(
+                        flow, step, %run,
                         "a checkpoint of a run that is not the trigger's active one is not stored"
-                    );
+                    ),
+                    Saved::Overtaken { version } => tracing::warn!(
+                        flow, step, %run, version,
+                        "a checkpoint is not stored: another one was written since the run began"
+                    ),
                 }
             }
             News::RunEnded {
@@ -328,6 +336,14 @@ impl Office {
                 false
             }
         }
+    }
+}
+
+fn key(identity: &Identity, connection: &str) -> CheckpointKey {
+    CheckpointKey {
+        flow: identity.flow.clone(),
+        step: identity.step.clone(),
+        connection: connection.to_owned(),
     }
 }
 

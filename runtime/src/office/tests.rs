@@ -146,10 +146,14 @@ impl World {
     async fn checkpoint(&self) -> Option<String> {
         let checkpoint = self
             .store
-            .checkpoint("orders", "poll", "default")
+            .checkpoint(&crate::store::checkpoints::CheckpointKey {
+                flow: "orders".into(),
+                step: "poll".into(),
+                connection: "default".into(),
+            })
             .await
             .unwrap();
-        checkpoint.map(|value| value.get().to_owned())
+        checkpoint?.value.map(|value| value.get().to_owned())
     }
 
     async fn dead(&self) -> Vec<crate::store::dead_letters::KeptLetter> {
@@ -194,6 +198,7 @@ async fn an_answer_includes_every_save_before_it() {
         panic!("not a checkpoint");
     };
     assert_eq!(answer.checkpoint.unwrap().get(), "49");
+    assert_eq!(answer.version, 50);
     world.stop().await;
 }
 

@@ -241,6 +241,7 @@ fn blueprint(
             retry: step.retry.clone(),
             rebounds_max: REBOUNDS_MAX,
             once: step.once,
+            stream: step.is_trigger && flow.fires == Fires::Stream,
             body_bytes_max: ground.body_bytes_max,
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,
@@ -290,7 +291,7 @@ fn kind(flow: &Flow, step: &Step) -> Kind {
     match flow.fires {
         _ if !step.is_trigger => Kind::Action,
         Fires::Webhook => Kind::Webhook,
-        Fires::Every(_) => Kind::Poll,
+        Fires::Every(_) | Fires::Cron(_) | Fires::Stream => Kind::Poll,
     }
 }
 

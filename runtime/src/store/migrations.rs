@@ -239,6 +239,25 @@ CREATE TABLE answered_requests (
     flow    TEXT NOT NULL,
     at      INTEGER NOT NULL
 ) STRICT;
+", "
+-- A run that begins when the active one has ended.
+CREATE UNIQUE INDEX one_queued_run ON runs (flow, connection) WHERE state = 'queued';
+
+-- A checkpoint has a version, and may be none although it was one: what says so keeps its version.
+ALTER TABLE checkpoints RENAME TO checkpoints_before;
+CREATE TABLE checkpoints (
+    flow       TEXT NOT NULL REFERENCES flows (name) ON DELETE CASCADE,
+    step       TEXT NOT NULL,
+    connection TEXT NOT NULL,
+    version    INTEGER NOT NULL,
+    run        TEXT,
+    number     INTEGER NOT NULL,
+    value      TEXT,
+    saved_at   INTEGER NOT NULL,
+    PRIMARY KEY (flow, step, connection)
+) STRICT;
+INSERT INTO checkpoints SELECT flow, step, connection, 1, run, number, value, saved_at FROM checkpoints_before;
+DROP TABLE checkpoints_before;
 "];
 
 /// Brings a database to the newest shape.

@@ -17,7 +17,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 pub mod answered;
-mod checkpoints;
+pub mod checkpoints;
 mod columns;
 pub mod dead_groups;
 pub mod dead_letters;

@@ -47,6 +47,8 @@ pub struct RunRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
+    /// Remembered: it begins when the one that is active has ended.
+    Queued,
     /// Recorded; whether its tick was published is not known: it is published again.
     Recorded,
     /// Its tick is confirmed by the broker.

@@ -3,6 +3,7 @@
 //! # Invariants
 //!
 //! - `a_trigger_has_one_active_run_at_a_time`: two would share one checkpoint.
+//! - `at_most_one_further_run_is_remembered`.
 //! - `an_end_is_an_end`: a run that has ended is never active again.
 
 use rusqlite::{OptionalExtension, Row, params};
@@ -16,7 +17,7 @@ const RUNS_MAX: u32 = 500;
 
 impl Store {
     /// Records a run. Returns false, and records nothing, if there is no such flow or if it has an
-    /// active run for this connection.
+    /// active run for this connection; of one that is to be remembered, if one is already.
     pub async fn run_started(&self, run: &RunRecord) -> Result<bool, StoreError> {
         let run = run.clone();
         self.with("record a run", move |database| {
@@ -46,12 +47,34 @@ impl Store {
                 ],
             )?;
             transaction.execute(
-                "DELETE FROM runs WHERE flow = ?1 AND state NOT IN ('recorded', 'published') AND due <
+                "DELETE FROM runs WHERE flow = ?1 AND state NOT IN ('queued', 'recorded', 'published') AND due <
                  (SELECT due FROM runs WHERE flow = ?1 ORDER BY due DESC LIMIT 1 OFFSET ?2)",
                 params![run.flow, RUNS_MAX],
             )?;
             transaction.commit()?;
             Ok(changed == 1)
+        })
+        .await
+    }
+
+    /// Lets the run that is remembered begin, unless one is active; it is due now, and makes up for
+    /// whatever was due until now. Returns it.
+    pub async fn run_released(
+        &self,
+        flow: &str,
+        now: u64,
+    ) -> Result<Option<RunRecord>, StoreError> {
+        let flow = flow.to_owned();
+        self.with("let a run begin", move |database| {
+            database
+                .prepare_cached(
+                    "UPDATE runs SET state = 'recorded', due = ?2, started_at = ?2
+                     WHERE flow = ?1 AND state = 'queued' AND NOT EXISTS (
+                        SELECT 1 FROM runs WHERE flow = ?1 AND state IN ('recorded', 'published'))
+                     RETURNING *",
+                )?
+                .query_row(params![flow, now], read_run)
+                .optional()
         })
         .await
     }
@@ -116,10 +139,24 @@ impl Store {
         .await
     }
 
-    /// The run of a flow that was due last, whatever its state.
+    /// The run of a flow that was due last, if it has begun.
     pub async fn last_run(&self, flow: &str) -> Result<Option<RunRecord>, StoreError> {
-        self.one_run("flow = ?1 ORDER BY due DESC, started_at DESC LIMIT 1", flow)
-            .await
+        Ok(self.last_runs(flow, 1).await?.pop())
+    }
+
+    /// The runs of a flow that have begun, the newest first.
+    pub async fn last_runs(&self, flow: &str, limit: u32) -> Result<Vec<RunRecord>, StoreError> {
+        let flow = flow.to_owned();
+        self.with("read the last runs", move |database| {
+            database
+                .prepare_cached(
+                    "SELECT * FROM runs WHERE flow = ?1 AND state <> 'queued'
+                     ORDER BY due DESC, started_at DESC LIMIT ?2",
+                )?
+                .query_map(params![flow, limit], read_run)?
+                .collect()
+        })
+        .await
     }
 
     /// A run.

@@ -33,6 +33,9 @@ pub enum ToStep<'a> {
     Cancel(Cancel<'a>),
     /// A checkpoint is durable.
     Saved(Saved),
+    /// A trigger that runs for ever is to come to an end: save a checkpoint and say `done`. The next
+    /// tick goes on from there.
+    Finish(Finish),
     /// No more will come: finish what is in hand and exit with 0.
     Drain(Drain),
 }
@@ -117,6 +120,13 @@ pub struct Tick<'a> {
     /// What a person gave with `towpath run --payload`.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<&'a RawValue>,
+}
+
+/// A tick is to come to an end, though there is always more.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Finish {
+    /// The tick.
+    pub id: MessageId,
 }
 
 /// Why a trigger fires.

@@ -77,6 +77,10 @@ pub enum News {
         connection: String,
         /// Larger each time within one attempt at a tick.
         number: u64,
+        /// The version of the checkpoint that it replaces: what was answered, and one more for each
+        /// save since. It is not stored if there is another one by then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follows: Option<u64>,
         /// The position.
         value: Box<RawValue>,
     },
@@ -348,6 +352,9 @@ pub struct CheckpointAnswer {
     pub run: MessageId,
     /// The position; none if none was saved.
     pub checkpoint: Option<Box<RawValue>>,
+    /// Its version, which each write raises by one; 0 if there never was one.
+    #[serde(default)]
+    pub version: u64,
 }
 
 /// How an agent is. Every number counts from the start of the agent, so that any report replaces

@@ -163,6 +163,10 @@ pub struct Settings {
     /// message in the ledger before they hand it over; see [`crate::office::Claim`].
     #[serde(default)]
     pub once: bool,
+    /// It is a trigger that runs for ever (`stream: true`): it is told when it is to come to an end,
+    /// and its run then ends well.
+    #[serde(default)]
+    pub stream: bool,
     /// The largest body, in bytes.
     pub body_bytes_max: usize,
     /// How long a drain may take before the step is killed, in milliseconds.

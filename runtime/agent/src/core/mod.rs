@@ -14,6 +14,7 @@
 //! | `step_frames` | what the step says |
 //! | `outcome` | settling: done, again, dead |
 //! | `tick` | triggers: checkpoints and ends of runs |
+//! | `stream` | triggers that run for ever: when they come to an end |
 //! | `step_life` | the step process starts, dies, hangs, leaves |
 //! | `stall` | a connection over which nothing moves is made again |
 //! | `status` | reports |
@@ -35,6 +36,7 @@ mod stall;
 mod status;
 mod step_frames;
 mod step_life;
+mod stream;
 mod tick;
 
 use std::collections::VecDeque;
@@ -135,6 +137,8 @@ pub struct Core {
     suspect: Option<u32>,
     deferred: Vec<Deferred>,
     in_hand: u32,
+    /// The tick that was told to come to an end, of a trigger that runs for ever.
+    finishing: Option<stream::Finishing>,
     /// Those of the messages in hand that took too long, and since when the step has been told.
     cancelled: IdMap<Instant>,
     held_bytes: usize,
@@ -198,6 +202,7 @@ impl Core {
             suspect: None,
             deferred: Vec::new(),
             in_hand: 0,
+            finishing: None,
             cancelled: IdMap::default(),
             held_bytes: 0,
             step: Step::Absent,
@@ -296,6 +301,7 @@ impl Core {
             self.next_claim_deadline(),
             self.next_reattach_deadline(),
             self.next_note_deadline(),
+            self.next_finish_deadline(),
         ]
         .into_iter()
         .flatten()

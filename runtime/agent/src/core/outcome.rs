@@ -128,7 +128,7 @@ impl Core {
 
     /// Carries out what was decided, or keeps it until the message is delivered again: whoever
     /// gets it then decides, and only one may.
-    fn resolve(&mut self, number: u32, resolution: Resolution, now: Now) {
+    pub(super) fn resolve(&mut self, number: u32, resolution: Resolution, now: Now) {
         let record = self.records.get(number);
         let goes_on = record.tick.is_some() && matches!(resolution, Resolution::Done);
         record.resolution = Some(resolution);

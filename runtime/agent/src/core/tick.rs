@@ -114,6 +114,7 @@ impl Core {
         }
         let tick = record.tick.as_mut().expect("only ticks ask");
         tick.checkpoint = answer.checkpoint.map(|value| value.get().into());
+        tick.version = answer.version;
         tick.ask_at = None;
         record.state = State::Ready;
         self.again.push_back(number);
@@ -214,12 +215,15 @@ impl Core {
         tick.saving = numbers;
         record.unconfirmed += 1;
         let connection = tick.connection.clone();
+        let follows = Some(tick.version);
+        tick.version += 1;
         let identity = self.setup.identity.clone();
         let news = encode(&News::Checkpoint {
             identity,
             run,
             connection,
             number: checkpoint,
+            follows,
             value,
         });
         let member = Member {

@@ -152,6 +152,10 @@ struct Step {
     turns: u64,
     /// When each slow message was handed over.
     slow: BTreeMap<String, u64>,
+    /// The stream in hand has emitted what there was.
+    has_streamed: bool,
+    /// It was told to finish.
+    is_to_finish: bool,
 }
 
 /// How many turns a slow message takes.
@@ -236,6 +240,35 @@ impl World {
         (world, ids)
     }
 
+    /// A trigger that runs for ever, and its ticks; see [`Step::stream`].
+    pub(crate) fn stream(ticks: &[Value]) -> (Self, Vec<MessageId>) {
+        let (mut world, ids) = Self::new(Cut::Never, Kind::Poll, 1, ticks, 1);
+        world.start.settings.stream = true;
+        world.replicas[0].core = world.mind(1);
+        (world, ids)
+    }
+
+    pub(crate) fn pause(&mut self) {
+        self.replicas[0].core.pause();
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.replicas[0].core.resume();
+    }
+
+    pub(crate) fn drain(&mut self) {
+        self.replicas[0].core.drain(self.now);
+    }
+
+    pub(crate) fn has_drained(&self) -> bool {
+        self.replicas[0].core.has_drained()
+    }
+
+    /// The first agent loses its connection, and has a new one at once.
+    pub(crate) fn reconnect(&mut self) {
+        self.lose_connection(0, 0);
+    }
+
     /// Starts an agent.
     fn mind(&mut self, replica: u32) -> Core {
         self.lives += 1;
@@ -250,6 +283,7 @@ impl World {
             claim_renew: Duration::from_millis(300),
             claim_lease: Duration::from_millis(1500),
             cancel_grace: Duration::from_millis(200),
+            finish: Duration::from_millis(200),
             suspect_patience: Duration::from_millis(1000),
             reattach: Duration::from_secs(2),
             ..Limits::default()
@@ -746,9 +780,13 @@ impl Step {
                 "hello" => self.says.push_back(json!({"ready": {"contract": 1}})),
                 "message" | "tick" => {
                     self.slow.insert(value["id"].to_string(), self.turns);
+                    self.has_streamed = false;
+                    self.is_to_finish = false;
                     self.in_hand.push(value.clone());
                     handed.push(value.clone());
                 }
+                "finish" => self.is_to_finish = true,
+                "cancel" if self.in_hand[0]["payload"]["deaf"] == true => {}
                 // Every other one is deaf.
                 "cancel" if self.turns.is_multiple_of(2) => {
                     self.in_hand.retain(|message| message["id"] != value["id"]);
@@ -777,9 +815,37 @@ impl Step {
     }
 
     fn is_ripe(&self, message: &Value) -> bool {
+        if message["payload"]["do"] == "stream" {
+            let listens = message["payload"]["listens"] == true;
+            return !self.has_streamed || (listens && self.is_to_finish);
+        }
         let since = self.slow.get(&message["id"].to_string());
         message["body"]["do"] != "slow"
             || since.is_none_or(|since| self.turns >= since + SLOW_TURNS)
+    }
+
+    /// A stream has seven items more than where it was, saves its position after five of them, and
+    /// then stays where it is until it is told to finish.
+    fn stream(&mut self, index: usize) -> Option<Value> {
+        let tick = self.in_hand[index].clone();
+        let (id, from) = (&tick["id"], tick["checkpoint"].as_u64().unwrap_or(0));
+        let checkpoint = |number: u64, value: u64| json!({"checkpoint": {"id": id, "number": number, "value": value}});
+        if self.is_to_finish {
+            self.in_hand.remove(index);
+            self.says.push_back(checkpoint(2, from + 7));
+            self.says.push_back(json!({"done": {"id": id}}));
+            return self.says.pop_front();
+        }
+        self.has_streamed = true;
+        for number in from..from + 7 {
+            let source_id = number.to_string();
+            self.says
+                .push_back(json!({"emit": {"id": id, "source_id": source_id, "body": number}}));
+            if number == from + 4 {
+                self.says.push_back(checkpoint(1, number + 1));
+            }
+        }
+        self.says.pop_front()
     }
 
     /// Handles a message: what it writes outside is in `target`, which it asks first if the message
@@ -803,6 +869,9 @@ impl Step {
             return Some(Said::KillsContainer);
         }
         let index = self.in_hand.iter().rposition(|it| self.is_ripe(it))?;
+        if self.in_hand[index]["payload"]["do"] == "stream" {
+            return self.stream(index).map(Said::Line);
+        }
         let message = self.in_hand.remove(index);
         let name = message["id"].as_str().expect("an id").to_owned();
         let is_there = target.contains_key(&name);
@@ -929,6 +998,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
             },
             rebounds_max: 3,
             once: false,
+            stream: false,
             body_bytes_max: 1000,
             drain_ms: 1000,
             memory_bytes: 0,

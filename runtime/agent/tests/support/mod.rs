@@ -574,6 +574,7 @@ fn start(prefix: &str, url: &str) -> Start {
             },
             rebounds_max: 3,
             once: false,
+            stream: false,
             body_bytes_max: 100_000,
             drain_ms: 20_000,
             memory_bytes: 0,

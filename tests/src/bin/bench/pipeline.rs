@@ -343,6 +343,7 @@ pub(crate) fn start(
             },
             rebounds_max: 100,
             once: once && kind == Kind::Action,
+            stream: false,
             body_bytes_max: towpath_protocol::BODY_BYTES_MAX,
             drain_ms: 10_000,
             memory_bytes: 0,
