@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use towpath_flow::model::{Fires, Flow};
+use towpath_protocol::DEFAULT_PORT;
 
 use crate::broker::topology::FlowTopology;
 use crate::reconcile::FlowState;
@@ -23,6 +24,8 @@ pub struct LiveFlow {
     pub version: u32,
     /// What its trigger should be doing: ticks and requests.
     pub state: FlowState,
+    /// Whether it is noted what comes of its runs.
+    pub track: bool,
     /// Its trigger.
     pub trigger: LiveTrigger,
     /// Its steps that have a queue, each with the (step, port) it takes messages from.
@@ -47,6 +50,7 @@ impl LiveFlow {
             name: flow.name.clone(),
             version,
             state,
+            track: flow.track,
             trigger: LiveTrigger {
                 step: flow.trigger_id.clone(),
                 has_image: flow.steps.iter().any(|step| step.is_trigger),
@@ -61,6 +65,23 @@ impl LiveFlow {
                 .map(|step| (step.id.clone(), step.after.clone()))
                 .collect(),
         }
+    }
+
+    /// The steps that take what enters the flow: the trigger, if it runs as containers, else those
+    /// after it.
+    pub fn entry_steps(&self) -> Vec<String> {
+        if self.trigger.has_image {
+            return vec![self.trigger.step.clone()];
+        }
+        let follows = |sources: &[(String, String)]| {
+            let mut sources = sources.iter();
+            sources.any(|(step, port)| *step == self.trigger.step && port == DEFAULT_PORT)
+        };
+        self.steps
+            .iter()
+            .filter(|(_, sources)| follows(sources))
+            .map(|(step, _)| step.clone())
+            .collect()
     }
 
     /// What it needs on the broker.

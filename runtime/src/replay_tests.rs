@@ -33,6 +33,7 @@ pub(super) async fn world() -> World {
         name: "orders".into(),
         version: 3,
         state: FlowState::Running,
+        track: false,
         trigger: LiveTrigger {
             step: "poll".into(),
             has_image: true,

@@ -433,6 +433,8 @@ impl Scheduler {
             next_at: None,
             reason: None,
             payload,
+            tracked: flow.track,
+            cancel_at: None,
         }
     }
 

@@ -16,6 +16,7 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
         name: "orders".into(),
         version: 3,
         state,
+        track: false,
         trigger: LiveTrigger {
             step: "poll".into(),
             has_image: true,
@@ -45,6 +46,8 @@ fn run(state: RunState, due: u64, ended_at: Option<u64>) -> RunRecord {
         next_at: None,
         reason: None,
         payload: None,
+        tracked: false,
+        cancel_at: None,
     }
 }
 
@@ -396,7 +399,7 @@ async fn a_run_is_abandoned_only_if_its_tick_is_nowhere() {
     world
         .scheduler
         .store
-        .run_retries(id, "429", now + 400_000)
+        .run_retries(id, "429", now + 400_000, false)
         .await
         .unwrap();
     assert_eq!(rounds(&world, 60, Some(0)).await, RunState::Published);

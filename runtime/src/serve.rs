@@ -34,6 +34,7 @@ use crate::reconcile::gauge::BrokerGauge;
 use crate::reconcile::run::{Handle, Pace, Reconciler};
 use crate::reconcile::spec::Ground;
 use crate::reports::Reports;
+use crate::run_watch::RunWatch;
 use crate::schedule::{Scheduler, system_clock};
 use crate::settings::{Settings, without_password};
 use crate::store::ledger::Sightings;
@@ -254,7 +255,16 @@ impl Plane {
             inquiry: inquiry.clone(),
             metrics: metrics.clone(),
             runs_changed,
+            flows: live.subscribe(),
             sightings: sightings(reports.clone(), handle.clone()),
+            clock: clock.clone(),
+        };
+        let watch = RunWatch {
+            broker: Arc::clone(&broker),
+            store: store.clone(),
+            names: names.clone(),
+            flows: live.subscribe(),
+            reports: reports.clone(),
             clock: clock.clone(),
         };
         let (ingress, worker) = Ingress::new(
@@ -274,6 +284,7 @@ impl Plane {
             entered: ingress.recent(),
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
+            stalled_after_ms: settings.stalled_after_seconds.saturating_mul(1_000),
             program: std::env::current_exe().map_err(ServeError::Program)?,
             live,
         })
@@ -284,6 +295,7 @@ impl Plane {
             reconciler,
             scheduler,
             office,
+            watch,
             worker,
             broker,
             store,
@@ -308,6 +320,7 @@ struct Loops {
     reconciler: Reconciler,
     scheduler: Scheduler,
     office: Office,
+    watch: RunWatch,
     worker: Worker,
     broker: Arc<dyn Broker>,
     store: Store,
@@ -350,6 +363,7 @@ impl Loops {
                 }
             }),
         );
+        spawn("watching runs", Box::pin(self.watch.run(stop.clone())));
         spawn(
             "the ingress",
             Box::pin(self.worker.run(self.broker, stop.clone())),

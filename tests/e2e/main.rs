@@ -17,6 +17,7 @@ mod mistakes;
 mod once;
 mod operating;
 mod retries;
+mod runs;
 mod scaling;
 mod why;
 

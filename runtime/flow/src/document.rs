@@ -23,6 +23,8 @@ pub(crate) struct Document<'t> {
     pub(crate) name: String,
     pub(crate) description: String,
     pub(crate) fires: Option<Fires>,
+    /// What `track` says, if it says something.
+    pub(crate) track: Option<bool>,
     /// The trigger first, if there is one, then the actions.
     pub(crate) drafts: Vec<Draft<'t>>,
 }
@@ -60,6 +62,7 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
         name: String::new(),
         description: String::new(),
         fires: None,
+        track: None,
         drafts: Vec::new(),
     };
     let reader = &mut steps.reader;
@@ -84,6 +87,9 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
     }
     if let Some(entry) = root.entry("description") {
         document.description = steps.description(&entry.value);
+    }
+    if let Some(entry) = root.entry("track") {
+        document.track = steps.reader.flag(&entry.value, "`track`");
     }
     match root.entry("trigger") {
         Some(entry) => {

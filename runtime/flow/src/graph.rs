@@ -7,7 +7,7 @@ use towpath_protocol::DEFAULT_PORT;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{Document, Draft, describe};
-use crate::model::Flow;
+use crate::model::{Fires, Flow};
 use crate::text::{did_you_mean, list, shown};
 
 /// Who takes messages from whom. Steps are their places in [`Document::drafts`].
@@ -72,6 +72,8 @@ impl Graph {
             name: document.name,
             description: document.description,
             fires,
+            // Each request to a webhook is a run of its own: a row or two for every message.
+            track: document.track.unwrap_or(!matches!(fires, Fires::Webhook)),
             trigger_id,
             steps,
         })

@@ -20,6 +20,8 @@ pub struct Flow {
     pub description: String,
     /// What sets the trigger off.
     pub fires: Fires,
+    /// Whether it is noted what comes of each run.
+    pub track: bool,
     /// The trigger's step; none for a webhook trigger without an image, whose messages go straight
     /// to the actions that follow it.
     pub trigger_id: String,

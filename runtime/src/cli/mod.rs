@@ -27,6 +27,7 @@ mod printer;
 mod problem;
 mod retries;
 mod run;
+mod runs;
 mod scale;
 mod secret;
 mod serve;
@@ -129,6 +130,9 @@ enum Command {
     Scale(scale::Scale),
     /// Fires a flow's trigger now
     Run(run::Run),
+    /// Lists a flow's runs, says what came of one, or cancels it
+    #[command(subcommand)]
+    Runs(runs::Runs),
     /// A flow or a step stops consuming; containers and messages stay
     Pause(verbs::Target),
     /// Undoes pause, drain and stop
@@ -242,6 +246,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Logs(command) => logs::run(&command, context).await,
         Command::Scale(command) => scale::run(&command, context).await,
         Command::Run(command) => run::run(&command, context).await,
+        Command::Runs(command) => runs::run(&command, context).await,
         Command::Pause(target) => verbs::run("pause", &target, context).await,
         Command::Resume(target) => verbs::run("resume", &target, context).await,
         Command::Drain(command) => drain::run(&command, context).await,

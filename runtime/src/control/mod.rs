@@ -9,6 +9,7 @@
 //! | `hold` | pause, resume, drain, stop: a flow or a step |
 //! | `left` | what is left of what drains |
 //! | `status` | how everything is |
+//! | `run_state` | how a run is |
 //! | `runs`, `dead`, `retries`, `secrets`, `images`, `logs` | one group of verbs each |
 //! | `why` | where a message is: `whereabouts` decides, from all that is known |
 //! | `removals` | takes away the queues of what is gone |
@@ -52,6 +53,7 @@ mod logs;
 mod operate;
 mod removals;
 mod retries;
+pub mod run_state;
 mod runs;
 mod secrets;
 mod status;
@@ -68,6 +70,7 @@ pub use dead::DeadFilter;
 pub use hold::Verb;
 pub use logs::LogFilter;
 pub use retries::RetryFilter;
+pub use runs::RunFilter;
 pub use whereabouts::{AtStep, Attempt, Child, Parent, Place, Whereabouts};
 
 /// What the verbs are made of.
@@ -90,6 +93,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// How the API is reached from outside.
     pub public_url: String,
+    /// After how long without a word a run is stalled, in milliseconds.
+    pub stalled_after_ms: u64,
     /// The binary that runs: it serves as worker for filters as well.
     pub program: PathBuf,
     /// Where to tell which flows are applied.
@@ -109,6 +114,7 @@ pub struct Control {
     replayer: Replayer,
     sweeper: Sweeper,
     public_url: String,
+    stalled_after_ms: u64,
     sights: left::Sights,
     program: PathBuf,
     keys: Mutex<BTreeMap<String, blake3::Hash>>,
@@ -138,6 +144,7 @@ impl Control {
             entered: parts.entered,
             metrics: parts.metrics,
             public_url: parts.public_url,
+            stalled_after_ms: parts.stalled_after_ms,
             sights: left::Sights::default(),
             program: parts.program,
             keys: Mutex::default(),

@@ -10,7 +10,6 @@ use towpath_flow::{Fires, Flow, Replicas, Step};
 use super::Control;
 use super::changes::fires;
 use super::error::ControlError;
-use super::runs::run_view;
 use super::view::{FlowList, FlowStatus, FlowSummary, Readiness, ReplicaView, StepStatus};
 use crate::broker::Depth;
 use crate::engine::chain;
@@ -81,6 +80,10 @@ impl Control {
             Fires::Webhook => None,
         };
         let next_run_at = Self::next_run_at(&record, &flow, last_run.as_ref());
+        let shown_run = match &last_run {
+            Some(run) => Some(self.view_of_run(&record, &flow, run).await?),
+            None => None,
+        };
         Ok(FlowStatus {
             flow: record.name.clone(),
             description: flow.description.clone(),
@@ -95,7 +98,7 @@ impl Control {
                 .as_ref()
                 .filter(|_| flow.fires == Fires::Webhook)
                 .map(|key| self.webhook_url(&record.name, key)),
-            last_run: last_run.as_ref().map(run_view),
+            last_run: shown_run,
             next_run_at,
             dead_letters: dead_of_flow(&record.name, &facts),
             converged: self.is_converged(&record, &flow),

@@ -108,6 +108,7 @@ impl Bench {
             inquiry: Inquiry::default(),
             entered: Recent::default(),
             metrics: metrics.clone(),
+            stalled_after_ms: 600_000,
             public_url: "http://here".into(),
             program: "towpath".into(),
             live,

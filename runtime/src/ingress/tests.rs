@@ -33,6 +33,7 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
         name: name.into(),
         version: 4,
         state,
+        track: false,
         trigger: LiveTrigger {
             step: "hook".into(),
             has_image,

@@ -241,6 +241,7 @@ fn blueprint(
             retry: step.retry.clone(),
             rebounds_max: REBOUNDS_MAX,
             once: step.once,
+            track: flow.track,
             body_bytes_max: ground.body_bytes_max,
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,
@@ -320,6 +321,9 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
             let output = outputs.entry(port.clone()).or_insert_with(|| Output {
                 key: Names::port_key(&step.id, port, successors(flow, &step.id, port)),
                 batch_max: takes,
+                steps: successors(flow, &step.id, port)
+                    .map(str::to_owned)
+                    .collect(),
             });
             output.batch_max = output.batch_max.min(takes);
         }

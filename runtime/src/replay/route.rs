@@ -246,6 +246,7 @@ mod tests {
             name: "orders".into(),
             version: 1,
             state: FlowState::Running,
+            track: false,
             trigger: LiveTrigger {
                 step: trigger.into(),
                 has_image: true,

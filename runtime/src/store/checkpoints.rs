@@ -44,7 +44,8 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let (flow, step, connection) = (flow.to_owned(), step.to_owned(), connection.to_owned());
         self.with("save a checkpoint", move |database| {
-            let changed = database.execute(
+            let transaction = database.transaction()?;
+            let changed = transaction.execute(
                 "INSERT INTO checkpoints (flow, step, connection, run, number, value, saved_at)
                  SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE EXISTS (
                     SELECT 1 FROM runs WHERE id = ?4 AND flow = ?1 AND connection = ?3
@@ -61,6 +62,13 @@ impl Store {
                     now_ms()
                 ],
             )?;
+            if changed == 1 {
+                transaction.execute(
+                    "UPDATE runs SET checkpoint_after = ?2, progress_at = ?3 WHERE id = ?1",
+                    params![run.to_string(), super::runs::shown(value.get()), now_ms()],
+                )?;
+            }
+            transaction.commit()?;
             Ok(changed == 1)
         })
         .await

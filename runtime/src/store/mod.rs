@@ -31,8 +31,9 @@ pub mod records;
 #[cfg(test)]
 mod records_tests;
 pub mod replay_jobs;
-mod runs;
+pub mod runs;
 pub mod secrets;
+pub mod tracking;
 pub mod waiting;
 
 /// How long a statement waits for a lock that another reader of the file holds.

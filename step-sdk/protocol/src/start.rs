@@ -90,6 +90,9 @@ pub struct Output {
     /// The most messages to put in one batch: a slow successor wants small ones, so that its
     /// replicas share the work.
     pub batch_max: u32,
+    /// The steps that the key leads to: each gets every output.
+    #[serde(default)]
+    pub steps: Vec<String>,
 }
 
 /// The finest delay, in milliseconds. A delay is a number of these, and its bits are the levels
@@ -134,6 +137,10 @@ pub struct Settings {
     /// message in the ledger before they hand it over; see [`crate::office::Claim`].
     #[serde(default)]
     pub once: bool,
+    /// What comes of each message is reported, so that it is known when a run is finished; see
+    /// [`crate::runs`].
+    #[serde(default)]
+    pub track: bool,
     /// The largest body, in bytes.
     pub body_bytes_max: usize,
     /// How long a drain may take before the step is killed, in milliseconds.

@@ -13,6 +13,7 @@
 //! | `step_frames` | what the step says |
 //! | `outcome` | settling: done, again, dead |
 //! | `tick` | triggers: checkpoints and ends of runs |
+//! | `track` | reporting what came of runs |
 //! | `step_life` | the step process starts, dies, hangs, leaves |
 //! | `stall` | a connection over which nothing moves is made again |
 //! | `status` | reports |
@@ -34,6 +35,7 @@ mod status;
 mod step_frames;
 mod step_life;
 mod tick;
+mod track;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -119,6 +121,7 @@ pub struct Core {
     finished: Finished,
     journal: Journal,
     notes: notes::Notes,
+    untold: track::Untold,
 
     records: Records,
     claims: Claims,
@@ -183,6 +186,7 @@ impl Core {
             finished: Finished::default(),
             journal: Journal::new(now.wall_ms),
             notes: notes::Notes::default(),
+            untold: track::Untold::default(),
             records: Records::default(),
             claims: Claims::default(),
             renew_at: None,
@@ -221,6 +225,7 @@ impl Core {
         if self.is_up {
             self.send_notes(now);
             self.ask_ledger(now);
+            self.tell_lost(now);
             let (lanes, commands, generation) =
                 (&mut self.lanes, &mut self.commands, self.generation);
             let moved_at = &mut self.moved_at;
@@ -290,6 +295,7 @@ impl Core {
             self.next_claim_deadline(),
             self.next_reattach_deadline(),
             self.next_note_deadline(),
+            self.next_lost_deadline(),
         ]
         .into_iter()
         .flatten()

@@ -547,6 +547,7 @@ fn start(prefix: &str, url: &str) -> Start {
                 Output {
                     key: "out".into(),
                     batch_max: 256,
+                    steps: vec!["next".into()],
                 },
             )]),
             own_key: "flow.step".into(),
@@ -573,6 +574,7 @@ fn start(prefix: &str, url: &str) -> Start {
             },
             rebounds_max: 3,
             once: false,
+            track: false,
             body_bytes_max: 100_000,
             drain_ms: 20_000,
             memory_bytes: 0,
