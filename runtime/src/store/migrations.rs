@@ -224,7 +224,8 @@ CREATE TABLE former_steps (
 -- What changed with a version, in a line.
 ALTER TABLE versions ADD COLUMN summary TEXT NOT NULL DEFAULT '';
 ", "
--- What came of runs. `tracked` is 0 for no, 1 for yes, 2 for given up.
+-- What came of runs. `tracked` is 0 for no, 1 for yes, 2 for given up; `forgotten` is 0 for no, 1 while
+-- messages are being forgotten, 2 for yes.
 ALTER TABLE runs ADD COLUMN tracked INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE runs ADD COLUMN began_at INTEGER;
 ALTER TABLE runs ADD COLUMN progress_at INTEGER;
@@ -235,7 +236,7 @@ ALTER TABLE runs ADD COLUMN cancel_at INTEGER;
 ALTER TABLE runs ADD COLUMN is_rebound INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE runs ADD COLUMN checkpoint_before TEXT;
 ALTER TABLE runs ADD COLUMN checkpoint_after TEXT;
-CREATE INDEX runs_to_forget ON runs (finished_at) WHERE forgotten = 0 AND tracked <> 0;
+CREATE INDEX runs_to_forget ON runs (finished_at) WHERE forgotten < 2 AND tracked <> 0;
 
 -- The sums of each step of a run. No reference to runs: what is of a run that is gone goes a little
 -- at a time.

@@ -190,7 +190,7 @@ impl Store {
             let transaction = database.transaction()?;
             let mut count = transaction.execute(
                 "DELETE FROM runs WHERE id IN (
-                     SELECT id FROM runs WHERE why = 'webhook' AND finished_at < ?1 AND forgotten = 0
+                     SELECT id FROM runs WHERE why = 'webhook' AND finished_at < ?1 AND forgotten < 2
                          AND NOT EXISTS (
                              SELECT 1 FROM run_steps WHERE run_steps.run = runs.id AND dead > 0)
                      LIMIT ?2)",
@@ -198,6 +198,10 @@ impl Store {
             )?;
             let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
             for (run, steps) in forgettable(&transaction, before)? {
+                // From the first message that is forgotten, what is said twice is not recognised.
+                transaction
+                    .prepare_cached("UPDATE runs SET forgotten = 1 WHERE id = ?1")?
+                    .execute([&run])?;
                 for (step, all) in &steps {
                     let deleted = transaction
                         .prepare_cached(
@@ -215,7 +219,7 @@ impl Store {
                 // All of them are gone: it was not cut off by the limit.
                 match run {
                     Some(run) => transaction
-                        .prepare_cached("UPDATE runs SET forgotten = 1 WHERE id = ?1")?
+                        .prepare_cached("UPDATE runs SET forgotten = 2 WHERE id = ?1")?
                         .execute([run])?,
                     None => {
                         let mut gone =
@@ -257,7 +261,7 @@ fn forgettable(
     let runs = transaction
         .prepare_cached(
             "SELECT id, tracked FROM runs
-             WHERE forgotten = 0 AND (tracked = 2 OR finished_at < ?1) AND tracked <> 0 LIMIT ?2",
+             WHERE forgotten < 2 AND (tracked = 2 OR finished_at < ?1) AND tracked <> 0 LIMIT ?2",
         )?
         .query_map(params![before, TOGETHER], |row| {
             Ok((row.get(0)?, row.get::<_, u8>(1)? == 2))
@@ -511,7 +515,8 @@ impl<'a> Book<'a> {
         let known = self
             .transaction
             .prepare_cached(
-                "SELECT forgotten, finished_at IS NOT NULL FROM runs WHERE id = ?1 AND tracked = 1",
+                "SELECT forgotten > 0, finished_at IS NOT NULL FROM runs
+                 WHERE id = ?1 AND tracked = 1",
             )?
             .query_row([run.to_string()], |row| {
                 Ok(Run {
