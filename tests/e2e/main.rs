@@ -19,6 +19,7 @@ mod operating;
 mod retries;
 mod runs;
 mod scaling;
+mod webhooks;
 mod why;
 
 use std::time::Duration;

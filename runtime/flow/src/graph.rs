@@ -74,6 +74,7 @@ impl Graph {
             fires,
             // Each request to a webhook is a run of its own: a row or two for every message.
             track: document.track.unwrap_or(!matches!(fires, Fires::Webhook)),
+            webhook: document.webhook.filter(|_| fires == Fires::Webhook),
             trigger_id,
             steps,
         })

@@ -99,6 +99,10 @@ impl Control {
                 .filter(|_| flow.fires == Fires::Webhook)
                 .map(|key| self.webhook_url(&record.name, key)),
             last_run: shown_run,
+            webhook_former_until: match flow.fires {
+                Fires::Webhook => self.former_keys_until(&record.name).await?,
+                _ => Vec::new(),
+            },
             next_run_at,
             dead_letters: dead_of_flow(&record.name, &facts),
             converged: self.is_converged(&record, &flow),

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+pub mod answered;
 mod checkpoints;
 mod columns;
 pub mod dead_groups;
@@ -35,6 +36,7 @@ pub mod runs;
 pub mod secrets;
 pub mod tracking;
 pub mod waiting;
+pub mod webhook_keys;
 
 /// How long a statement waits for a lock that another reader of the file holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

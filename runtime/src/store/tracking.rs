@@ -584,7 +584,7 @@ impl<'a> Book<'a> {
                 flow,
                 webhook.trigger,
                 webhook.version,
-                entered_at(run).unwrap_or(self.now),
+                entered_at(run, self.now),
             ])?;
         self.runs.remove(&run);
         if begun == 1 && self.run(run)?.is_some() {
@@ -778,11 +778,19 @@ fn change(
     Ok(Some(was.map(|was| was % RANKS)))
 }
 
-/// When a message entered its flow, if its id was made then: in milliseconds since 1970.
-fn entered_at(id: MessageId) -> Option<u64> {
+/// When a message entered its flow, in milliseconds since 1970: its id says so, unless it was made
+/// from what the source calls the message; then it is taken to be `now`.
+fn entered_at(id: MessageId, now: u64) -> u64 {
+    /// What waited longer in the queue of its first step is told to be younger than it is.
+    const DAY_MS: u64 = 24 * 3_600_000;
     let id = uuid::Uuid::from_bytes(*id.as_bytes());
-    let (seconds, nanoseconds) = id.get_timestamp()?.to_unix();
-    (id.get_version_num() == 7).then(|| seconds * 1000 + u64::from(nanoseconds / 1_000_000))
+    let stamp = id
+        .get_timestamp()
+        .filter(|_| id.get_version_num() == 7)
+        .map(|stamp| stamp.to_unix())
+        .map(|(seconds, nanoseconds)| seconds * 1_000 + u64::from(nanoseconds / 1_000_000));
+    // One id in sixteen that is a hash looks like a time, of any century.
+    stamp.filter(|at| at.abs_diff(now) < DAY_MS).unwrap_or(now)
 }
 
 #[cfg(test)]
