@@ -18,6 +18,7 @@ pub mod pack;
 pub mod reconcile;
 pub mod replay;
 pub mod reports;
+pub mod run_watch;
 pub mod schedule;
 pub mod serve;
 pub mod settings;

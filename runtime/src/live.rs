@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use towpath_flow::model::{Fires, Flow, Missed, Overlap};
+use towpath_protocol::DEFAULT_PORT;
 
 use crate::broker::topology::{FlowTopology, branch_tag};
 use crate::reconcile::FlowState;
@@ -24,6 +25,8 @@ pub struct LiveFlow {
     pub applied_at: u64,
     /// What its trigger should be doing: ticks and requests.
     pub state: FlowState,
+    /// Whether it is noted what comes of its runs.
+    pub track: bool,
     /// Its trigger.
     pub trigger: LiveTrigger,
     /// Its steps that have a queue, each with the (step, port) it takes messages from.
@@ -64,6 +67,7 @@ impl LiveFlow {
             version,
             applied_at,
             state,
+            track: flow.track,
             trigger: LiveTrigger {
                 step: flow.trigger_id.clone(),
                 has_image: flow.steps.iter().any(|step| step.is_trigger),
@@ -88,6 +92,23 @@ impl LiveFlow {
                 })
                 .collect(),
         }
+    }
+
+    /// The steps that take all that enters the flow: the trigger, if it runs as containers, else
+    /// those after it that have no condition.
+    pub fn entry_steps(&self) -> Vec<String> {
+        if self.trigger.has_image {
+            return vec![self.trigger.step.clone()];
+        }
+        let follows = |sources: &[(String, String)]| {
+            let mut sources = sources.iter();
+            sources.any(|(step, port)| *step == self.trigger.step && port == DEFAULT_PORT)
+        };
+        self.steps
+            .iter()
+            .filter(|(step, sources)| follows(sources) && !self.branches.contains_key(step))
+            .map(|(step, _)| step.clone())
+            .collect()
     }
 
     /// What it needs on the broker.

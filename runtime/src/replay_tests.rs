@@ -34,6 +34,7 @@ pub(super) async fn world() -> World {
         version: 3,
         applied_at: 0,
         state: FlowState::Running,
+        track: false,
         trigger: LiveTrigger {
             step: "poll".into(),
             has_image: true,

@@ -369,6 +369,8 @@ impl Scheduler {
             next_at: None,
             reason: None,
             payload,
+            tracked: flow.track,
+            cancel_at: None,
         }
     }
 

@@ -18,6 +18,7 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
         version: 3,
         applied_at: 0,
         state,
+        track: false,
         trigger: LiveTrigger {
             step: "poll".into(),
             has_image: true,
@@ -50,6 +51,8 @@ fn run(state: RunState, due: u64, ended_at: Option<u64>) -> RunRecord {
         next_at: None,
         reason: None,
         payload: None,
+        tracked: false,
+        cancel_at: None,
     }
 }
 
@@ -391,7 +394,7 @@ async fn a_run_is_abandoned_only_if_its_tick_is_nowhere() {
     world
         .scheduler
         .store
-        .run_retries(id, "429", now + 400_000)
+        .run_retries(id, "429", now + 400_000, false)
         .await
         .unwrap();
     assert_eq!(rounds(&world, 60, Some(0)).await, RunState::Published);

@@ -34,6 +34,7 @@ use crate::reconcile::gauge::BrokerGauge;
 use crate::reconcile::run::{Handle, Pace, Reconciler};
 use crate::reconcile::spec::Ground;
 use crate::reports::Reports;
+use crate::run_watch::RunWatch;
 use crate::schedule::{Scheduler, system_clock};
 use crate::settings::{Settings, without_password};
 use crate::store::ledger::Sightings;
@@ -254,10 +255,19 @@ impl Plane {
             inquiry: inquiry.clone(),
             metrics: metrics.clone(),
             runs_changed,
+            flows: live.subscribe(),
             sightings: sightings(reports.clone(), handle.clone()),
             clock: clock.clone(),
         };
         let program = std::env::current_exe().map_err(ServeError::Program)?;
+        let watch = RunWatch {
+            broker: Arc::clone(&broker),
+            store: store.clone(),
+            names: names.clone(),
+            flows: live.subscribe(),
+            reports: reports.clone(),
+            clock: clock.clone(),
+        };
         let gates = Gates::default();
         let (ingress, worker) = Ingress::new(
             names,
@@ -281,6 +291,7 @@ impl Plane {
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
             program,
+            stalled_after_ms: settings.stalled_after_seconds.saturating_mul(1_000),
             live,
         })
         .await?;
@@ -290,6 +301,7 @@ impl Plane {
             reconciler,
             scheduler,
             office,
+            watch,
             worker,
             broker,
             store,
@@ -314,6 +326,7 @@ struct Loops {
     reconciler: Reconciler,
     scheduler: Scheduler,
     office: Office,
+    watch: RunWatch,
     worker: Worker,
     broker: Arc<dyn Broker>,
     store: Store,
@@ -356,6 +369,7 @@ impl Loops {
                 }
             }),
         );
+        spawn("watching runs", Box::pin(self.watch.run(stop.clone())));
         spawn(
             "the ingress",
             Box::pin(self.worker.run(self.broker, stop.clone())),

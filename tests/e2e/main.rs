@@ -18,6 +18,7 @@ mod once;
 mod operating;
 mod retries;
 mod routing;
+mod runs;
 mod scaling;
 mod schedules;
 mod webhooks;

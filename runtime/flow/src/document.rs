@@ -30,6 +30,8 @@ pub(crate) struct Document<'t> {
     pub(crate) fires: Option<Fires>,
     pub(crate) overlap: Overlap,
     pub(crate) missed: Missed,
+    /// What `track` says, if it says something.
+    pub(crate) track: Option<bool>,
     /// What its webhook asks of requests, if it has one.
     pub(crate) webhook: Option<Webhook>,
     /// The trigger first, if there is one, then the actions.
@@ -73,6 +75,7 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
         fires: None,
         overlap: Overlap::default(),
         missed: Missed::default(),
+        track: None,
         webhook: None,
         drafts: Vec::new(),
     };
@@ -98,6 +101,9 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
     }
     if let Some(entry) = root.entry("description") {
         document.description = steps.description(&entry.value);
+    }
+    if let Some(entry) = root.entry("track") {
+        document.track = steps.reader.flag(&entry.value, "`track`");
     }
     match root.entry("trigger") {
         Some(entry) => {

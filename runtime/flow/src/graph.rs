@@ -69,12 +69,15 @@ impl Graph {
                 .collect();
             steps.push(draft.step);
         }
+        // Each request to a webhook is a run of its own: a row or two for every message.
+        let track = document.track.unwrap_or(fires != Fires::Webhook);
         Some(Flow {
             name: document.name,
             description: document.description,
             fires,
             overlap: document.overlap,
             missed: document.missed,
+            track,
             webhook,
             trigger_id,
             steps,

@@ -21,6 +21,10 @@ pub(crate) const FLOW: &[Key] = &[
     key("description", "What the flow does, in a sentence."),
     key("trigger", "The step that brings messages in."),
     key(
+        "track",
+        "Whether it is noted what comes of each run, message by message; `true` unless the trigger is a webhook.",
+    ),
+    key(
         "actions",
         "The steps that handle messages, each after the one before unless `after` says otherwise.",
     ),

@@ -27,6 +27,8 @@ pub struct Flow {
     pub overlap: Overlap,
     /// What becomes of firings that nobody was there for.
     pub missed: Missed,
+    /// Whether it is noted what comes of each run.
+    pub track: bool,
     /// What its webhook asks of requests; none if it is fired in another way.
     pub webhook: Option<Webhook>,
     /// The trigger's step; none for a webhook trigger without an image, whose messages go straight

@@ -164,6 +164,7 @@ fn value(key: &str) -> Value {
         "flow" | "id" => json!({ "$ref": "#/$defs/name" }),
         "description" => json!({ "type": "string", "maxLength": limits::DESCRIPTION_CHARS_MAX }),
         "trigger" => json!({ "$ref": "#/$defs/trigger" }),
+        "track" => json!({ "type": "boolean" }),
         "actions" => json!({
             "type": "array",
             "items": { "$ref": "#/$defs/action" },

@@ -112,6 +112,7 @@ fn verbs() -> Router<ApiState> {
         .route("/flows/{flow}/retries/now", post(routes::retries_now))
         .route("/flows/{flow}/retries/cancel", post(routes::retries_cancel))
         .route("/runs/{run}", get(routes::run_by_id))
+        .route("/runs/{run}/cancel", post(routes::run_cancel))
         .route("/dead", get(routes::dead_list))
         .route("/dead/groups", get(dead::groups))
         .route("/dead/export", get(dead::export))

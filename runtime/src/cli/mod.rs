@@ -28,6 +28,7 @@ mod printer;
 mod problem;
 mod retries;
 mod run;
+mod runs;
 mod scale;
 mod secret;
 mod serve;
@@ -134,6 +135,9 @@ enum Command {
     /// Shows and changes where a flow's trigger is in its source
     #[command(subcommand)]
     Checkpoint(checkpoint::Checkpoint),
+    /// Lists a flow's runs, says what came of one, or cancels it
+    #[command(subcommand)]
+    Runs(runs::Runs),
     /// A flow or a step stops consuming; containers and messages stay
     Pause(verbs::Target),
     /// Undoes pause, drain and stop
@@ -251,6 +255,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Scale(command) => scale::run(&command, context).await,
         Command::Run(command) => run::run(&command, context).await,
         Command::Checkpoint(command) => checkpoint::run(command, context).await,
+        Command::Runs(command) => runs::run(&command, context).await,
         Command::Pause(target) => verbs::run("pause", &target, context).await,
         Command::Resume(target) => verbs::run("resume", &target, context).await,
         Command::Drain(command) => drain::run(&command, context).await,

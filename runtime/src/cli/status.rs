@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::printer::{Printer, Tone};
 use super::problem::Problem;
+use super::runs::{state, sums};
 use super::words::{apart, count, maybe_count, millis, moment_at, rate};
 use super::{Context, ExitStatus, drain, list, webhook};
 use crate::control::view::{FlowList, FlowStatus, RunView, StepStatus};
@@ -256,22 +257,21 @@ fn fires(status: &FlowStatus, now: u64) -> String {
 }
 
 fn run_words(run: &RunView, now: u64) -> String {
-    match run.state.as_str() {
-        "done" => format!("{} messages", count(run.emitted.unwrap_or(0))),
-        "recorded" | "published" => match (&run.reason, run.next_at) {
-            (Some(reason), Some(next)) if next > now => {
-                format!(
-                    "failed {} times, again in {}: {reason}",
-                    run.attempts,
-                    apart(next, now)
-                )
-            }
-            (Some(reason), _) => format!("failed {} times, trying again: {reason}", run.attempts),
-            _ => "under way".to_owned(),
-        },
-        state => match &run.reason {
-            Some(reason) => format!("{state}: {reason}"),
-            None => state.to_owned(),
+    match (run.tick.as_str(), &run.reason, run.next_at) {
+        ("recorded" | "published", Some(reason), Some(next)) if next > now => format!(
+            "{}, tried {} times, again in {}: {reason}",
+            state(run),
+            run.attempts,
+            apart(next, now)
+        ),
+        ("recorded" | "published", Some(reason), _) => {
+            format!("{}, tried {} times: {reason}", state(run), run.attempts)
+        }
+        ("failed" | "abandoned", Some(reason), _) => format!("{}: {reason}", state(run)),
+        _ => match (run.messages, run.emitted) {
+            (Some(messages), _) => format!("{}, {}", state(run), sums(&messages)),
+            (None, Some(emitted)) => format!("{}, {} messages", state(run), count(emitted)),
+            (None, None) => state(run),
         },
     }
 }

@@ -10,7 +10,6 @@ use towpath_flow::{Fires, Flow, Replicas, Step};
 use super::Control;
 use super::changes::fires;
 use super::error::ControlError;
-use super::runs::run_view;
 use super::view::{FlowList, FlowStatus, FlowSummary, Readiness, ReplicaView, StepStatus};
 use crate::broker::Depth;
 use crate::engine::chain;
@@ -89,6 +88,10 @@ impl Control {
         {
             step.reason.get_or_insert(still);
         }
+        let shown_run = match &last_run {
+            Some(run) => Some(self.view_of_run(&record, &flow, run).await?),
+            None => None,
+        };
         Ok(FlowStatus {
             flow: record.name.clone(),
             description: flow.description.clone(),
@@ -103,11 +106,11 @@ impl Control {
                 .as_ref()
                 .filter(|_| flow.fires == Fires::Webhook)
                 .map(|key| self.webhook_url(&record.name, key)),
+            last_run: shown_run,
             webhook_former_until: match flow.fires {
                 Fires::Webhook => self.former_keys_until(&record.name).await?,
                 _ => Vec::new(),
             },
-            last_run: last_run.as_ref().map(run_view),
             next_run_at,
             timezone: match &flow.fires {
                 Fires::Cron(cron) => Some(cron.zone().to_owned()),

@@ -386,17 +386,48 @@ pub struct ReplicaView {
 pub struct RunView {
     /// Its id.
     pub id: String,
+    /// The flow.
+    pub flow: String,
+    /// Its trigger's step.
+    pub trigger: String,
+    /// The external account.
+    pub connection: String,
     /// The version of the flow.
     pub version: u32,
-    /// Why it was fired: `schedule` or `manual`.
+    /// Why it was fired: `schedule`, `manual` or `webhook`.
     pub why: String,
-    /// How far it is: `recorded`, `published`, `done`, `failed` or `abandoned`.
+    /// How it is: `queued`, `running`, `rate_limited`, `paused`, `stalled`, `done`,
+    /// `done_with_dead_letters`, `failed`, `cancelled`, or `unknown` if not everything that came of
+    /// it is known.
     pub state: String,
+    /// What is behind that, in a sentence, if there is something to say.
+    pub note: Option<String>,
+    /// How far its trigger is: `recorded`, `published`, `done`, `failed`, `abandoned` or
+    /// `cancelled`.
+    pub tick: String,
     /// When it was due, in milliseconds since 1970.
     pub due: u64,
-    /// When it ended, in milliseconds since 1970.
+    /// When it was recorded, in milliseconds since 1970.
+    pub started_at: u64,
+    /// When its trigger began, in milliseconds since 1970.
+    pub began_at: Option<u64>,
+    /// When something was heard of it last, in milliseconds since 1970.
+    pub progress_at: Option<u64>,
+    /// When its trigger ended, in milliseconds since 1970.
     pub ended_at: Option<u64>,
-    /// How many messages it brought in.
+    /// Since when everything that came of it is settled, in milliseconds since 1970.
+    pub finished_at: Option<u64>,
+    /// Where its trigger was when it began: JSON, or the beginning of it.
+    pub checkpoint_before: Option<String>,
+    /// Where its trigger was last.
+    pub checkpoint_after: Option<String>,
+    /// Whether it is noted what comes of it.
+    pub tracked: bool,
+    /// What came of it, if that is noted.
+    pub messages: Option<RunMessages>,
+    /// The same, for each step that messages of it came to.
+    pub steps: Vec<RunStepView>,
+    /// How many messages it brought in, as its trigger counted them in its last attempt.
     pub emitted: Option<u64>,
     /// How often it was tried again.
     pub attempts: u32,
@@ -404,6 +435,36 @@ pub struct RunView {
     pub next_at: Option<u64>,
     /// Why it is tried again, or failed.
     pub reason: Option<String>,
+}
+
+/// The messages of a run: each counts once for every step it goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct RunMessages {
+    /// How many were emitted.
+    pub emitted: u64,
+    /// How many of them are not settled.
+    pub open: u64,
+    /// How many of those wait to be tried again, as far as is noted.
+    pub retrying: u64,
+    /// How many are done.
+    pub done: u64,
+    /// How many are dead letters.
+    pub dead: u64,
+}
+
+/// The messages of a run at one step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RunStepView {
+    /// The step.
+    pub step: String,
+    /// How many came to it.
+    pub emitted: u64,
+    /// How many of them are not settled.
+    pub open: u64,
+    /// How many are done.
+    pub done: u64,
+    /// How many are dead letters.
+    pub dead: u64,
 }
 
 /// Runs, newest first.

@@ -39,6 +39,7 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
         version: 4,
         applied_at: 0,
         state,
+        track: false,
         trigger: LiveTrigger {
             step: "hook".into(),
             has_image,

@@ -26,6 +26,7 @@ use crate::broker::topology::Names;
 use crate::broker::{Broker, Delivery, Publication};
 use crate::engine::chain;
 use crate::inquiry::Inquiry;
+use crate::live::LiveFlows;
 use crate::metrics::Metrics;
 use crate::reports::Reports;
 use crate::schedule::Clock;
@@ -37,6 +38,7 @@ use crate::store::{Store, StoreError};
 
 mod ledger;
 pub mod letters;
+mod runs;
 mod waiting;
 
 /// How many deliveries are taken at a time. Dead letters of so many are stored in one transaction.
@@ -65,6 +67,8 @@ pub struct Office {
     pub metrics: Metrics,
     /// Told when a run may have ended.
     pub runs_changed: Arc<Notify>,
+    /// The flows.
+    pub flows: LiveFlows,
     /// What is known of who claims messages.
     pub sightings: Sightings,
     /// What time it is.
@@ -83,11 +87,13 @@ impl Office {
             .consume(&self.names.ledger(), ledger::WINDOW)
             .await;
         let waiting = self.broker.consume(&self.names.waiting(), WINDOW).await;
+        let runs = self.broker.consume(&self.names.runs(), WINDOW).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().read_news(news));
         tasks.spawn(self.clone().read_reports(reports));
         tasks.spawn(self.clone().read_ledger(ledger));
         tasks.spawn(self.clone().read_waiting(waiting));
+        tasks.spawn(self.clone().read_runs(runs));
         tasks.spawn(self.clone().read_letters(dead));
         tasks.spawn(self.read_letters(lost));
         // Cancel-safe: what is cut off was not acknowledged, and comes again.
@@ -126,10 +132,18 @@ impl Office {
                 let found = until_stored(|| self.store.checkpoint(&key).boxed()).await;
                 let version = found.as_ref().map_or(0, |found| found.version);
                 let checkpoint = found.and_then(|found| found.value);
+                let begin = || {
+                    let now = (self.clock)();
+                    self.store
+                        .run_began(run, checkpoint.as_deref(), now)
+                        .boxed()
+                };
+                let begun = until_stored(begin).await;
                 let answer = CheckpointAnswer {
                     run,
                     checkpoint,
                     version,
+                    cancelled: begun.is_cancelled,
                 };
                 self.answer(answer, reply).await;
             }
@@ -181,11 +195,32 @@ impl Office {
                 run,
                 reason,
                 next,
+                is_rebound,
             } => {
-                let retry = || self.store.run_retries(run, &reason, next).boxed();
+                let retry = || {
+                    self.store
+                        .run_retries(run, &reason, next, is_rebound)
+                        .boxed()
+                };
                 if until_stored(retry).await {
                     tracing::warn!(flow = identity.flow, %run, reason, "the run failed and is tried again");
                 }
+            }
+            News::RunCancelled {
+                identity,
+                run,
+                emitted,
+                at,
+            } => {
+                let end = || {
+                    self.store
+                        .run_ended(run, RunState::Cancelled, at, Some(emitted), None)
+                        .boxed()
+                };
+                if until_stored(end).await {
+                    tracing::info!(flow = identity.flow, %run, emitted, "the run was cancelled");
+                }
+                self.runs_changed.notify_one();
             }
         }
     }
@@ -296,6 +331,13 @@ impl Office {
                     if let Some(successor) = &former.successor
                         && self.pass_on(&record, successor).await
                     {
+                        let now = (self.clock)();
+                        let note = || {
+                            self.store
+                                .run_message_moved(&record, successor, now)
+                                .boxed()
+                        };
+                        until_stored(note).await;
                         continue;
                     }
                     record.cause = DeadCause::Removed;

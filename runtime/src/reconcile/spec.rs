@@ -242,6 +242,7 @@ fn blueprint(
             rebounds_max: REBOUNDS_MAX,
             once: step.once,
             stream: step.is_trigger && flow.fires == Fires::Stream,
+            track: flow.track,
             body_bytes_max: ground.body_bytes_max,
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,
@@ -321,6 +322,7 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
             let output = outputs.entry(port.clone()).or_insert_with(|| Output {
                 key: None,
                 batch_max: BATCH_MAX,
+                steps: Vec::new(),
                 branches: Vec::new(),
             });
             match branch_of(successor) {
@@ -335,6 +337,7 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
                 None => {
                     let others = successors(flow, &step.id, port);
                     output.key = Some(Names::port_key(&step.id, port, others));
+                    output.steps.push(successor.id.clone());
                     output.batch_max = output.batch_max.min(takes);
                 }
             }

@@ -250,6 +250,7 @@ mod tests {
             version: 1,
             applied_at: 0,
             state: FlowState::Running,
+            track: false,
             trigger: LiveTrigger {
                 step: trigger.into(),
                 has_image: true,

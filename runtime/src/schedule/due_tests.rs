@@ -39,6 +39,8 @@ fn run(state: RunState, due: u64, ended_at: Option<u64>) -> RunRecord {
         next_at: None,
         reason: None,
         payload: None,
+        tracked: false,
+        cancel_at: None,
     }
 }
 

@@ -125,12 +125,17 @@ impl Store {
                     Saved::Overtaken { version }
                 });
             }
+            let now = now_ms();
+            transaction.execute(
+                "UPDATE runs SET checkpoint_after = ?2, progress_at = ?3 WHERE id = ?1",
+                params![run.to_string(), super::runs::shown(value.get()), now],
+            )?;
             let record = CheckpointRecord {
                 version: version + 1,
                 run: Some(run),
                 number,
                 value: Some(value),
-                saved_at: now_ms(),
+                saved_at: now,
             };
             write(&transaction, &key, &record)?;
             transaction.commit()?;

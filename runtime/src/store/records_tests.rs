@@ -54,6 +54,8 @@ fn run(number: u8) -> RunRecord {
         next_at: None,
         reason: None,
         payload: Some(raw(r#"{"a":1}"#)),
+        tracked: false,
+        cancel_at: None,
     }
 }
 
@@ -263,7 +265,7 @@ async fn an_end_is_an_end() {
     let store = store().await;
     let id = run(1).id;
     store.run_started(&run(1)).await.unwrap();
-    assert!(store.run_retries(id, "429", 500).await.unwrap());
+    assert!(store.run_retries(id, "429", 500, false).await.unwrap());
     let retrying = store.run(id).await.unwrap().unwrap();
     assert_eq!((retrying.attempts, retrying.next_at), (1, Some(500)));
     assert!(
@@ -278,7 +280,7 @@ async fn an_end_is_an_end() {
             .await
             .unwrap()
     );
-    assert!(!store.run_retries(id, "late", 950).await.unwrap());
+    assert!(!store.run_retries(id, "late", 950, false).await.unwrap());
     store.run_published(id).await.unwrap();
     let done = store.run(id).await.unwrap().unwrap();
     assert_eq!(

@@ -137,6 +137,8 @@ pub enum Why {
     Schedule,
     /// A person asked for it.
     Manual,
+    /// A request began it. Runs have this reason, and no tick.
+    Webhook,
 }
 
 /// The body of a tick's message, from the control plane to a trigger's agent.

@@ -9,6 +9,7 @@
 //! | [`start`] | control plane → agent | everything an agent needs, once, on its standard input |
 //! | [`log`] | agent → whoever reads a container's log | one line |
 //! | [`office`] | agent → control plane, through the broker | reports, checkpoints, dead letters |
+//! | [`runs`] | agent → control plane, through the broker | what came of runs |
 //!
 //! # Invariants
 //!
@@ -22,6 +23,7 @@ pub mod log;
 pub mod manifest;
 pub mod message;
 pub mod office;
+pub mod runs;
 pub mod start;
 
 pub use id::MessageId;

@@ -6,6 +6,7 @@
 //! | [`LEDGER_KEY`] | durable, in order | [`LedgerEntry`]: who has which message, and what is settled |
 //! | [`REPORT_KEY`] | short, forgets the oldest | [`Report`]: each is the whole truth; [`Found`]: answers |
 //! | [`WAITING_KEY`] | bounded, forgets the oldest | [`Waiting`]: what went into the delay ladder |
+//! | [`RUNS_KEY`](crate::runs::RUNS_KEY) | durable, in order, bounded | [`crate::runs`]: what came of runs |
 //!
 //! Dead letters go to an exchange of their own. While the control plane is away all of them wait;
 //! nothing else does, but for steps with `once: true`, which cannot claim messages without it.
@@ -105,6 +106,20 @@ pub enum News {
         reason: String,
         /// When, in milliseconds since 1970.
         next: u64,
+        /// It is not yet time, rather than that it failed.
+        #[serde(default)]
+        is_rebound: bool,
+    },
+    /// A tick was left because an operator cancelled its run: nothing more comes of it.
+    RunCancelled {
+        /// Whose.
+        identity: Identity,
+        /// The tick.
+        run: MessageId,
+        /// How many messages it emitted in this attempt.
+        emitted: u64,
+        /// When, in milliseconds since 1970.
+        at: u64,
     },
 }
 
@@ -118,6 +133,9 @@ pub enum ToAgent {
     Claimed(Claimed),
     /// A question about one message; answered by [`Found`], to [`REPORT_KEY`].
     Find(Find),
+    /// A run is cancelled: whoever has its tick leaves it, and says so with
+    /// [`News::RunCancelled`]. Repeated until that is heard.
+    Cancel(CancelRun),
 }
 
 /// An entry of the **ledger**: the record of which messages of a step are in somebody's hands and
@@ -206,6 +224,13 @@ pub enum Grant {
         /// How long to wait.
         again_ms: u64,
     },
+}
+
+/// That a run is cancelled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CancelRun {
+    /// The run.
+    pub run: MessageId,
 }
 
 /// A question about one message.
@@ -355,6 +380,9 @@ pub struct CheckpointAnswer {
     /// Its version, which each write raises by one; 0 if there never was one.
     #[serde(default)]
     pub version: u64,
+    /// The run is cancelled: its tick is not handed over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
 }
 
 /// How an agent is. Every number counts from the start of the agent, so that any report replaces

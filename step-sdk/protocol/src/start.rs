@@ -91,6 +91,9 @@ pub struct Output {
     /// The most messages to put in one batch: a slow successor wants small ones, so that its
     /// replicas share the work.
     pub batch_max: u32,
+    /// The steps that the key leads to: each gets every output.
+    #[serde(default)]
+    pub steps: Vec<String>,
     /// The steps that have a way of their own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub branches: Vec<Branch>,
@@ -167,6 +170,10 @@ pub struct Settings {
     /// and its run then ends well.
     #[serde(default)]
     pub stream: bool,
+    /// What comes of each message is reported, so that it is known when a run is finished; see
+    /// [`crate::runs`].
+    #[serde(default)]
+    pub track: bool,
     /// The largest body, in bytes.
     pub body_bytes_max: usize,
     /// How long a drain may take before the step is killed, in milliseconds.

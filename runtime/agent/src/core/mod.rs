@@ -15,6 +15,7 @@
 //! | `outcome` | settling: done, again, dead |
 //! | `tick` | triggers: checkpoints and ends of runs |
 //! | `stream` | triggers that run for ever: when they come to an end |
+//! | `track` | reporting what came of runs |
 //! | `step_life` | the step process starts, dies, hangs, leaves |
 //! | `stall` | a connection over which nothing moves is made again |
 //! | `status` | reports |
@@ -38,6 +39,7 @@ mod step_frames;
 mod step_life;
 mod stream;
 mod tick;
+mod track;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -125,6 +127,7 @@ pub struct Core {
     finished: Finished,
     journal: Journal,
     notes: notes::Notes,
+    untold: track::Untold,
 
     records: Records,
     claims: Claims,
@@ -193,6 +196,7 @@ impl Core {
             finished: Finished::default(),
             journal: Journal::new(now.wall_ms),
             notes: notes::Notes::default(),
+            untold: track::Untold::default(),
             records: Records::default(),
             claims: Claims::default(),
             renew_at: None,
@@ -232,6 +236,7 @@ impl Core {
         if self.is_up {
             self.send_notes(now);
             self.ask_ledger(now);
+            self.tell_lost(now);
             let (lanes, commands, generation) =
                 (&mut self.lanes, &mut self.commands, self.generation);
             let moved_at = &mut self.moved_at;
@@ -302,6 +307,7 @@ impl Core {
             self.next_reattach_deadline(),
             self.next_note_deadline(),
             self.next_finish_deadline(),
+            self.next_lost_deadline(),
         ]
         .into_iter()
         .flatten()

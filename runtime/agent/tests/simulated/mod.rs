@@ -21,6 +21,7 @@ use towpath_agent::redact::Redact;
 use towpath_protocol::MessageId;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::Report;
+use towpath_protocol::runs::Entry;
 use towpath_protocol::start::{
     Branch, DELAY_LEVELS, Identity, Mode, Output, Retry, Routes, Settings, Start,
 };
@@ -53,9 +54,23 @@ pub(crate) struct Setting {
     pub(crate) once: bool,
     /// Its outputs go to branches: see [`branches`].
     pub(crate) branches: bool,
+    pub(crate) track: bool,
 }
 
 impl Setting {
+    pub(crate) fn tracked(cut: Cut, kind: Kind, replicas: u32) -> Self {
+        Self {
+            cut,
+            kind,
+            concurrency: if kind == Kind::Poll { 1 } else { 4 },
+            batch: 3,
+            replicas,
+            once: false,
+            branches: false,
+            track: true,
+        }
+    }
+
     pub(crate) fn once(cut: Cut, replicas: u32) -> Self {
         Self {
             cut,
@@ -65,6 +80,7 @@ impl Setting {
             replicas,
             once: true,
             branches: false,
+            track: false,
         }
     }
 }
@@ -126,8 +142,21 @@ pub(crate) struct Broker {
     pub(crate) is_mute: bool,
     /// What is published is refused.
     pub(crate) refuses: bool,
+    /// Reports of runs are refused.
+    pub(crate) refuses_reports: bool,
+    /// The runs that an operator cancelled.
+    cancelled: BTreeSet<String>,
+    /// What was said of runs, and checkpoints, in their order.
+    pub(crate) told: Vec<Told>,
     /// What the control plane knows.
     pub(crate) ledger: Ledger,
+}
+
+/// What the control plane was told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Told {
+    Run((MessageId, Entry)),
+    Checkpoint(u64),
 }
 
 /// The connection of one agent.
@@ -177,6 +206,7 @@ impl World {
             replicas: 1,
             once: false,
             branches: false,
+            track: false,
         };
         Self::of(setting, bodies)
     }
@@ -187,6 +217,7 @@ impl World {
         if setting.branches {
             start.routes.outputs.insert("out".into(), branches());
         }
+        start.settings.track = setting.track;
         let now = Now::read();
         let mut broker = Broker::default();
         let mut ids = Vec::new();
@@ -380,6 +411,16 @@ impl World {
         self.broker.found.pop().expect("it answers")
     }
 
+    /// An operator cancels a run: the control plane tells whoever is there, and whoever asks.
+    pub(crate) fn cancel(&mut self, run: MessageId) {
+        self.broker.cancelled.insert(run.to_string());
+        let cancel = json!({"cancel": {"run": run}}).to_string();
+        for replica in &mut self.replicas {
+            let answer = Event::Answer(cancel.clone().into());
+            replica.core.on_broker(answer, self.now);
+        }
+    }
+
     /// The first step takes no notice of what it has in hand.
     pub(crate) fn set_step_idle(&mut self, is_idle: bool) {
         self.replicas[0].step.is_idle = is_idle;
@@ -440,7 +481,7 @@ impl World {
         let number = u32::try_from(replica + 1).expect("there are few");
         let core = self.mind(number);
         let container = &mut self.replicas[replica];
-        container.step = Step::default();
+        container.step = container.step.successor();
         container.verdicts = None;
         container.core = core;
     }
@@ -462,7 +503,7 @@ impl World {
     fn kill_step(&mut self, replica: usize) {
         let container = &mut self.replicas[replica];
         if container.step.is_there {
-            container.step = Step::default();
+            container.step = container.step.successor();
             container
                 .core
                 .on_step_exit("was killed by the test", self.now);
@@ -652,7 +693,13 @@ impl Broker {
 
     fn publish(&mut self, replica: usize, publish: &Publish, now: Now) {
         let number = publish.number;
-        if self.refuses && publish.content != Content::Report {
+        let is_refused = match publish.content {
+            Content::Report => false,
+            // Refused, it is given up.
+            Content::Runs => self.refuses_reports,
+            _ => self.refuses,
+        };
+        if is_refused {
             self.links[replica].answers.push_back(Event::Confirmed {
                 number,
                 accepted: false,
@@ -674,11 +721,16 @@ impl Broker {
                         .iter()
                         .rev()
                         .find_map(|news| news["checkpoint"]["value"].as_u64());
-                    let answer =
-                        json!({"checkpoint": {"run": run, "checkpoint": saved}}).to_string();
+                    let cancelled = self.cancelled.contains(run);
+                    let answer = json!({"checkpoint": {
+                        "run": run, "checkpoint": saved, "cancelled": cancelled}})
+                    .to_string();
                     self.links[replica]
                         .answers
                         .push_back(Event::Answer(answer.into()));
+                }
+                if let Some(value) = news[0]["checkpoint"]["value"].as_u64() {
+                    self.told.push(Told::Checkpoint(value));
                 }
                 self.news.extend(news);
             }
@@ -686,6 +738,14 @@ impl Broker {
                 let entry = serde_json::from_slice(&publish.payload).expect("an entry");
                 let generation = self.links[replica].generation;
                 self.note((replica, generation, entry), now);
+            }
+            Content::Runs => {
+                let (head, entries) =
+                    towpath_protocol::runs::read(&publish.payload).expect("a report");
+                let ways: [&[&str]; 2] = [&["next,other"], &["", "odd", "small", "torn"]];
+                let said: Vec<String> = head.ways.iter().map(|steps| steps.join(",")).collect();
+                assert!(ways.iter().any(|ways| *ways == said), "{said:?}");
+                self.told.extend(entries.into_iter().map(Told::Run));
             }
             Content::Report => {}
             Content::Found => self.found.extend(values),
@@ -763,6 +823,14 @@ enum Said {
 }
 
 impl Step {
+    /// The process that is started in its place.
+    fn successor(&self) -> Self {
+        Self {
+            is_idle: self.is_idle,
+            ..Self::default()
+        }
+    }
+
     /// Takes what the agent wrote; returns the messages that were handed over.
     fn read(&mut self, bytes: &[u8]) -> Vec<Value> {
         self.turns += 1;
@@ -934,6 +1002,7 @@ fn branches() -> Output {
     Output {
         key: None,
         batch_max: 3,
+        steps: Vec::new(),
         branches: ["odd", "small", "torn"].map(branch).into(),
     }
 }
@@ -972,6 +1041,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
                     key: Some("out".into()),
                     batch_max: 3,
                     branches: Vec::new(),
+                    steps: vec!["next".into(), "other".into()],
                 },
             )]),
             own_key: "flow.step".into(),
@@ -999,6 +1069,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
             rebounds_max: 3,
             once: false,
             stream: false,
+            track: false,
             body_bytes_max: 1000,
             drain_ms: 1000,
             memory_bytes: 0,
