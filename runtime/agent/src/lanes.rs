@@ -992,7 +992,7 @@ mod tests {
                 break;
             };
             let (head, entries) = towpath_protocol::runs::read(&publish.payload).unwrap();
-            assert_eq!(head.ports, [["t"]]);
+            assert_eq!(head.ways, [["t"]]);
             read.extend(entries);
             assert!(lanes.is_report(publish.number));
             lanes.accepted(publish.number);
