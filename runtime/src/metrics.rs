@@ -304,6 +304,11 @@ const COUNTS: [Count; 13] = [
         |it| it.counters.repeated,
     ),
     (
+        "messages_invalid_total",
+        "Messages whose body is not what the step takes (`validate`).",
+        |it| it.counters.invalid,
+    ),
+    (
         "step_process_restarts_total",
         "Step processes started again by their agents.",
         |it| it.restarts,

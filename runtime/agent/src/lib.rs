@@ -10,6 +10,7 @@
 //! | [`claims`] | questions to the ledger: may these be handled? |
 //! | [`lanes`] | natural batching: what is published, when, and what waits for its confirm |
 //! | [`deliveries`] | what was taken from the queue, and when it may be acknowledged |
+//! | [`validate`] | bodies held against what the step takes, for flows that want it |
 //! | [`attempt_log`], [`journal`] | what is remembered: the lines of an attempt, what happened to messages |
 //! | [`broker`] | commands and events; [`broker::rabbit`] alone names `lapin` |
 //! | [`child`], [`reaper`], [`exit`], [`shim`] | the step process |
@@ -20,7 +21,8 @@
 //!   confirm → acknowledge. Cut anywhere, the worst case is the same outputs again with the same
 //!   ids.
 //! - It declares nothing on the broker.
-//! - It never interprets a body: it checks that a step's output is JSON, and copies bytes.
+//! - It never interprets a body: it checks that a step's output is JSON, and copies bytes. Only
+//!   [`validate`] reads bodies, where the flow asks for it, and changes none.
 
 pub mod args;
 pub mod attempt_log;
@@ -47,3 +49,4 @@ pub mod settle;
 pub mod shim;
 pub mod start;
 pub mod step_frame;
+pub mod validate;

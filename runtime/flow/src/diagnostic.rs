@@ -126,6 +126,12 @@ codes! {
     LongTimeout = "F060", Warning;
     /// Something was not checked, because the facts are not known.
     NotChecked = "F061", Note;
+    /// What a step emits can never be what the next one takes.
+    NeverFits = "F105", Error;
+    /// What a step emits may not be what the next one takes.
+    MayNotFit = "F106", Warning;
+    /// Bodies are to be held against a schema that the image does not have.
+    NothingToValidate = "F107", Error;
 }
 
 impl fmt::Display for Code {

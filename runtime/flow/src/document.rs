@@ -14,6 +14,7 @@ use crate::read::{Reader, head, is_misspelt};
 use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
 
+mod handing;
 mod replicas;
 mod step;
 
@@ -40,6 +41,7 @@ pub(crate) struct Draft<'t> {
     /// What `after` says; none if it says nothing.
     pub(crate) after: Option<Vec<After>>,
     pub(crate) with: Option<&'t Entry>,
+    pub(crate) validate: Option<&'t Entry>,
 }
 
 /// An entry of `after`.

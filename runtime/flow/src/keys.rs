@@ -92,10 +92,16 @@ pub(crate) const TRIGGER: &[Key] = &[
 ];
 
 /// Of actions alone.
-pub(crate) const ACTION: &[Key] = &[key(
-    "after",
-    "The step, or the list of steps, that it takes messages from: `step`, or `step.port` for a port other than `out`. The step before, if it says nothing.",
-)];
+pub(crate) const ACTION: &[Key] = &[
+    key(
+        "after",
+        "The step, or the list of steps, that it takes messages from: `step`, or `step.port` for a port other than `out`. The step before, if it says nothing.",
+    ),
+    key(
+        "validate",
+        "What becomes of a message whose body is not what the manifest of the image says it takes: `off`, `warn` or `dead-letter`.",
+    ),
+];
 
 /// Of `retry`.
 pub(crate) const RETRY: &[Key] = &[

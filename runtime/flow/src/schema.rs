@@ -146,6 +146,7 @@ fn value(key: &str) -> Value {
                 { "type": "array", "items": { "$ref": "#/$defs/after" }, "minItems": 1, "uniqueItems": true },
             ],
         }),
+        "validate" => json!({ "enum": ["off", "warn", "dead-letter"], "default": "off" }),
         "attempts" => with_default(whole(&limits::RETRY_ATTEMPTS), json!(retry.attempts)),
         "factor" => with_default(real(&limits::RETRY_FACTOR), json!(retry.factor)),
         "jitter" => with_default(real(&limits::RETRY_JITTER), json!(retry.jitter)),

@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use towpath_flow::model::{Fires, Flow, Limits, Step};
+use towpath_flow::model::{Fires, Flow, Limits, Step, Validate};
 use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
+use towpath_protocol::handing::{Handing, Misfit, Validation};
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::start::{Identity, Output, Routes, Settings, Start};
 
@@ -245,6 +246,7 @@ fn blueprint(
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,
         },
+        handing: handing(step, &image),
         paused: false,
     };
     let made_from = MadeFrom {
@@ -265,6 +267,22 @@ fn blueprint(
         drain,
         start,
     })
+}
+
+/// How messages are handed to a step.
+fn handing(step: &Step, image: &Image) -> Handing {
+    let misfit = match step.handing.validate {
+        Validate::Off => None,
+        Validate::Warn => Some(Misfit::Warn),
+        Validate::DeadLetter => Some(Misfit::DeadLetter),
+    };
+    let manifest = image.manifest.as_ref();
+    let schema = manifest.and_then(|manifest| manifest.input.clone());
+    Handing {
+        validate: misfit
+            .zip(schema)
+            .map(|(misfit, schema)| Validation { schema, misfit }),
+    }
 }
 
 /// Everything that a replica is made from, but its number and whether it begins paused.

@@ -425,6 +425,9 @@ pub struct Counters {
     /// Recognised as settled before, and not handled again (`once: true`).
     #[serde(default)]
     pub repeated: u64,
+    /// Bodies that are not what the step takes (`validate`), whatever came of them.
+    #[serde(default)]
+    pub invalid: u64,
 }
 
 /// A histogram of handler times.
@@ -489,6 +492,8 @@ pub enum DeadCause {
     Rebounds,
     /// It cannot be read.
     Undecodable,
+    /// Its body is not what the step takes (`validate: dead-letter`).
+    Invalid,
     /// The step emitted something that cannot be sent on, such as a body above the limit.
     Output,
     /// It was delivered too often without being settled (the broker's delivery limit).

@@ -151,6 +151,9 @@ impl Core {
 
     /// Hands a message over.
     fn give(&mut self, number: u32, now: Now) {
+        if !self.looks_right(number, now) {
+            return;
+        }
         let timeout_ms = self.setup.settings.timeout_ms;
         let elapsed = (timeout_ms > 0).then(|| self.stopwatch.elapsed(now.instant));
         let record = self.records.get(number);

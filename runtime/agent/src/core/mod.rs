@@ -10,6 +10,7 @@
 //! | `broker_events` | the connection comes and goes; deliveries, confirms, answers |
 //! | `claim` | the ledger: asking for messages, and telling what became of them |
 //! | `hand` | taking lines, and handing messages to the step |
+//! | `look` | bodies held against what the step takes |
 //! | `step_frames` | what the step says |
 //! | `outcome` | settling: done, again, dead |
 //! | `tick` | triggers: checkpoints and ends of runs |
@@ -27,6 +28,7 @@ mod broker_events;
 mod claim;
 mod hand;
 mod inquiry;
+mod look;
 mod notes;
 mod outcome;
 mod stall;
@@ -43,6 +45,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::value::RawValue;
+use towpath_protocol::handing::Validation;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::{Counters, LATENCY_BOUNDS_US, Latency};
 use towpath_protocol::start::{Identity, Routes, Settings, Start};
@@ -59,6 +62,7 @@ use crate::limits::Limits;
 use crate::log::Logger;
 use crate::record::{IdMap, Records, State};
 use crate::redact::Redact;
+use crate::validate::{Seldom, Validator};
 
 pub use status::Memory;
 pub use step_life::{Kill, Step};
@@ -145,8 +149,20 @@ pub struct Core {
     drain: Option<Drain>,
     has_drained: bool,
 
+    validator: Option<Validator>,
+    misfits: Seldom,
+
     counters: Counters,
     latency: Latency,
+}
+
+/// What bodies are held against. The document was checked: that it cannot be made is for tests alone.
+fn validator(validation: Option<&Validation>, logger: &Logger) -> Option<Validator> {
+    Validator::new(validation?)
+        .inspect_err(|why| {
+            logger.agent("error", None, &format!("bodies are not looked at: {why}"));
+        })
+        .ok()
 }
 
 impl Core {
@@ -154,6 +170,7 @@ impl Core {
     pub fn new(start: Start, limits: Limits, logger: Logger, seed: u64, now: Now) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let incarnation = format!("{:016x}", rng.random::<u64>());
+        let validator = validator(start.handing.validate.as_ref(), &logger);
         let lanes = Lanes::new(&start.routes, &limits, &start.identity, &incarnation);
         Self {
             setup: Setup {
@@ -202,6 +219,8 @@ impl Core {
             is_paused: start.paused,
             drain: None,
             has_drained: false,
+            validator,
+            misfits: Seldom::default(),
             counters: Counters::default(),
             latency: Latency {
                 counts: vec![0; LATENCY_BOUNDS_US.len() + 1],

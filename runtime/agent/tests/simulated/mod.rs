@@ -19,6 +19,7 @@ use towpath_agent::limits::Limits;
 use towpath_agent::log::Logger;
 use towpath_agent::redact::Redact;
 use towpath_protocol::MessageId;
+use towpath_protocol::handing::Handing;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::Report;
 use towpath_protocol::start::{
@@ -169,8 +170,18 @@ impl World {
     }
 
     pub(crate) fn of(setting: Setting, bodies: &[Value]) -> (Self, Vec<MessageId>) {
+        Self::handing(setting, Handing::default(), bodies)
+    }
+
+    /// The same, with messages that are handed over in a certain way.
+    pub(crate) fn handing(
+        setting: Setting,
+        handing: Handing,
+        bodies: &[Value],
+    ) -> (Self, Vec<MessageId>) {
         let mut start = start(setting.kind, setting.concurrency);
         start.settings.once = setting.once;
+        start.handing = handing;
         let now = Now::read();
         let mut broker = Broker::default();
         let mut ids = Vec::new();
@@ -870,6 +881,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
             drain_ms: 1000,
             memory_bytes: 0,
         },
+        handing: Handing::default(),
         paused: false,
     }
 }

@@ -29,6 +29,7 @@ use towpath::schedule::system_clock;
 use towpath::store::Store;
 use towpath_protocol::MessageId;
 use towpath_protocol::frame::{TickBody, Why};
+use towpath_protocol::handing::Handing;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::message::{BATCH_COUNT_HEADER, BATCH_TYPE, Lineage, Message};
 use towpath_protocol::start::{Identity, Mode, Output, Retry, Routes, Settings, Start};
@@ -346,6 +347,7 @@ pub(crate) fn start(
             drain_ms: 10_000,
             memory_bytes: 0,
         },
+        handing: Handing::default(),
         paused: false,
     })
 }
