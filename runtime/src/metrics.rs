@@ -246,7 +246,7 @@ impl Metrics {
 type Count = (&'static str, &'static str, fn(&Totals) -> u64);
 
 /// What agents count, with its names.
-const COUNTS: [Count; 13] = [
+const COUNTS: [Count; 14] = [
     (
         "messages_received_total",
         "Messages taken from the queue.",
