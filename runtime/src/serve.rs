@@ -36,6 +36,7 @@ use crate::reconcile::spec::Ground;
 use crate::reports::Reports;
 use crate::schedule::{Scheduler, system_clock};
 use crate::settings::{Settings, without_password};
+use crate::rates::{Containers, Rates};
 use crate::store::ledger::Sightings;
 use crate::store::{Store, StoreError, now_ms, private_text};
 
@@ -255,6 +256,8 @@ impl Plane {
             metrics: metrics.clone(),
             runs_changed,
             sightings: sightings(reports.clone(), handle.clone()),
+            rates: Rates::default(),
+            containers: containers(handle.clone()),
             clock: clock.clone(),
         };
         let (ingress, worker) = Ingress::new(
@@ -386,6 +389,11 @@ fn sightings(reports: Reports, reconciler: Handle) -> Sightings {
             .map(|report| (report.incarnation, report.at)),
         ..reconciler.sighting(identity)
     })
+}
+
+/// The containers that the reconciler saw last.
+fn containers(reconciler: Handle) -> Arc<dyn Fn() -> Containers + Send + Sync> {
+    Arc::new(move || reconciler.containers())
 }
 
 fn binaries(settings: &Settings) -> AgentBinaries {

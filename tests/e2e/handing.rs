@@ -1,10 +1,15 @@
 //! What happens between the queue and the step's hands.
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use towpath_tests::machine::docker;
 use towpath_tests::{BrokerVersion, Instance, eventually, holds, http};
 
-use crate::SOON;
+use crate::{LONG, SOON};
 
 fn hook(instance: &Instance, flow: &str) -> String {
     let status = instance.status(flow);
@@ -134,4 +139,133 @@ fn what_a_step_emits_is_held_against_what_the_next_one_takes_before_anything_run
     for image in [&text, &crm] {
         docker(&["image", "rm", "--force", image]);
     }
+}
+
+/// An HTTP server of the test's own that notes when each request came.
+struct Target {
+    url: String,
+    came: Arc<Mutex<Vec<Instant>>>,
+}
+
+impl Target {
+    fn start(instance: &Instance) -> Self {
+        let listener = TcpListener::bind("0.0.0.0:0").expect("a port is free");
+        let port = listener.local_addr().expect("it has an address").port();
+        let came = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&came);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let noted = Arc::clone(&noted);
+                std::thread::spawn(move || answer(stream, &noted));
+            }
+        });
+        Self {
+            url: format!("http://{}:{port}/", instance.gateway()),
+            came,
+        }
+    }
+
+    fn came(&self) -> Vec<Instant> {
+        self.came.lock().expect("nobody panicked").clone()
+    }
+
+    /// The most requests that came within so long.
+    fn most_within(&self, time: Duration) -> usize {
+        let came = self.came();
+        let from = came.iter().enumerate();
+        from.map(|(index, from)| came[index..].iter().take_while(|at| **at < *from + time).count())
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// Answers requests on one connection: none of them has a body that matters.
+fn answer(mut stream: TcpStream, noted: &Mutex<Vec<Instant>>) {
+    let mut read = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        let Ok(count @ 1..) = stream.read(&mut part) else {
+            return;
+        };
+        read.extend_from_slice(&part[..count]);
+        while let Some(end) = whole_request(&read) {
+            noted.lock().expect("nobody panicked").push(Instant::now());
+            read.drain(..end);
+            if stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// The length of the request at the beginning, if all of it is there.
+fn whole_request(read: &[u8]) -> Option<usize> {
+    let head = read.windows(4).position(|it| it == b"\r\n\r\n")? + 4;
+    let text = String::from_utf8_lossy(&read[..head]).to_lowercase();
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let length = length.and_then(|it| it.trim().parse().ok()).unwrap_or(0);
+    (read.len() >= head + length).then_some(head + length)
+}
+
+const RATE: usize = 10;
+
+fn paced(target: &Target) -> String {
+    format!(
+        r#"
+flow: paced
+trigger: {{ id: hook, webhook: true }}
+actions:
+  - id: call
+    image: towpath/http-request:test
+    rate: {RATE}/s
+    with: {{ method: POST, url: "{}" }}
+"#,
+        target.url
+    )
+}
+
+#[test]
+fn no_more_than_the_rate_is_handed_over_by_all_replicas_together() {
+    const REPLICAS: usize = 4;
+    let instance = Instance::start(BrokerVersion::V40);
+    let target = Target::start(&instance);
+    instance.apply(&paced(&target));
+    let hook = hook(&instance, "paced");
+    for number in 0..600 {
+        post(&hook, &json!({ "id": number }));
+    }
+    let reach = |count: usize| {
+        eventually(&format!("{count} requests came"), LONG, || {
+            let came = target.came().len();
+            holds(came >= count, || {
+                format!("{came} came: {}", instance.status("paced"))
+            })
+        });
+    };
+    reach(50);
+    let status = instance.run(&["status", "paced"]).ok().out;
+    assert!(status.contains("held back by its rate of 10/s"), "{status}");
+    // More replicas, one that is killed, and a control plane that is away.
+    instance.run(&["scale", "paced", "call", "4"]).ok();
+    reach(150);
+    let one = instance.containers("paced", Some("call"));
+    let one = one.values().next().expect("a container").clone();
+    docker(&["kill", &one]);
+    reach(250);
+    instance.kill_control_plane();
+    let begin = Instant::now();
+    reach(target.came().len() + 50);
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(30), "it goes on without it: {took:?}");
+    instance.launch();
+    reach(600);
+    // Requests that were handed over in time may come together where machines are busy.
+    let late = RATE / 2;
+    let most = target.most_within(Duration::from_secs(1));
+    assert!(most <= RATE + REPLICAS + late, "{most} within a second");
+    let most = target.most_within(Duration::from_secs(10));
+    assert!(most <= 10 * RATE + REPLICAS + late, "{most} within ten seconds");
 }

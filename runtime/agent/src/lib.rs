@@ -10,6 +10,7 @@
 //! | [`claims`] | questions to the ledger: may these be handled? |
 //! | [`lanes`] | natural batching: what is published, when, and what waits for its confirm |
 //! | [`deliveries`] | what was taken from the queue, and when it may be acknowledged |
+//! | [`pace`] | this replica's share of the step's rate |
 //! | [`validate`] | bodies held against what the step takes, for flows that want it |
 //! | [`attempt_log`], [`journal`] | what is remembered: the lines of an attempt, what happened to messages |
 //! | [`broker`] | commands and events; [`broker::rabbit`] alone names `lapin` |
@@ -41,6 +42,7 @@ pub mod lanes;
 pub mod limits;
 pub mod line_reader;
 pub mod log;
+pub mod pace;
 pub mod reaper;
 pub mod record;
 pub mod redact;

@@ -132,6 +132,8 @@ codes! {
     MayNotFit = "F106", Warning;
     /// Bodies are to be held against a schema that the image does not have.
     NothingToValidate = "F107", Error;
+    /// A rate cannot be read.
+    BadRate = "F108", Error;
 }
 
 impl fmt::Display for Code {

@@ -101,6 +101,10 @@ pub(crate) const ACTION: &[Key] = &[
         "validate",
         "What becomes of a message whose body is not what the manifest of the image says it takes: `off`, `warn` or `dead-letter`.",
     ),
+    key(
+        "rate",
+        "How many messages all replicas together are handed, at most: `10/s`, `600/m`, `1000/h`.",
+    ),
 ];
 
 /// Of `retry`.
@@ -146,7 +150,6 @@ pub(crate) const RESERVED: &[(&str, &str)] = &[
         "order_by",
         "use `replicas: 1` and `concurrency: 1` where the order matters",
     ),
-    ("rate", "limit it with `replicas` and `concurrency`"),
     ("batch", "each message is handled alone"),
     ("overlap", "a trigger is never fired while it still runs"),
     ("connection", "a flow has one connection, `default`"),

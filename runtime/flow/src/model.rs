@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
+use towpath_protocol::handing::Rate;
 use towpath_protocol::start::{Mode, Retry};
 
 /// A flow: one trigger and the actions that follow it.
@@ -80,6 +81,8 @@ pub struct Step {
 pub struct Handing {
     /// Whether bodies are held against what the image says it takes.
     pub validate: Validate,
+    /// How many messages all replicas together are handed, at most.
+    pub rate: Option<Rate>,
 }
 
 /// What becomes of a message whose body is not what its step takes.

@@ -146,6 +146,7 @@ fn value(key: &str) -> Value {
                 { "type": "array", "items": { "$ref": "#/$defs/after" }, "minItems": 1, "uniqueItems": true },
             ],
         }),
+        "rate" => json!({ "type": "string", "pattern": "^[0-9]+/(s|m|h)$", "examples": ["10/s", "600/m"] }),
         "validate" => json!({ "enum": ["off", "warn", "dead-letter"], "default": "off" }),
         "attempts" => with_default(whole(&limits::RETRY_ATTEMPTS), json!(retry.attempts)),
         "factor" => with_default(real(&limits::RETRY_FACTOR), json!(retry.factor)),

@@ -54,6 +54,8 @@ async fn world(faults: Faults) -> World {
         metrics: Metrics::new(),
         runs_changed: Arc::new(Notify::new()),
         sightings: Arc::new(|_| crate::ledger::Sighting::default()),
+        rates: crate::rates::Rates::default(),
+        containers: Arc::new(crate::rates::Containers::default),
         clock: crate::schedule::system_clock(),
     };
     let shutdown = CancellationToken::new();

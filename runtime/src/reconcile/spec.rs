@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use towpath_flow::model::{Fires, Flow, Limits, Step, Validate};
 use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
-use towpath_protocol::handing::{Handing, Misfit, Validation};
+use towpath_protocol::handing::{BURST_PART, Handing, Misfit, Rate, Validation};
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::start::{Identity, Output, Routes, Settings, Start};
 
@@ -282,6 +282,7 @@ fn handing(step: &Step, image: &Image) -> Handing {
         validate: misfit
             .zip(schema)
             .map(|(misfit, schema)| Validation { schema, misfit }),
+        rate: step.handing.rate,
     }
 }
 
@@ -324,13 +325,27 @@ fn concurrency(flow: &Flow, step: &Step, image: Option<&Image>) -> u32 {
         .max(1)
 }
 
+/// The most messages in a batch for a step with a rate: what it is handed in the tenth of a second.
+/// All of a batch wait in one replica for their turn.
+fn batch_of_rate(rate: Rate) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is not negative, and cut"
+    )]
+    let count = (rate.per_second() * BURST_PART).min(f64::from(BATCH_MAX)) as u32;
+    count.max(1)
+}
+
 fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, StepFacts>) -> Routes {
     let mut outputs = BTreeMap::new();
     for successor in &flow.steps {
         let image = facts
             .get(&successor.id)
             .and_then(|facts| facts.image.as_ref().ok());
-        let takes = concurrency(flow, successor, image).min(BATCH_MAX);
+        let takes = concurrency(flow, successor, image)
+            .min(BATCH_MAX)
+            .min(successor.handing.rate.map_or(BATCH_MAX, batch_of_rate));
         for (from, port) in &successor.after {
             if *from != step.id {
                 continue;

@@ -10,6 +10,7 @@
 //! | `broker_events` | the connection comes and goes; deliveries, confirms, answers |
 //! | `claim` | the ledger: asking for messages, and telling what became of them |
 //! | `hand` | taking lines, and handing messages to the step |
+//! | `pace` | keeping to the step's rate |
 //! | `look` | bodies held against what the step takes |
 //! | `step_frames` | what the step says |
 //! | `outcome` | settling: done, again, dead |
@@ -31,6 +32,7 @@ mod inquiry;
 mod look;
 mod notes;
 mod outcome;
+mod pace;
 mod stall;
 mod status;
 mod step_frames;
@@ -60,6 +62,7 @@ use crate::journal::Journal;
 use crate::lanes::Lanes;
 use crate::limits::Limits;
 use crate::log::Logger;
+use crate::pace::Pace;
 use crate::record::{IdMap, Records, State};
 use crate::redact::Redact;
 use crate::validate::{Seldom, Validator};
@@ -149,6 +152,8 @@ pub struct Core {
     drain: Option<Drain>,
     has_drained: bool,
 
+    /// If the step has a rate.
+    pace: Option<Pace>,
     validator: Option<Validator>,
     misfits: Seldom,
 
@@ -167,9 +172,13 @@ fn validator(validation: Option<&Validation>, logger: &Logger) -> Option<Validat
 
 impl Core {
     /// Makes the mind of an agent that has just started.
-    pub fn new(start: Start, limits: Limits, logger: Logger, seed: u64, now: Now) -> Self {
+    pub fn new(start: Start, mut limits: Limits, logger: Logger, seed: u64, now: Now) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let incarnation = format!("{:016x}", rng.random::<u64>());
+        let pace = start.handing.rate.map(|rate| Pace::new(rate, now.instant));
+        if pace.as_ref().is_some_and(Pace::is_slow) {
+            limits.delay_batch = 1;
+        }
         let validator = validator(start.handing.validate.as_ref(), &logger);
         let lanes = Lanes::new(&start.routes, &limits, &start.identity, &incarnation);
         Self {
@@ -219,6 +228,7 @@ impl Core {
             is_paused: start.paused,
             drain: None,
             has_drained: false,
+            pace,
             validator,
             misfits: Seldom::default(),
             counters: Counters::default(),
@@ -309,6 +319,7 @@ impl Core {
             self.next_claim_deadline(),
             self.next_reattach_deadline(),
             self.next_note_deadline(),
+            self.pace.as_ref().and_then(Pace::next).filter(|at| *at > now.instant),
         ]
         .into_iter()
         .flatten()
@@ -378,7 +389,7 @@ impl Core {
     /// Begins or stops consuming, as is wanted, and gives back what was taken too much.
     fn want_deliveries(&mut self, now: Now) {
         let is_leaving = self.is_paused || self.drain.is_some();
-        let wanted = !is_leaving && self.step_is_usable();
+        let wanted = !is_leaving && self.step_is_usable() && self.pace_takes(now);
         if self.is_up {
             match (wanted, self.consuming) {
                 (true, Consuming::No) => {

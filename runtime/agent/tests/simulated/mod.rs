@@ -81,6 +81,8 @@ pub(crate) struct World {
     pub(crate) target: BTreeMap<String, u32>,
     /// How many of them were handed over as uncertain.
     pub(crate) uncertain: u32,
+    /// What an agent that has no share of its step's rate is told, in messages a second.
+    pub(crate) share: Option<f64>,
 }
 
 /// A container.
@@ -221,6 +223,7 @@ impl World {
             most_in_hand: 0,
             target: BTreeMap::new(),
             uncertain: 0,
+            share: None,
         };
         for number in 1..=setting.replicas {
             let core = world.mind(number);
@@ -452,6 +455,18 @@ impl World {
             link.generation += 1;
             let generation = link.generation;
             container.core.on_broker(Event::Up { generation }, now);
+        }
+        if let Some(share) = self.share
+            && link.is_up
+            && container.core.wants_a_share()
+        {
+            let report = container.core.report(Memory::default(), now);
+            container.core.send_report(&report);
+            let number = report.pacing.expect("it has a rate").number;
+            let answer = json!({"share": {"number": number, "per_second": share}});
+            container
+                .core
+                .on_broker(Event::Answer(answer.to_string().into()), now);
         }
         container.core.advance(now);
         if container.core.wants_kill() {
