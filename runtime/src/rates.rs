@@ -126,13 +126,17 @@ impl Inner {
             .filter(|it| !self.known.contains_key(it))
             .collect();
         // While a flow changes, the lower of two rates is kept.
-        let rate = known().map(|(_, held)| held.rate).fold(f64::INFINITY, f64::min);
+        let rate = known()
+            .map(|(_, held)| held.rate)
+            .fold(f64::INFINITY, f64::min);
         let others: f64 = known()
             .filter(|(it, _)| *it != mine)
             .map(|(_, held)| held.share)
             .sum();
         let may_hold_all = |it: &&Identity| {
-            self.strange.as_ref().is_none_or(|strange| strange.contains(*it))
+            self.strange
+                .as_ref()
+                .is_none_or(|strange| strange.contains(*it))
         };
         let free = if silent.iter().any(may_hold_all) {
             0.0

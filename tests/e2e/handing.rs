@@ -57,7 +57,10 @@ fn a_body_that_is_not_what_the_step_takes_is_a_dead_letter_at_once_and_says_wher
     instance.apply(&checked("dead-letter"));
     let hook = hook(&instance, "checked");
     post(&hook, &json!({ "do": "ok" }));
-    post(&hook, &json!({ "do": 7, "pass": "a value that is nobody's business" }));
+    post(
+        &hook,
+        &json!({ "do": 7, "pass": "a value that is nobody's business" }),
+    );
     post(&hook, &json!({ "do": "ok" }));
     are(&instance, 2, 1);
     let list = eventually("there is a dead letter", SOON, || {
@@ -70,7 +73,11 @@ fn a_body_that_is_not_what_the_step_takes_is_a_dead_letter_at_once_and_says_wher
     assert!(list.contains("string"), "{list}");
     assert!(!list.contains("nobody's business"), "{list}");
     let status = instance.status("checked");
-    assert_eq!(status["steps"][0]["retrying"].as_u64().unwrap_or(0), 0, "{status}");
+    assert_eq!(
+        status["steps"][0]["retrying"].as_u64().unwrap_or(0),
+        0,
+        "{status}"
+    );
 }
 
 #[test]
@@ -90,7 +97,10 @@ fn a_body_that_is_not_what_the_step_takes_is_only_told_when_that_is_wanted() {
         holds(list.matches("\"permanent\"").count() >= 20, || list.clone())
     });
     are(&instance, 1, 20);
-    let log = instance.run(&["logs", "checked", "--tail", "1000"]).ok().out;
+    let log = instance
+        .run(&["logs", "checked", "--tail", "1000"])
+        .ok()
+        .out;
     let warnings = log.matches("not what the step takes").count();
     assert!((1..=2).contains(&warnings), "one line, not twenty:\n{log}");
 }
@@ -108,18 +118,18 @@ fn image(instance: &Instance, name: &str, manifest: &Value) -> String {
 #[test]
 fn what_a_step_emits_is_held_against_what_the_next_one_takes_before_anything_runs() {
     let instance = Instance::start(BrokerVersion::V40);
-    let object = |kind: &str| {
-        json!({ "type": "object", "properties": { "cents": { "type": kind } }, "required": ["cents"] })
-    };
-    let manifest = |name: &str, input: Value, output: Value| {
-        json!({ "contract": 1, "name": name, "kind": "action", "input": input, "ports": { "out": output, "late": {} } })
-    };
+    let object = |kind: &str| json!({ "type": "object", "properties": { "cents": { "type": kind } }, "required": ["cents"] });
+    let manifest = |name: &str, input: Value, output: Value| json!({ "contract": 1, "name": name, "kind": "action", "input": input, "ports": { "out": output, "late": {} } });
     let text = image(
         &instance,
         "text",
         &manifest("text", json!(true), object("string")),
     );
-    let crm = image(&instance, "crm", &manifest("crm", object("integer"), json!(null)));
+    let crm = image(
+        &instance,
+        "crm",
+        &manifest("crm", object("integer"), json!(null)),
+    );
     let flow = |after: &str| {
         format!(
             "flow: fitting\ntrigger: {{ id: hook, webhook: true }}\nactions:\n  - {{ id: make, image: \"{text}\" }}\n  - {{ id: take, image: \"{crm}\", after: {after} }}\n"
@@ -173,9 +183,14 @@ impl Target {
     fn most_within(&self, time: Duration) -> usize {
         let came = self.came();
         let from = came.iter().enumerate();
-        from.map(|(index, from)| came[index..].iter().take_while(|at| **at < *from + time).count())
-            .max()
-            .unwrap_or(0)
+        from.map(|(index, from)| {
+            came[index..]
+                .iter()
+                .take_while(|at| **at < *from + time)
+                .count()
+        })
+        .max()
+        .unwrap_or(0)
     }
 }
 
@@ -205,7 +220,9 @@ fn answer(mut stream: TcpStream, noted: &Mutex<Vec<Instant>>) {
 fn whole_request(read: &[u8]) -> Option<usize> {
     let head = read.windows(4).position(|it| it == b"\r\n\r\n")? + 4;
     let text = String::from_utf8_lossy(&read[..head]).to_lowercase();
-    let length = text.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let length = text
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"));
     let length = length.and_then(|it| it.trim().parse().ok()).unwrap_or(0);
     (read.len() >= head + length).then_some(head + length)
 }
@@ -259,7 +276,10 @@ fn no_more_than_the_rate_is_handed_over_by_all_replicas_together() {
     let begin = Instant::now();
     reach(target.came().len() + 50);
     let took = begin.elapsed();
-    assert!(took < Duration::from_secs(30), "it goes on without it: {took:?}");
+    assert!(
+        took < Duration::from_secs(30),
+        "it goes on without it: {took:?}"
+    );
     instance.launch();
     reach(600);
     // Requests that were handed over in time may come together where machines are busy.
@@ -267,5 +287,8 @@ fn no_more_than_the_rate_is_handed_over_by_all_replicas_together() {
     let most = target.most_within(Duration::from_secs(1));
     assert!(most <= RATE + REPLICAS + late, "{most} within a second");
     let most = target.most_within(Duration::from_secs(10));
-    assert!(most <= 10 * RATE + REPLICAS + late, "{most} within ten seconds");
+    assert!(
+        most <= 10 * RATE + REPLICAS + late,
+        "{most} within ten seconds"
+    );
 }

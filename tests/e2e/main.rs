@@ -19,6 +19,7 @@ mod once;
 mod operating;
 mod retries;
 mod scaling;
+mod webhooks;
 mod why;
 
 use std::time::Duration;

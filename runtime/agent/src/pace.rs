@@ -124,7 +124,10 @@ impl Pace {
     /// Whether a report is due soon: others wait to hear that the share has become less, or this one
     /// waits for a share.
     pub fn has_news(&self) -> bool {
-        #[expect(clippy::float_cmp, reason = "it is the same number, or it is another one")]
+        #[expect(
+            clippy::float_cmp,
+            reason = "it is the same number, or it is another one"
+        )]
         let is_other = self.said != self.share;
         is_other
     }
@@ -138,11 +141,15 @@ impl Pace {
     pub fn words(&self, now: Instant) -> Option<String> {
         let rate = self.rate;
         if self.has_none() {
-            return Some(format!("held back by its rate of {rate}: it has no share of it yet"));
+            return Some(format!(
+                "held back by its rate of {rate}: it has no share of it yet"
+            ));
         }
         let part = (self.share / rate.per_second() * 100.0).round();
         if self.is_slow() && self.is_closed(now) {
-            let wait = self.next().map_or(0, |at| at.saturating_duration_since(now).as_secs());
+            let wait = self
+                .next()
+                .map_or(0, |at| at.saturating_duration_since(now).as_secs());
             return Some(format!(
                 "held back by its rate of {rate}, of which it has {part} %: the next message may be handed over in {wait} s"
             ));
@@ -201,7 +208,10 @@ mod tests {
         assert!(!pace.is_open(now + hour));
         assert_eq!(pace.next(), None);
         give(&mut pace, 10.0, now + hour);
-        assert!(!pace.is_open(now + hour), "what was before counts for nothing");
+        assert!(
+            !pace.is_open(now + hour),
+            "what was before counts for nothing"
+        );
         assert!(pace.is_open(now + hour + Duration::from_millis(101)));
     }
 

@@ -101,8 +101,14 @@ mod tests {
         assert_eq!(orders.fault(r#"{"number":7,"customer":{"id":1}}"#), None);
         let (reason, also) = orders.fault(r#"{"customer":{"id":"hidden"}}"#).unwrap();
         let all = format!("{reason} {also:?}");
-        assert!(reason.starts_with("the body is not what the step takes: `"), "{reason}");
-        assert!(all.contains("`.customer.id`") && all.contains("integer"), "{all}");
+        assert!(
+            reason.starts_with("the body is not what the step takes: `"),
+            "{reason}"
+        );
+        assert!(
+            all.contains("`.customer.id`") && all.contains("integer"),
+            "{all}"
+        );
         assert!(all.contains("`.`") && all.contains("number"), "{all}");
         assert!(!all.contains("hidden"), "{all}");
     }

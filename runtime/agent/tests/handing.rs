@@ -48,8 +48,14 @@ fn a_misfit_is_a_dead_letter_before_the_step_sees_it() {
         assert_eq!(letter["message"]["id"], parents[4].to_string());
         assert_eq!(letter["cause"], "invalid");
         let reason = letter["reason"].as_str().expect("a reason");
-        assert!(reason.contains("`.do`") && reason.contains("string"), "{reason}");
-        assert_eq!(letter["attempts"][0]["attempt"], 1, "no other attempt was made");
+        assert!(
+            reason.contains("`.do`") && reason.contains("string"),
+            "{reason}"
+        );
+        assert_eq!(
+            letter["attempts"][0]["attempt"], 1,
+            "no other attempt was made"
+        );
         let counters = world.report().counters;
         assert_eq!((counters.invalid, counters.retried), (1, 0));
         if once {
@@ -78,11 +84,18 @@ fn no_misfit_is_lost_whatever_breaks() {
             let setting = setting(once, Cut::Chance(seed));
             let (mut world, parents) = World::handing(setting, handing, &bodies);
             world.run();
-            let invalid = world.broker.dead.iter().filter(|it| it["cause"] == "invalid");
+            let invalid = world
+                .broker
+                .dead
+                .iter()
+                .filter(|it| it["cause"] == "invalid");
             let invalid: Vec<&Value> = invalid.map(|it| &it["message"]["id"]).collect();
             assert!(!invalid.is_empty(), "seed {seed}");
             let fifth = parents[4].to_string();
-            assert!(invalid.iter().all(|id| **id == fifth), "seed {seed}: {invalid:?}");
+            assert!(
+                invalid.iter().all(|id| **id == fifth),
+                "seed {seed}: {invalid:?}"
+            );
         }
     }
 }
@@ -123,7 +136,11 @@ fn what_waits_for_its_turn_waits_in_the_queue() {
         world.run();
         assert_eq!(ids(&world.broker.outputs), expected(&bodies, &parents));
         assert!(world.target.values().all(|times| *times == 1));
-        assert!(world.broker.recycled.is_empty(), "{:?}", world.broker.recycled);
+        assert!(
+            world.broker.recycled.is_empty(),
+            "{:?}",
+            world.broker.recycled
+        );
     }
 }
 
@@ -147,7 +164,11 @@ fn of_a_slow_step_a_replica_takes_what_it_may_hand_over_and_no_more() {
         assert!(took >= 8 * 60_000, "{took} ms for eight");
         assert_eq!(ids(&world.broker.outputs), expected(&bodies, &parents));
         assert!(world.target.values().all(|times| *times == 1));
-        assert!(world.broker.recycled.is_empty(), "{:?}", world.broker.recycled);
+        assert!(
+            world.broker.recycled.is_empty(),
+            "{:?}",
+            world.broker.recycled
+        );
     }
 }
 

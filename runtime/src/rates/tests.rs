@@ -89,7 +89,9 @@ impl World {
 
     fn create(&mut self) {
         let free = (1..).find(|number| {
-            self.replicas.iter().all(|it| it.identity.replica != *number)
+            self.replicas
+                .iter()
+                .all(|it| it.identity.replica != *number)
         });
         let number = free.expect("there are numbers");
         self.made += 1;
@@ -155,8 +157,16 @@ impl World {
             }
         }
         self.deliver();
-        let shares: f64 = self.replicas.iter().map(|it| it.pace.report(now).share).sum();
-        assert!(shares <= RATE.per_second() + 1e-6, "{shares} at {}", self.now_ms);
+        let shares: f64 = self
+            .replicas
+            .iter()
+            .map(|it| it.pace.report(now).share)
+            .sum();
+        assert!(
+            shares <= RATE.per_second() + 1e-6,
+            "{shares} at {}",
+            self.now_ms
+        );
     }
 
     fn report(&mut self, at: usize, is_rough: bool) {
@@ -187,7 +197,11 @@ impl World {
             return;
         }
         for _ in 0..if is_rough && self.one_in(10) { 2 } else { 1 } {
-            let late = if is_rough { self.rng.random_range(0..600) } else { 0 };
+            let late = if is_rough {
+                self.rng.random_range(0..600)
+            } else {
+                0
+            };
             let sent = Sent(self.now_ms + late, (report.clone(), false));
             self.reports.push_back(sent);
         }
@@ -299,7 +313,10 @@ fn while_the_control_plane_is_away_nothing_changes() {
     }
     let handed = world.handed.len() - before;
     assert!((390..=410).contains(&handed), "{handed} in ten seconds");
-    assert!(world.replicas[2].pace.has_none(), "nobody gave the third a share");
+    assert!(
+        world.replicas[2].pace.has_none(),
+        "nobody gave the third a share"
+    );
     // It starts again, with three that it does not know.
     world.rates = Rates::default();
     world.containers = Containers::default();
@@ -325,7 +342,10 @@ fn while_a_rate_is_changed_the_lower_one_is_kept() {
     let mut said = |at: usize| {
         world.report(at, false);
         let Sent(_, (report, _)) = world.reports.pop_back().expect("it was sent");
-        rates.answer(&report, true, &containers, 10).expect("an answer").per_second
+        rates
+            .answer(&report, true, &containers, 10)
+            .expect("an answer")
+            .per_second
     };
     assert!(said(0) <= 0.0, "the other may hold all");
     said(1);

@@ -26,7 +26,8 @@ impl Core {
         match validator.misfit {
             Misfit::Warn => {
                 if let Some(count) = self.misfits.note(now.instant) {
-                    let text = format!("{count} bodies are not what the step takes; the last: {reason}");
+                    let text =
+                        format!("{count} bodies are not what the step takes; the last: {reason}");
                     self.logger.agent("warn", id, &text);
                 }
                 true

@@ -319,7 +319,10 @@ impl Core {
             self.next_claim_deadline(),
             self.next_reattach_deadline(),
             self.next_note_deadline(),
-            self.pace.as_ref().and_then(Pace::next).filter(|at| *at > now.instant),
+            self.pace
+                .as_ref()
+                .and_then(Pace::next)
+                .filter(|at| *at > now.instant),
         ]
         .into_iter()
         .flatten()

@@ -39,7 +39,11 @@ impl Core {
             // It is the control plane's turn.
             return None;
         }
-        if self.pace.as_ref().is_some_and(|pace| pace.is_closed(now.instant)) {
+        if self
+            .pace
+            .as_ref()
+            .is_some_and(|pace| pace.is_closed(now.instant))
+        {
             // What is held waits for its turn.
             return None;
         }

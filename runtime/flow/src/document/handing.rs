@@ -32,7 +32,7 @@ impl Steps<'_, '_> {
             Ok(rate) => rate,
             Err(unreadable) => {
                 self.reader.report(
-                    Diagnostic::new(Code::BadRate, format!("{} is not a rate", shown(text)))
+                    Diagnostic::new(Code::BadStepRate, format!("{} is not a rate", shown(text)))
                         .at(node.span.clone())
                         .label(unreadable.why)
                         .help(unreadable.help),
@@ -41,13 +41,18 @@ impl Steps<'_, '_> {
             }
         };
         let (least, most) = (*limits::RATE_COUNT.start(), *limits::RATE_COUNT.end());
-        let count = u32::try_from(count).ok().filter(|it| limits::RATE_COUNT.contains(&u64::from(*it)));
+        let count = u32::try_from(count)
+            .ok()
+            .filter(|it| limits::RATE_COUNT.contains(&u64::from(*it)));
         if count.is_none() {
             self.reader.report(
-                Diagnostic::new(Code::OutOfRange, format!("`rate` cannot be {}", shown(text)))
-                    .at(node.span.clone())
-                    .label(format!("it can be {least} to {most} in its time"))
-                    .help("`stop` or `pause` the step to hand it nothing"),
+                Diagnostic::new(
+                    Code::OutOfRange,
+                    format!("`rate` cannot be {}", shown(text)),
+                )
+                .at(node.span.clone())
+                .label(format!("it can be {least} to {most} in its time"))
+                .help("`stop` or `pause` the step to hand it nothing"),
             );
         }
         Some(Rate {

@@ -72,7 +72,8 @@ pub(super) fn check(
 
 /// Whoever is to look at bodies must know what the step takes.
 pub(super) fn check_validate(draft: &Draft<'_>, facts: &Facts, found: &mut Vec<Diagnostic>) {
-    let (Some(entry), ImageFact::Known(manifest)) = (draft.validate, facts.image(&draft.step.image))
+    let (Some(entry), ImageFact::Known(manifest)) =
+        (draft.validate, facts.image(&draft.step.image))
     else {
         return;
     };

@@ -85,7 +85,10 @@ impl<'s> Comparison<'s> {
             .iter()
             .map(|shape| self.best(shape, &taken, path, depth))
             .collect();
-        let is_never = !all.is_empty() && all.iter().all(|clashes| worst(clashes) == Some(Verdict::Never));
+        let is_never = !all.is_empty()
+            && all
+                .iter()
+                .all(|clashes| worst(clashes) == Some(Verdict::Never));
         if let ([_], _) | (_, true) = (all.as_slice(), is_never) {
             return all.into_iter().next().unwrap_or_default();
         }
@@ -293,7 +296,11 @@ mod tests {
     #[test]
     fn only_what_can_never_fit_never_fits() {
         let (text, whole) = (json!({"type": "string"}), json!({"type": "integer"}));
-        check(&text, &whole, &["never: the body is text, and must be a whole number"]);
+        check(
+            &text,
+            &whole,
+            &["never: the body is text, and must be a whole number"],
+        );
         check(&text, &text, &[]);
         check(&whole, &json!({"type": "number"}), &[]);
         let takes = object(json!({ "cents": whole }), &["cents"]);
@@ -323,13 +330,19 @@ mod tests {
             &json!({"enum": ["c"]}),
             &["never: the body must be one of `c`, and is none of them"],
         );
-        let deep = |inner: &Value| object(json!({ "customer": object(json!({ "id": inner }), &["id"]) }), &["customer"]);
+        let deep = |inner: &Value| {
+            object(
+                json!({ "customer": object(json!({ "id": inner }), &["id"]) }),
+                &["customer"],
+            )
+        };
         check(
             &deep(&text),
             &deep(&whole),
             &["never: `.customer.id` is text, and must be a whole number"],
         );
-        let lines = |inner: &Value, least: u32| json!({"type": "array", "items": inner, "minItems": least});
+        let lines =
+            |inner: &Value, least: u32| json!({"type": "array", "items": inner, "minItems": least});
         check(
             &lines(&text, 1),
             &lines(&whole, 0),
@@ -357,7 +370,10 @@ mod tests {
             &["maybe: `.cents` may be left out, and must be there"],
         );
         check(
-            &object(json!({ "cents": {"type": ["integer", "null"]} }), &["cents"]),
+            &object(
+                json!({ "cents": {"type": ["integer", "null"]} }),
+                &["cents"],
+            ),
             &takes,
             &["maybe: `.cents` may be null, and must be a whole number"],
         );
@@ -381,10 +397,20 @@ mod tests {
     #[test]
     fn of_what_a_schema_does_not_say_nothing_is_said() {
         let takes = object(json!({ "cents": {"type": "integer"} }), &["cents"]);
-        for nothing in [json!(null), json!(true), json!({}), json!({"type": "object"})] {
+        for nothing in [
+            json!(null),
+            json!(true),
+            json!({}),
+            json!({"type": "object"}),
+        ] {
             check(&nothing, &takes, &[]);
         }
-        for anything in [json!(null), json!(true), json!({}), json!({"not": {"type": "object"}})] {
+        for anything in [
+            json!(null),
+            json!(true),
+            json!({}),
+            json!({"not": {"type": "object"}}),
+        ] {
             check(&takes, &anything, &[]);
         }
         check(&json!({"type": "string"}), &json!({"enum": ["a"]}), &[]);
@@ -394,14 +420,26 @@ mod tests {
     #[test]
     fn one_of_several_forms_is_enough() {
         let kind = |name: &str, inner: &str| {
-            object(json!({ "kind": {"const": name}, "value": {"type": inner} }), &["kind", "value"])
+            object(
+                json!({ "kind": {"const": name}, "value": {"type": inner} }),
+                &["kind", "value"],
+            )
         };
         let takes = json!({"oneOf": [kind("a", "string"), kind("b", "integer")]});
         check(&kind("a", "string"), &takes, &[]);
         check(&takes, &takes, &[]);
-        assert_eq!(compare(&kind("c", "string"), &takes)[0].verdict, Verdict::Never);
-        assert_eq!(compare(&takes, &kind("a", "string"))[0].verdict, Verdict::Maybe);
-        assert_eq!(compare(&kind("a", "boolean"), &takes)[0].verdict, Verdict::Never);
+        assert_eq!(
+            compare(&kind("c", "string"), &takes)[0].verdict,
+            Verdict::Never
+        );
+        assert_eq!(
+            compare(&takes, &kind("a", "string"))[0].verdict,
+            Verdict::Maybe
+        );
+        assert_eq!(
+            compare(&kind("a", "boolean"), &takes)[0].verdict,
+            Verdict::Never
+        );
     }
 
     #[test]
@@ -429,6 +467,10 @@ mod tests {
         check(&tree, &tree, &[]);
         let loops = json!({"$ref": "#"});
         check(&loops, &tree, &[]);
-        check(&json!({"allOf": [{"$ref": "#"}, {"$ref": "#"}]}), &loops, &[]);
+        check(
+            &json!({"allOf": [{"$ref": "#"}, {"$ref": "#"}]}),
+            &loops,
+            &[],
+        );
     }
 }

@@ -128,9 +128,12 @@ impl<'s> Shape<'s> {
     /// What is both.
     fn and(&self, other: &Self) -> Self {
         let values = match (&self.values, &other.values) {
-            (Some(mine), Some(theirs)) => {
-                Some(mine.iter().filter(|it| theirs.contains(it)).copied().collect())
-            }
+            (Some(mine), Some(theirs)) => Some(
+                mine.iter()
+                    .filter(|it| theirs.contains(it))
+                    .copied()
+                    .collect(),
+            ),
             (mine, theirs) => mine.clone().or_else(|| theirs.clone()),
         };
         let mut both = self.clone();
@@ -152,11 +155,7 @@ impl<'s> Shape<'s> {
 
 /// The shapes that a schema allows; the one that knows nothing if that is too much to say.
 /// Each schema that is looked at takes one of `fuel`.
-pub(super) fn shapes<'s>(
-    root: &'s Value,
-    schema: &'s Value,
-    fuel: &mut usize,
-) -> Vec<Shape<'s>> {
+pub(super) fn shapes<'s>(root: &'s Value, schema: &'s Value, fuel: &mut usize) -> Vec<Shape<'s>> {
     expand(root, schema, DEPTH_MAX, fuel).unwrap_or_else(|| vec![Shape::any()])
 }
 
@@ -178,7 +177,12 @@ fn expand<'s>(
         let pointer = reference.as_str()?.strip_prefix('#')?;
         all = both(&all, &expand(root, root.pointer(pointer)?, depth, fuel)?)?;
     }
-    for part in keys.get("allOf").and_then(Value::as_array).into_iter().flatten() {
+    for part in keys
+        .get("allOf")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         all = both(&all, &expand(root, part, depth, fuel)?)?;
     }
     for key in ["anyOf", "oneOf"] {
@@ -198,7 +202,9 @@ fn both<'s>(one: &[Shape<'s>], other: &[Shape<'s>]) -> Option<Vec<Shape<'s>>> {
     if one.len() * other.len() > SHAPES_MAX {
         return None;
     }
-    let pairs = one.iter().flat_map(|one| other.iter().map(|it| one.and(it)));
+    let pairs = one
+        .iter()
+        .flat_map(|one| other.iter().map(|it| one.and(it)));
     Some(pairs.collect())
 }
 
@@ -228,7 +234,9 @@ fn plain(schema: &Value) -> Shape<'_> {
         shape.values = Some(values);
     }
     if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
-        let properties = properties.iter().map(|(name, schema)| (name.as_str(), schema));
+        let properties = properties
+            .iter()
+            .map(|(name, schema)| (name.as_str(), schema));
         shape.properties = properties.collect();
     }
     if let Some(required) = schema.get("required").and_then(Value::as_array) {
