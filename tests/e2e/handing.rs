@@ -64,7 +64,7 @@ fn a_body_that_is_not_what_the_step_takes_is_a_dead_letter_at_once_and_says_wher
     post(&hook, &json!({ "do": "ok" }));
     are(&instance, 2, 1);
     let list = eventually("there is a dead letter", SOON, || {
-        let list = instance.run(&["dead", "list", "checked", "--output", "json"]);
+        let list = instance.run(&["dead", "list", "--flow", "checked", "--output", "json"]);
         let list = list.ok().out;
         holds(list.contains("invalid"), || list.clone())?;
         Ok(list)
@@ -92,7 +92,7 @@ fn a_body_that_is_not_what_the_step_takes_is_only_told_when_that_is_wanted() {
         post(&hook, &json!({ "do": "ok", "delays": "none" }));
     }
     eventually("the step was handed them, and gave them up", SOON, || {
-        let list = instance.run(&["dead", "list", "checked", "--output", "json"]);
+        let list = instance.run(&["dead", "list", "--flow", "checked", "--output", "json"]);
         let list = list.ok().out;
         holds(list.matches("\"permanent\"").count() >= 20, || list.clone())
     });

@@ -22,11 +22,11 @@ impl Steps<'_, '_> {
             };
         }
         if let Some(entry) = node.entry("rate") {
-            handing.rate = self.rate(&entry.value);
+            handing.rate = self.step_rate(&entry.value);
         }
     }
 
-    fn rate(&mut self, node: &Node) -> Option<Rate> {
+    fn step_rate(&mut self, node: &Node) -> Option<Rate> {
         let text = self.reader.text(node, "`rate`")?;
         let (count, per_ms) = match parse_rate(text) {
             Ok(rate) => rate,
