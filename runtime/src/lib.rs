@@ -15,6 +15,7 @@ pub mod live;
 pub mod metrics;
 pub mod office;
 pub mod pack;
+pub mod rates;
 pub mod reconcile;
 pub mod replay;
 pub mod reports;

@@ -297,7 +297,7 @@ impl Metrics {
 type Count = (&'static str, &'static str, fn(&Totals) -> u64);
 
 /// What agents count, with its names.
-const COUNTS: [Count; 14] = [
+const COUNTS: [Count; 15] = [
     (
         "messages_received_total",
         "Messages taken from the queue.",
@@ -358,6 +358,11 @@ const COUNTS: [Count; 14] = [
         "messages_unmatched_total",
         "Messages sent on to nobody, because no condition (`when`) held.",
         |it| it.counters.unmatched,
+    ),
+    (
+        "messages_invalid_total",
+        "Messages whose body is not what the step takes (`validate`).",
+        |it| it.counters.invalid,
     ),
     (
         "step_process_restarts_total",
@@ -589,6 +594,7 @@ mod tests {
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
             last_lines: Vec::new(),
+            pacing: None,
         };
         reports.record(report, 1);
         reports

@@ -154,6 +154,7 @@ impl World {
             unacknowledged: held,
             counters: Counters::default(),
             latency: Latency::default(),
+            pacing: None,
             restarts: 0,
             step_resident_bytes: 0,
             agent_resident_bytes: 0,

@@ -174,6 +174,7 @@ impl World {
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
             last_lines: Vec::new(),
+            pacing: None,
         };
         self.scheduler.reports.record(report, now);
     }

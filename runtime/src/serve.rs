@@ -30,6 +30,7 @@ use crate::inquiry::Inquiry;
 use crate::ledger::Sighting;
 use crate::metrics::Metrics;
 use crate::office::Office;
+use crate::rates::{Containers, Rates};
 use crate::reconcile::gauge::BrokerGauge;
 use crate::reconcile::run::{Handle, Pace, Reconciler};
 use crate::reconcile::spec::Ground;
@@ -257,6 +258,8 @@ impl Plane {
             runs_changed,
             flows: live.subscribe(),
             sightings: sightings(reports.clone(), handle.clone()),
+            rates: Rates::default(),
+            containers: containers(handle.clone()),
             clock: clock.clone(),
         };
         let program = std::env::current_exe().map_err(ServeError::Program)?;
@@ -410,6 +413,11 @@ fn sightings(reports: Reports, reconciler: Handle) -> Sightings {
             .map(|report| (report.incarnation, report.at)),
         ..reconciler.sighting(identity)
     })
+}
+
+/// The containers that the reconciler saw last.
+fn containers(reconciler: Handle) -> Arc<dyn Fn() -> Containers + Send + Sync> {
+    Arc::new(move || reconciler.containers())
 }
 
 fn binaries(settings: &Settings) -> AgentBinaries {

@@ -28,6 +28,7 @@ use towpath::engine::{
 use towpath::pack::{Pack, manifest, pack};
 use towpath_flow::{Facts, Source, check};
 use towpath_protocol::CONTRACT;
+use towpath_protocol::handing::Handing;
 use towpath_protocol::log::LogLine;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::start::{Identity, Mode, Retry, Routes, Settings, Start};
@@ -292,6 +293,7 @@ fn start(identity: Identity) -> Start {
             drain_ms: 5_000,
             memory_bytes: 64 << 20,
         },
+        handing: Handing::default(),
         paused: false,
     }
 }

@@ -10,6 +10,7 @@ mod dead_letters;
 mod deploying;
 mod engine;
 mod faults;
+mod handing;
 mod isolation;
 mod languages;
 mod misbehaving;

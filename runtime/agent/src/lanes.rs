@@ -748,7 +748,7 @@ impl Lanes {
                 let (content, batch_max) = if is_suspect {
                     (Content::Returned(limits.suspect_returns), 1)
                 } else {
-                    (Content::Batch, 256)
+                    (Content::Batch, limits.delay_batch)
                 };
                 self.delays.entry((units, is_suspect)).or_insert_with(|| {
                     let (exchange, key) = match ladder::level(units) {

@@ -29,6 +29,8 @@ pub struct Limits {
     pub batch_age: Duration,
     /// Batches of one lane that await their confirms.
     pub open_batches: u32,
+    /// Messages of one batch that go into the delay ladder together.
+    pub delay_batch: u32,
     /// Bytes waiting to be written to the step, above which nothing more is handed over.
     pub step_input_bytes: usize,
     /// How long a step may take to say `ready`: a cold virtual machine is slow.
@@ -108,6 +110,7 @@ impl Default for Limits {
             batch_bytes: 512 << 10,
             batch_age: Duration::from_millis(10),
             open_batches: 8,
+            delay_batch: 256,
             step_input_bytes: 256 << 10,
             hello: Duration::from_secs(60),
             cancel_grace: Duration::from_secs(5),

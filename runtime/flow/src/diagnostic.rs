@@ -148,6 +148,14 @@ codes! {
     BadHeader = "F085", Error;
     /// A condition cannot be compiled.
     BadCondition = "F090", Error;
+    /// What a step emits can never be what the next one takes.
+    NeverFits = "F105", Error;
+    /// What a step emits may not be what the next one takes.
+    MayNotFit = "F106", Warning;
+    /// Bodies are to be held against a schema that the image does not have.
+    NothingToValidate = "F107", Error;
+    /// A rate cannot be read.
+    BadStepRate = "F108", Error;
 }
 
 impl fmt::Display for Code {

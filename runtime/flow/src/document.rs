@@ -15,6 +15,7 @@ use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
 use crate::webhook::Webhook;
 
+mod handing;
 mod replicas;
 mod schedule;
 mod step;
@@ -53,6 +54,7 @@ pub(crate) struct Draft<'t> {
     /// Where its condition is.
     pub(crate) when_span: Range<usize>,
     pub(crate) with: Option<&'t Entry>,
+    pub(crate) validate: Option<&'t Entry>,
 }
 
 /// An entry of `after`.

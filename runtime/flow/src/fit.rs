@@ -14,6 +14,7 @@ use crate::placeholder::{Piece, pieces};
 use crate::text::{did_you_mean, list, nearest, shown};
 use crate::tree::Node;
 
+mod bodies;
 mod with;
 mod words;
 
@@ -30,11 +31,13 @@ pub(crate) fn check(
     for (at, draft) in document.drafts.iter().enumerate() {
         for edge in &graph.edges[at] {
             found.extend(port(document, facts, draft, edge));
+            bodies::check(document, facts, draft, edge, found);
         }
         found.extend(condition(draft, facts));
         if !draft.has_image {
             continue;
         }
+        bodies::check_validate(draft, facts, found);
         match facts.image(&draft.step.image) {
             ImageFact::Unknown => unknown.push(draft.step.id.as_str()),
             ImageFact::Missing => found.push(missing(facts, draft)),

@@ -125,6 +125,14 @@ pub(crate) const ACTION: &[Key] = &[
         "when",
         "A jq condition on the body: the step takes only messages that it holds for.",
     ),
+    key(
+        "validate",
+        "What becomes of a message whose body is not what the manifest of the image says it takes: `off`, `warn` or `dead-letter`.",
+    ),
+    key(
+        "rate",
+        "How many messages all replicas together are handed, at most: `10/s`, `600/m`, `1000/h`.",
+    ),
 ];
 
 /// Of `retry`.
@@ -229,7 +237,6 @@ pub(crate) const RESERVED: &[(&str, &str)] = &[
         "order_by",
         "use `replicas: 1` and `concurrency: 1` where the order matters",
     ),
-    ("rate", "limit it with `replicas` and `concurrency`"),
     ("batch", "each message is handled alone"),
     ("connection", "a flow has one connection, `default`"),
     ("connections", "a flow has one connection, `default`"),

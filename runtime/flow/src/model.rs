@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
+use towpath_protocol::handing::Rate;
 use towpath_protocol::start::{Mode, Retry};
 
 use crate::cron::Cron;
@@ -116,8 +117,32 @@ pub struct Step {
     /// Whether a message that is settled is recognised and never handled again (`once: true`);
     /// false for triggers.
     pub once: bool,
+    /// How messages are handed to it.
+    pub handing: Handing,
     /// What a replica may use.
     pub limits: Limits,
+}
+
+/// How messages are handed to a step.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Handing {
+    /// Whether bodies are held against what the image says it takes.
+    pub validate: Validate,
+    /// How many messages all replicas together are handed, at most.
+    pub rate: Option<Rate>,
+}
+
+/// What becomes of a message whose body is not what its step takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Validate {
+    /// Nobody looks: the step finds out.
+    #[default]
+    Off,
+    /// It is logged and counted, and handed over.
+    Warn,
+    /// It is a dead letter, at once.
+    DeadLetter,
 }
 
 /// How many replicas a step has.

@@ -231,6 +231,10 @@ fn value(key: &str) -> Value {
             "maxLength": limits::CONDITION_BYTES_MAX,
             "examples": [".total > 100"],
         }),
+        "rate" => {
+            json!({ "type": "string", "pattern": "^[0-9]+/(s|m|h)$", "examples": ["10/s", "600/m"] })
+        }
+        "validate" => json!({ "enum": ["off", "warn", "dead-letter"], "default": "off" }),
         "attempts" => with_default(whole(&limits::RETRY_ATTEMPTS), json!(retry.attempts)),
         "factor" => with_default(real(&limits::RETRY_FACTOR), json!(retry.factor)),
         "jitter" => with_default(real(&limits::RETRY_JITTER), json!(retry.jitter)),

@@ -28,6 +28,7 @@ use crate::engine::chain;
 use crate::inquiry::Inquiry;
 use crate::live::LiveFlows;
 use crate::metrics::Metrics;
+use crate::rates::{Containers, Rates};
 use crate::reports::Reports;
 use crate::schedule::Clock;
 use crate::store::checkpoints::{CheckpointKey, Saved};
@@ -71,6 +72,10 @@ pub struct Office {
     pub flows: LiveFlows,
     /// What is known of who claims messages.
     pub sightings: Sightings,
+    /// Who of a step's replicas may hand over how much of its rate.
+    pub rates: Rates,
+    /// The containers there are.
+    pub containers: Arc<dyn Fn() -> Containers + Send + Sync>,
     /// What time it is.
     pub clock: Clock,
 }
@@ -249,7 +254,7 @@ impl Office {
                         if delivery.kind == FOUND_TYPE {
                             self.take_answer(line);
                         } else {
-                            self.take_report(line, delivery.reply.as_ref());
+                            self.take_report(line, &delivery).await;
                         }
                     }
                     settle(delivery);
@@ -259,11 +264,13 @@ impl Office {
         }
     }
 
-    fn take_report(&self, line: &[u8], reply: Option<&(String, String)>) {
+    async fn take_report(&self, line: &[u8], delivery: &Delivery) {
         match serde_json::from_slice::<Report>(line) {
             Ok(report) if report.identity.instance == self.names.instance => {
-                if let Some((reply_to, _)) = reply {
+                if let Some((reply_to, _)) = &delivery.reply {
                     self.reports.note_address(&report.identity, reply_to);
+                    self.answer_report(&report, reply_to, !delivery.is_redelivered)
+                        .await;
                 }
                 self.reports.record(report, (self.clock)());
             }
@@ -274,6 +281,23 @@ impl Office {
                 );
             }
             Err(error) => tracing::debug!(%error, "a report that cannot be read"),
+        }
+    }
+
+    /// Tells a replica its share of its step's rate.
+    async fn answer_report(&self, report: &Report, reply_to: &str, is_fresh: bool) {
+        if report.pacing.is_none() {
+            return;
+        }
+        let containers = (self.containers)();
+        let now = (self.clock)();
+        let Some(share) = self.rates.answer(report, is_fresh, &containers, now) else {
+            return;
+        };
+        let body = serde_json::to_vec(&ToAgent::Share(share)).expect("an answer is JSON");
+        // Whoever gets no answer keeps what it has, and reports again.
+        if let Err(error) = self.broker.reply(reply_to, "share", body.into()).await {
+            tracing::debug!(error = %chain(&error), "cannot tell a replica its share of the rate");
         }
     }
 

@@ -57,6 +57,8 @@ async fn world(faults: Faults) -> World {
         runs_changed: Arc::new(Notify::new()),
         flows: tokio::sync::watch::channel(Arc::default()).1,
         sightings: Arc::new(|_| crate::ledger::Sighting::default()),
+        rates: crate::rates::Rates::default(),
+        containers: Arc::new(crate::rates::Containers::default),
         clock: crate::schedule::system_clock(),
     };
     let shutdown = CancellationToken::new();

@@ -7,6 +7,7 @@
 //! | [`frame`] | agent ⇄ step process | the step protocol |
 //! | [`manifest`] | step image → control plane | what a step is and takes |
 //! | [`start`] | control plane → agent | everything an agent needs, once, on its standard input |
+//! | [`handing`] | the same | how messages are handed to a step |
 //! | [`log`] | agent → whoever reads a container's log | one line |
 //! | [`office`] | agent → control plane, through the broker | reports, checkpoints, dead letters |
 //! | [`runs`] | agent → control plane, through the broker | what came of runs |
@@ -18,6 +19,7 @@
 //!   What cannot be said that way is a new [`CONTRACT`].
 
 pub mod frame;
+pub mod handing;
 pub mod id;
 pub mod log;
 pub mod manifest;

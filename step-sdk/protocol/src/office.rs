@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::MessageId;
+use crate::handing::Rate;
 use crate::message::PastAttempt;
 use crate::start::Identity;
 
@@ -136,6 +137,8 @@ pub enum ToAgent {
     /// A run is cancelled: whoever has its tick leaves it, and says so with
     /// [`News::RunCancelled`]. Repeated until that is heard.
     Cancel(CancelRun),
+    /// What its share of its step's rate is.
+    Share(Share),
 }
 
 /// An entry of the **ledger**: the record of which messages of a step are in somebody's hands and
@@ -422,6 +425,32 @@ pub struct Report {
     /// The last lines that the step process wrote before it died, if it keeps dying.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_lines: Vec<String>,
+    /// How it keeps to its step's rate, if that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pacing: Option<Pacing>,
+}
+
+/// How an agent keeps to its step's rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Pacing {
+    /// The number of the report, from 1. Only an answer to the last one counts, so what is said here
+    /// stays true until the next report, unless this one is answered.
+    pub number: u64,
+    /// The rate of the step.
+    pub rate: Rate,
+    /// Messages a second that this replica may hand over.
+    pub share: f64,
+    /// Messages waited for their turn since the report before.
+    pub is_waiting: bool,
+}
+
+/// The answer to a report with [`Report::pacing`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// [`Pacing::number`] of the report.
+    pub number: u64,
+    /// Messages a second that the replica may hand over from now on.
+    pub per_second: f64,
 }
 
 /// What an agent is doing.
@@ -475,6 +504,9 @@ pub struct Counters {
     /// Outputs that no condition of the steps after this one held for: they went nowhere.
     #[serde(default)]
     pub unmatched: u64,
+    /// Bodies that are not what the step takes (`validate`), whatever came of them.
+    #[serde(default)]
+    pub invalid: u64,
 }
 
 /// A histogram of handler times.
@@ -539,6 +571,8 @@ pub enum DeadCause {
     Rebounds,
     /// It cannot be read.
     Undecodable,
+    /// Its body is not what the step takes (`validate: dead-letter`).
+    Invalid,
     /// The step emitted something that cannot be sent on, such as a body above the limit.
     Output,
     /// It was delivered too often without being settled (the broker's delivery limit).

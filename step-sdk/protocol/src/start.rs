@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::handing::Handing;
 use crate::manifest::Kind;
 
 /// The document.
@@ -34,6 +35,9 @@ pub struct Start {
     pub redact: Vec<String>,
     /// How it is to be treated.
     pub settings: Settings,
+    /// How messages are handed to it.
+    #[serde(default)]
+    pub handing: Handing,
     /// Start without consuming, until told to (see [`PAUSE_SIGNAL`]).
     #[serde(default)]
     pub paused: bool,

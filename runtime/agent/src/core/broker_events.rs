@@ -202,6 +202,7 @@ impl Core {
             Ok(ToAgent::Find(find)) => self.on_find(&find, now),
             Ok(ToAgent::Claimed(answer)) => self.on_claimed(&answer, now),
             Ok(ToAgent::Cancel(cancel)) => self.cancel_run(cancel.run, now),
+            Ok(ToAgent::Share(share)) => self.on_share(&share, now),
             Err(error) => {
                 let text = format!("what the control plane says is not understood: {error}");
                 self.logger.agent("error", None, &text);

@@ -19,6 +19,7 @@ use towpath_agent::limits::Limits;
 use towpath_agent::log::Logger;
 use towpath_agent::redact::Redact;
 use towpath_protocol::MessageId;
+use towpath_protocol::handing::Handing;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::Report;
 use towpath_protocol::runs::Entry;
@@ -100,6 +101,8 @@ pub(crate) struct World {
     pub(crate) target: BTreeMap<String, u32>,
     /// How many of them were handed over as uncertain.
     pub(crate) uncertain: u32,
+    /// What an agent that has no share of its step's rate is told, in messages a second.
+    pub(crate) share: Option<f64>,
 }
 
 /// A container.
@@ -212,12 +215,22 @@ impl World {
     }
 
     pub(crate) fn of(setting: Setting, bodies: &[Value]) -> (Self, Vec<MessageId>) {
+        Self::handing(setting, Handing::default(), bodies)
+    }
+
+    /// The same, with messages that are handed over in a certain way.
+    pub(crate) fn handing(
+        setting: Setting,
+        handing: Handing,
+        bodies: &[Value],
+    ) -> (Self, Vec<MessageId>) {
         let mut start = start(setting.kind, setting.concurrency);
         start.settings.once = setting.once;
         if setting.branches {
             start.routes.outputs.insert("out".into(), branches());
         }
         start.settings.track = setting.track;
+        start.handing = handing;
         let now = Now::read();
         let mut broker = Broker::default();
         let mut ids = Vec::new();
@@ -257,6 +270,7 @@ impl World {
             most_in_hand: 0,
             target: BTreeMap::new(),
             uncertain: 0,
+            share: None,
         };
         for number in 1..=setting.replicas {
             let core = world.mind(number);
@@ -530,6 +544,18 @@ impl World {
             link.generation += 1;
             let generation = link.generation;
             container.core.on_broker(Event::Up { generation }, now);
+        }
+        if let Some(share) = self.share
+            && link.is_up
+            && container.core.wants_a_share()
+        {
+            let report = container.core.report(Memory::default(), now);
+            container.core.send_report(&report);
+            let number = report.pacing.expect("it has a rate").number;
+            let answer = json!({"share": {"number": number, "per_second": share}});
+            container
+                .core
+                .on_broker(Event::Answer(answer.to_string().into()), now);
         }
         container.core.advance(now);
         if container.core.wants_kill() {
@@ -1074,6 +1100,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
             drain_ms: 1000,
             memory_bytes: 0,
         },
+        handing: Handing::default(),
         paused: false,
     }
 }

@@ -20,6 +20,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use towpath_protocol::MessageId;
+use towpath_protocol::handing::Handing;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::message::BATCH_TYPE;
 use towpath_protocol::office::Report;
@@ -581,6 +582,7 @@ fn start(prefix: &str, url: &str) -> Start {
             drain_ms: 20_000,
             memory_bytes: 0,
         },
+        handing: Handing::default(),
         paused: false,
     }
 }

@@ -11,7 +11,7 @@ use super::{Draft, Steps, within};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
 use crate::limits;
-use crate::model::{Limits, Replicas, Step};
+use crate::model::{Handing, Limits, Replicas, Step};
 use crate::placeholder::{self, Piece};
 use crate::read::head;
 use crate::text::{self, shown};
@@ -34,6 +34,7 @@ impl Steps<'_, '_> {
             after: None,
             when_span: 0..0,
             with: node.entry("with"),
+            validate: node.entry("validate"),
         };
         match node.entry("id") {
             Some(entry) => {
@@ -58,6 +59,7 @@ impl Steps<'_, '_> {
         self.texts(node, &mut draft.step);
         self.numbers(node, &mut draft.step);
         self.once(node, &mut draft.step);
+        self.handing(node, &mut draft.step.handing);
         self.limits(node, &mut draft.step.limits);
         draft
     }
@@ -320,6 +322,7 @@ fn plain_step(is_trigger: bool, timeout: Duration) -> Step {
         timeout,
         retry: limits::RETRY_DEFAULT,
         once: false,
+        handing: Handing::default(),
         limits: Limits {
             memory_bytes: limits::MEMORY_BYTES_DEFAULT,
             cpus: limits::CPUS_DEFAULT,

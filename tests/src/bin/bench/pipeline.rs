@@ -31,6 +31,7 @@ use towpath::store::flows::NewVersion;
 use towpath::store::records::{RunRecord, RunState};
 use towpath_protocol::MessageId;
 use towpath_protocol::frame::{TickBody, Why};
+use towpath_protocol::handing::Handing;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::message::{BATCH_COUNT_HEADER, BATCH_TYPE, Lineage, Message};
 use towpath_protocol::start::{Identity, Mode, Output, Retry, Routes, Settings, Start};
@@ -110,6 +111,8 @@ impl Bench {
             metrics: Metrics::new(),
             runs_changed: Arc::new(Notify::new()),
             flows: tokio::sync::watch::channel(Arc::default()).1,
+            rates: towpath::rates::Rates::default(),
+            containers: Arc::new(towpath::rates::Containers::default),
             // Nobody dies here, so nobody need be looked for.
             sightings: Arc::new(|_| Sighting::default()),
             clock: system_clock(),
@@ -439,6 +442,7 @@ pub(crate) fn start(
             drain_ms: 10_000,
             memory_bytes: 0,
         },
+        handing: Handing::default(),
         paused: false,
     })
 }
