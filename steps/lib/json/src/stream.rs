@@ -235,6 +235,9 @@ impl<'de, F: FnMut(Box<RawValue>) -> bool> Visitor<'de> for Walk<'_, '_, F> {
                 }
             } else {
                 let Some(value) = list.next_element::<Box<RawValue>>()? else {
+                    if at < index {
+                        return Err(self.wrong());
+                    }
                     break;
                 };
                 self.state.keep(if at == 0 { "" } else { "," })?;
@@ -421,7 +424,7 @@ mod tests {
             r#"{"n":1,"rows":[],"next":"x"}"#,
         );
         gives(
-            r#"{"a\"b":[7], "data": {"items": [ 1.50, "x" ], "more": true}, "next": {"href": "/2"}}"#,
+            r#"{"a\"b":[7], "data": {"items": [ 1.50, "x" ], "more": true}, "next": {"href":"/2"}}"#,
             Some("data.items"),
             &["1.50", "\"x\""],
             r#"{"a\"b":[7],"data":{"items":[],"more":true},"next":{"href":"/2"}}"#,
