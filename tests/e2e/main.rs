@@ -21,6 +21,7 @@ mod scaling;
 mod steps_http_poll;
 mod steps_split;
 mod steps_sse;
+mod webhooks;
 mod why;
 
 use std::time::Duration;
