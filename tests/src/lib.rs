@@ -11,7 +11,6 @@ pub mod instance;
 pub mod load;
 pub mod machine;
 pub mod proxy;
-pub mod source;
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,6 @@ pub use demo::Demo;
 pub use instance::Instance;
 pub use machine::BrokerVersion;
 pub use proxy::{Condition, Proxy};
-pub use source::Source;
 
 /// Waits until `look` returns something, and returns that; `look` says what it saw instead.
 ///
