@@ -325,8 +325,8 @@ mod tests {
         walk_back(before, 0, items)
     }
 
-    fn number(number: i64) -> Option<CursorValue> {
-        Some(CursorValue::Number(number.into()))
+    fn number(number: i64) -> CursorValue {
+        CursorValue::Number(number.into())
     }
 
     #[test]
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn late_items_are_brought_in_once() {
         let (taken, saved) = walk_back(None, 10, &[("a", 100, ""), ("b", 105, ""), ("c", 110, "")]);
-        assert_eq!((taken.len(), &saved.cursor), (3, &number(110)));
+        assert_eq!((taken.len(), &saved.cursor), (3, &Some(number(110))));
         // `late` was written with an old time after the last run; `older` is too late.
         let again = [
             ("older", 99, ""),
@@ -392,7 +392,11 @@ mod tests {
             ["late@101"]
         );
         let saved = cut.midway().unwrap();
-        assert_eq!(saved.cursor, number(110), "the position never goes back");
+        assert_eq!(
+            saved.cursor,
+            Some(number(110)),
+            "the position never goes back"
+        );
         let all = [
             ("a", 100, ""),
             ("late", 101, ""),
@@ -422,11 +426,11 @@ mod tests {
     #[test]
     fn the_first_walk_begins_where_it_is_told() {
         let scope = Scope {
-            since: number(50).map(Position::from),
+            since: Some(number(50).into()),
             ..Scope::default()
         };
         let mut progress = Progress::new(None, scope.clone()).unwrap();
-        assert_eq!(progress.since(), number(50).as_ref());
+        assert_eq!(progress.since(), Some(&number(50)));
         let taken = take(
             &mut progress,
             &[("a", 49, ""), ("b", 50, ""), ("c", 60, "")],
@@ -434,7 +438,7 @@ mod tests {
         assert_eq!(taken, ["b@50", "c@60"]);
         let saved = progress.end(None);
         let progress = Progress::new(saved, scope).unwrap();
-        assert_eq!(progress.since(), number(60).as_ref());
+        assert_eq!(progress.since(), Some(&number(60)));
     }
 
     #[test]
@@ -477,11 +481,11 @@ mod tests {
         take(&mut unsorted, &[("b", 9, "")]);
         assert_eq!(unsorted.midway(), None);
         take(&mut unsorted, &[("a", 1, "")]);
-        assert_eq!(unsorted.end(None).unwrap().cursor, number(9));
+        assert_eq!(unsorted.end(None).unwrap().cursor, Some(number(9)));
 
         let mut sorted = new(None, true, 0);
         take(&mut sorted, &[("a", 1, "")]);
-        assert_eq!(sorted.midway().unwrap().cursor, number(1));
+        assert_eq!(sorted.midway().unwrap().cursor, Some(number(1)));
         take(&mut sorted, &[("b", 9, ""), ("c", 3, "")]);
         assert!(sorted.is_disordered());
         assert_eq!(
@@ -489,7 +493,7 @@ mod tests {
             None,
             "c shows that more below 9 may follow"
         );
-        assert_eq!(sorted.end(None).unwrap().cursor, number(9));
+        assert_eq!(sorted.end(None).unwrap().cursor, Some(number(9)));
     }
 
     #[test]
@@ -500,7 +504,7 @@ mod tests {
         let taken = take(&mut sorted, &[("a", 1, ""), ("b", 9, ""), ("c", 9, "")]);
         assert_eq!(taken, ["c@9"]);
         assert!(!sorted.is_disordered());
-        assert_eq!(sorted.midway().unwrap().cursor, number(9));
+        assert_eq!(sorted.midway().unwrap().cursor, Some(number(9)));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use towpath_step::{Context, Result, StepError, Tick, tracing};
 use towpath_step_http::{HeaderMap, StatusCode, Url};
 use towpath_step_jq::pool::{Failure, Pool};
 use towpath_step_json::{Rest, compact, text};
+use towpath_step_span::Span;
 
 use crate::config::Config;
 use crate::fetch::Patience;
@@ -37,10 +38,7 @@ pub async fn poll(tick: Tick<Checkpoint>, ctx: &Context<Config, State>) -> Resul
     let validators = checkpoint.as_ref().and_then(|it| it.validators.clone());
     let scope = Scope {
         sorted: config.sorted,
-        look_back: config
-            .look_back
-            .map(|span| span.duration())
-            .unwrap_or_default(),
+        look_back: config.look_back.map(Span::duration).unwrap_or_default(),
         since: beginning(config, Timestamp::now()),
     };
     let progress = Progress::new(checkpoint, scope)
@@ -117,7 +115,7 @@ fn question(state: &State, url: &Url) -> String {
 /// How the reading of a page ended.
 enum PageEnd {
     /// At its end.
-    Read(ReadPage),
+    Read(Box<ReadPage>),
     /// Nothing changed since it was read before.
     Unchanged,
     /// In the middle: the replica is to leave, and the place is saved.
@@ -191,12 +189,12 @@ impl Walk<'_> {
         let Some(rest) = rest.await? else {
             return Ok(PageEnd::Left);
         };
-        Ok(PageEnd::Read(ReadPage {
+        Ok(PageEnd::Read(Box::new(ReadPage {
             url: opened.url.clone(),
             headers: opened.headers.clone(),
             rest,
             content: hasher.finish(),
-        }))
+        })))
     }
 
     /// Emits what is new, and says whether to go on.
@@ -320,8 +318,8 @@ async fn keep(filter: &Pool, news: Vec<New>) -> Result<Vec<New>> {
     for (new, answer) in news.into_iter().zip(answers) {
         match answer {
             Ok(values) => {
-                let is_true = |value: &Box<RawValue>| !matches!(value.get(), "false" | "null");
-                if values.iter().any(is_true) {
+                let is_true = |value: &RawValue| !matches!(value.get(), "false" | "null");
+                if values.iter().any(|value| is_true(value)) {
                     kept.push(new);
                 }
             }

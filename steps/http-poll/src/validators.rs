@@ -58,7 +58,7 @@ impl Validators {
             (header::IF_MODIFIED_SINCE, &self.modified),
         ];
         for (name, value) in asked {
-            let value = value.as_ref().map(|value| HeaderValue::try_from(value));
+            let value = value.as_ref().map(HeaderValue::try_from);
             if let Some(Ok(value)) = value {
                 headers.insert(name, value);
             }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -58,11 +59,13 @@ fn serve(runtime: &tokio::runtime::Runtime) -> (String, Arc<AtomicU64>) {
             for n in at..to {
                 let comma = if n == asked.offset { "" } else { "," };
                 // Ten rows have one time, and pages end between them.
-                text += &format!(
+                write!(
+                    text,
                     "{comma}{{\"id\":{n},\"at\":{},\"name\":\"row number {n}\",\"paid\":{}}}",
                     n / 10,
                     n % 4 == 0
-                );
+                )
+                .unwrap();
             }
             if to == end {
                 text += "]}";

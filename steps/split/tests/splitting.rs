@@ -1,7 +1,5 @@
 //! Lists become messages: through the step's own loop.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use serde_json::{Value, json};
 use towpath_split::{setup, split};
 use towpath_step::testing::{Outcome, TestRun};

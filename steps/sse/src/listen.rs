@@ -6,6 +6,7 @@
 //!   to it is confirmed, and sent as `Last-Event-ID`.
 //! - `a_silent_connection_is_made_again`: a connection may be dead without anybody saying so.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -273,7 +274,7 @@ impl Listener<'_> {
         let body = if is_wanted { self.body(&event)? } else { None };
         if let Some(body) = body {
             let named = config.id.as_ref().and_then(|path| path.find_some(&body));
-            let named = named.and_then(text).map(|id| id.into_owned());
+            let named = named.and_then(text).map(Cow::into_owned);
             if let (Some(path), None) = (&config.id, &named) {
                 tracing::warn!("an event has no `{path}` (`id`): it is named by its own id");
             }

@@ -22,9 +22,12 @@ use towpath_step::{Fate, Step};
 #[derive(Clone)]
 struct Server {
     answers: Arc<Mutex<Vec<Answer>>>,
-    /// The `Last-Event-ID` of each connection, and when it came.
-    asked: Arc<Mutex<Vec<(Option<String>, Instant)>>>,
+    /// What each connection asked.
+    asked: Arc<Mutex<Vec<Asked>>>,
 }
+
+/// The `Last-Event-ID` of a connection, and when it came.
+type Asked = (Option<String>, Instant);
 
 #[derive(Clone)]
 enum Answer {
