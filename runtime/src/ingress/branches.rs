@@ -148,7 +148,7 @@ impl Branches {
         }
     }
 
-    /// The judge of these conditions. Those that nobody asked for longest make room.
+    /// The judge of these conditions. Where there are too many, those that nobody waits for make room.
     fn judge(&self, conditions: Vec<String>) -> Arc<Judge> {
         // Nothing in here panics half-way through a change.
         let mut judges = self.judges.lock().unwrap_or_else(PoisonError::into_inner);
