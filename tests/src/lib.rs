@@ -11,6 +11,7 @@ pub mod instance;
 pub mod load;
 pub mod machine;
 pub mod proxy;
+pub mod source;
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ pub use demo::Demo;
 pub use instance::Instance;
 pub use machine::BrokerVersion;
 pub use proxy::{Condition, Proxy};
+pub use source::Source;
 
 /// Waits until `look` returns something, and returns that; `look` says what it saw instead.
 ///
