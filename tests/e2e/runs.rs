@@ -26,6 +26,7 @@ trigger:
   every: 365d
   with: {{ payload: {{ do: flood, count: {COUNT} }} }}
 actions:
+  - {{ id: open, image: "towpath/jq:test", with: {{ filter: .payload }} }}
   - {{ id: many, image: "towpath/test-step:test" }}
   - id: shape
     image: towpath/jq:test
@@ -104,6 +105,7 @@ fn expected() -> Vec<(String, u64, u64, u64)> {
         ("crm", live, live, 0),
         ("gate", COUNT, live, DEAD),
         ("many", 1, 1, 0),
+        ("open", 1, 1, 0),
         ("shape", COUNT, COUNT, 0),
     ];
     sums.map(|(step, emitted, done, dead)| (step.to_owned(), emitted, done, dead))
@@ -147,7 +149,7 @@ fn a_run_with_messages_that_fail_for_good_ends_with_exact_sums_and_a_replay_turn
     instance.run(&["dead", "replay", "--flow", "sums"]).ok();
     let run = in_state(&instance, "sums", "done", LONG);
     assert_eq!(run["messages"]["dead"], 0);
-    assert_eq!(run["messages"]["emitted"], 1 + 3 * COUNT);
+    assert_eq!(run["messages"]["emitted"], 2 + 3 * COUNT);
     assert_eq!(deals(&demo), COUNT);
     let refused = instance.run(&["runs", "cancel", id]);
     assert_eq!(refused.code, 1, "{refused:?}");
@@ -237,6 +239,7 @@ flow: still
 {track}
 trigger: {{ id: start, image: "towpath/timer:test", every: 365d, with: {{ payload: {{ do: ok }} }} }}
 actions:
+  - {{ id: open, image: "towpath/jq:test", with: {{ filter: .payload }} }}
   - {{ id: work, image: "towpath/test-step:test" }}
 "#
         )
