@@ -17,6 +17,7 @@ mod misbehaving;
 mod mistakes;
 mod once;
 mod operating;
+mod postgres;
 mod retries;
 mod routing;
 mod runs;

@@ -10,6 +10,7 @@ pub mod http;
 pub mod instance;
 pub mod load;
 pub mod machine;
+pub mod postgres;
 pub mod proxy;
 pub mod source;
 
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 pub use demo::Demo;
 pub use instance::Instance;
 pub use machine::BrokerVersion;
+pub use postgres::Postgres;
 pub use proxy::{Condition, Proxy};
 pub use source::Source;
 

@@ -86,9 +86,10 @@ fn split_url(url: &str) -> (String, String) {
     (login.to_owned(), host.to_owned())
 }
 
-fn need(variable: &str) -> String {
+/// What a variable of the environment says.
+pub(crate) fn need(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
-        panic!("`{variable}` is not set: run `./test`, which starts an engine and the brokers")
+        panic!("`{variable}` is not set: run `./test`, which starts an engine, the brokers and PostgreSQL")
     })
 }
 
