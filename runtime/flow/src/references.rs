@@ -10,6 +10,7 @@ use crate::model::Flow;
 use crate::placeholder::{Piece, pieces};
 use crate::source::Source;
 use crate::tree::{self, Content};
+use crate::webhook::Webhook;
 
 /// What a flow speaks of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl References {
 /// What a checked flow speaks of.
 pub fn references(flow: &Flow) -> References {
     let mut references = References::default();
-    for text in flow.webhook.iter().flat_map(|webhook| webhook.texts()) {
+    for text in flow.webhook.iter().flat_map(Webhook::texts) {
         references.text(text);
     }
     for step in &flow.steps {

@@ -6,13 +6,19 @@
 
 mod config;
 mod fetch;
+mod known;
 mod link;
 mod page;
 mod progress;
+mod read;
+mod recent;
+mod setup;
 mod step;
+mod validators;
 mod value;
 
-pub use config::{Config, PageConfig, Style};
-pub use progress::{Checkpoint, Progress};
-pub use step::{State, poll, setup};
-pub use value::CursorValue;
+pub use config::{Config, PageConfig, SinceFormat, Style};
+pub use progress::Checkpoint;
+pub use setup::{State, setup};
+pub use step::poll;
+pub use towpath_step_jq::{WORKER, serve};

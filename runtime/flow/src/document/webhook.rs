@@ -349,7 +349,7 @@ impl Steps<'_, '_> {
     fn request_id(&mut self, node: &Node) -> Option<IdField> {
         let text = self.reader.text(node, "`id`")?;
         let field = match text.split_once('.') {
-            Some(("header", name)) => self.id_header(name),
+            Some(("header", name)) => id_header(name),
             Some(("body", path)) => {
                 let keys: Vec<String> = path.split('.').map(str::to_owned).collect();
                 let fits = keys.len() <= limits::WEBHOOK_ID_KEYS_MAX
@@ -372,14 +372,6 @@ impl Steps<'_, '_> {
             );
         }
         field
-    }
-
-    fn id_header(&mut self, name: &str) -> Option<IdField> {
-        let is_name = !name.is_empty()
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        is_name.then(|| IdField::Header(name.to_ascii_lowercase()))
     }
 
     fn rate(&mut self, node: &Node) -> Option<Rate> {
@@ -439,4 +431,13 @@ impl Steps<'_, '_> {
             secrets: self.secrets(node),
         })
     }
+}
+
+/// A header that has an id; its name in small letters.
+fn id_header(name: &str) -> Option<IdField> {
+    let is_name = !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    is_name.then(|| IdField::Header(name.to_ascii_lowercase()))
 }
