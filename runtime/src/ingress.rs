@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
+use towpath_flow::Fires;
 use towpath_protocol::message::{BATCH_TYPE, Lineage, Message};
 use towpath_protocol::{DEFAULT_CONNECTION, DEFAULT_PORT, MessageId};
 
@@ -351,7 +352,7 @@ impl Ingress {
         self.flows
             .borrow()
             .get(flow)
-            .filter(|flow| flow.trigger.every.is_none())
+            .filter(|flow| flow.trigger.fires == Fires::Webhook)
             .cloned()
     }
 

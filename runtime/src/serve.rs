@@ -30,10 +30,12 @@ use crate::inquiry::Inquiry;
 use crate::ledger::Sighting;
 use crate::metrics::Metrics;
 use crate::office::Office;
+use crate::rates::{Containers, Rates};
 use crate::reconcile::gauge::BrokerGauge;
 use crate::reconcile::run::{Handle, Pace, Reconciler};
 use crate::reconcile::spec::Ground;
 use crate::reports::Reports;
+use crate::run_watch::RunWatch;
 use crate::schedule::{Scheduler, system_clock};
 use crate::settings::{Settings, without_password};
 use crate::store::ledger::Sightings;
@@ -254,10 +256,21 @@ impl Plane {
             inquiry: inquiry.clone(),
             metrics: metrics.clone(),
             runs_changed,
+            flows: live.subscribe(),
             sightings: sightings(reports.clone(), handle.clone()),
+            rates: Rates::default(),
+            containers: containers(handle.clone()),
             clock: clock.clone(),
         };
         let program = std::env::current_exe().map_err(ServeError::Program)?;
+        let watch = RunWatch {
+            broker: Arc::clone(&broker),
+            store: store.clone(),
+            names: names.clone(),
+            flows: live.subscribe(),
+            reports: reports.clone(),
+            clock: clock.clone(),
+        };
         let gates = Gates::default();
         let (ingress, worker) = Ingress::new(
             names,
@@ -281,6 +294,7 @@ impl Plane {
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
             program,
+            stalled_after_ms: settings.stalled_after_seconds.saturating_mul(1_000),
             live,
         })
         .await?;
@@ -290,6 +304,7 @@ impl Plane {
             reconciler,
             scheduler,
             office,
+            watch,
             worker,
             broker,
             store,
@@ -314,6 +329,7 @@ struct Loops {
     reconciler: Reconciler,
     scheduler: Scheduler,
     office: Office,
+    watch: RunWatch,
     worker: Worker,
     broker: Arc<dyn Broker>,
     store: Store,
@@ -356,6 +372,7 @@ impl Loops {
                 }
             }),
         );
+        spawn("watching runs", Box::pin(self.watch.run(stop.clone())));
         spawn(
             "the ingress",
             Box::pin(self.worker.run(self.broker, stop.clone())),
@@ -396,6 +413,11 @@ fn sightings(reports: Reports, reconciler: Handle) -> Sightings {
             .map(|report| (report.incarnation, report.at)),
         ..reconciler.sighting(identity)
     })
+}
+
+/// The containers that the reconciler saw last.
+fn containers(reconciler: Handle) -> Arc<dyn Fn() -> Containers + Send + Sync> {
+    Arc::new(move || reconciler.containers())
 }
 
 fn binaries(settings: &Settings) -> AgentBinaries {

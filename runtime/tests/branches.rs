@@ -20,6 +20,7 @@ use towpath::live::{LiveBranch, LiveFlow, LiveTrigger};
 use towpath::metrics::Metrics;
 use towpath::reconcile::FlowState;
 use towpath::store::Store;
+use towpath_flow::model::{Fires, Missed, Overlap};
 use towpath_flow::webhook::Webhook;
 use towpath_flow::{Source, references_in};
 
@@ -51,11 +52,15 @@ async fn world(conditions: &[&str], has_all: bool) -> World {
     let flow = LiveFlow {
         name: "orders".into(),
         version: 1,
+        applied_at: 0,
         state: FlowState::Running,
+        track: false,
         trigger: LiveTrigger {
             step: "hook".into(),
             has_image: false,
-            every: None,
+            fires: Fires::Webhook,
+            overlap: Overlap::default(),
+            missed: Missed::default(),
         },
         steps,
         branches,

@@ -10,6 +10,7 @@ mod dead_letters;
 mod deploying;
 mod engine;
 mod faults;
+mod handing;
 mod isolation;
 mod languages;
 mod misbehaving;
@@ -18,7 +19,9 @@ mod once;
 mod operating;
 mod retries;
 mod routing;
+mod runs;
 mod scaling;
+mod schedules;
 mod webhooks;
 mod why;
 

@@ -14,6 +14,7 @@ use crate::placeholder::{Piece, pieces};
 use crate::text::{did_you_mean, list, nearest, shown};
 use crate::tree::Node;
 
+mod bodies;
 mod with;
 mod words;
 
@@ -30,18 +31,20 @@ pub(crate) fn check(
     for (at, draft) in document.drafts.iter().enumerate() {
         for edge in &graph.edges[at] {
             found.extend(port(document, facts, draft, edge));
+            bodies::check(document, facts, draft, edge, found);
         }
         found.extend(condition(draft, facts));
         if !draft.has_image {
             continue;
         }
+        bodies::check_validate(draft, facts, found);
         match facts.image(&draft.step.image) {
             ImageFact::Unknown => unknown.push(draft.step.id.as_str()),
             ImageFact::Missing => found.push(missing(facts, draft)),
             ImageFact::Unreadable(why) => found.push(unreadable(draft, why)),
             ImageFact::Known(None) => {}
             ImageFact::Known(Some(manifest)) => {
-                manifest_fits(draft, manifest, document.fires, found);
+                manifest_fits(draft, manifest, document.fires.as_ref(), found);
             }
         }
     }
@@ -119,7 +122,7 @@ fn unreadable(draft: &Draft<'_>, why: &str) -> Diagnostic {
 fn manifest_fits(
     draft: &Draft<'_>,
     manifest: &Manifest,
-    fires: Option<Fires>,
+    fires: Option<&Fires>,
     found: &mut Vec<Diagnostic>,
 ) {
     let image = shown(&draft.step.image);
@@ -144,8 +147,8 @@ fn manifest_fits(
         return;
     }
     let expected = match (draft.step.is_trigger, fires) {
-        (true, Some(Fires::Every(_))) => Some(Kind::Poll),
-        (true, Some(Fires::Webhook)) => Some(Kind::Webhook),
+        (true, Some(fires)) if fires.by_ticks() => Some(Kind::Poll),
+        (true, Some(_)) => Some(Kind::Webhook),
         (true, None) => None,
         (false, _) => Some(Kind::Action),
     };
@@ -157,12 +160,12 @@ fn manifest_fits(
 
 fn wrong_kind(draft: &Draft<'_>, is: Kind, expected: Kind) -> Diagnostic {
     let noun = |kind| match kind {
-        Kind::Poll => "a trigger that is fired by a schedule",
+        Kind::Poll => "a trigger that is fired by ticks",
         Kind::Webhook => "a trigger that takes webhooks",
         Kind::Action => "an action",
     };
     let place = match expected {
-        Kind::Poll => "`every` needs an image that is fired by a schedule",
+        Kind::Poll => "`every`, `cron` and `stream` need an image that is fired by ticks",
         Kind::Webhook => "`webhook` needs an image that takes webhooks",
         Kind::Action => "an action stands here",
     };

@@ -46,6 +46,10 @@ pub const SCALE_LATENCY: RangeInclusive<Duration> =
 /// How many messages may be in the hands of one replica.
 pub const CONCURRENCY: RangeInclusive<u64> = 1..=4096;
 
+/// How many messages there may be in the time of a `rate`: beyond a million a second there is nothing
+/// to hold back.
+pub const RATE_COUNT: RangeInclusive<u64> = 1..=1_000_000;
+
 /// How often a trigger may fire: a container is not a real-time clock.
 pub const EVERY: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);

@@ -191,7 +191,7 @@ impl Control {
         let flow = &checked.flow;
         let proposal = &checked.proposal;
         let mut topology = self.catalog.topology().await?;
-        let mut next = LiveFlow::new(flow, 0, FlowState::Running).topology();
+        let mut next = LiveFlow::new(flow, 0, 0, FlowState::Running).topology();
         let before = topology.flows.iter().position(|one| one.flow == flow.name);
         let mut former = Vec::new();
         if let Some(before) = before.map(|index| topology.flows.remove(index)) {

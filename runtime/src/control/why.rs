@@ -122,7 +122,7 @@ impl Control {
                     .iter()
                     .map(|step| (step.id.clone(), step.after.clone()))
                     .collect(),
-                branches: LiveFlow::new(&flow, record.version, record.state)
+                branches: LiveFlow::new(&flow, record.version, record.applied_at, record.state)
                     .branches
                     .into_keys()
                     .collect(),

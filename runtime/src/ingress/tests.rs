@@ -37,11 +37,15 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
     LiveFlow {
         name: name.into(),
         version: 4,
+        applied_at: 0,
         state,
+        track: false,
         trigger: LiveTrigger {
             step: "hook".into(),
             has_image,
-            every: None,
+            fires: towpath_flow::Fires::Webhook,
+            overlap: towpath_flow::Overlap::Skip,
+            missed: towpath_flow::Missed::Skip,
         },
         steps,
         branches: BTreeMap::new(),
