@@ -42,7 +42,7 @@ pub(super) enum Checkpoint {
 pub(super) struct Choice {
     /// Only if this is its version: nobody has written it since it was looked at
     #[arg(long, value_name = "VERSION")]
-    version: Option<u64>,
+    if_version: Option<u64>,
     /// Also while a run is under way, which then can save no more
     #[arg(long)]
     force: bool,
@@ -51,7 +51,7 @@ pub(super) struct Choice {
 impl Choice {
     fn query(&self) -> Vec<(&'static str, String)> {
         let mut query = vec![("force", self.force.to_string())];
-        query.extend(self.version.map(|version| ("version", version.to_string())));
+        query.extend(self.if_version.map(|version| ("version", version.to_string())));
         query
     }
 }
@@ -152,14 +152,14 @@ mod tests {
         insta::assert_snapshot!(words(&view, false, now), @r#"
         checkpoint  {"since":"2026-11-21T10:03:11Z"}
         version     7
-        saved       1m 0s ago, 2026-11-27 00:00:00 UTC, by run 0199a3b2
+        saved       60s ago, 2026-11-27 00:00:00 UTC, by run 0199a3b2
         "#);
         view.run = None;
         view.value = None;
         insta::assert_snapshot!(words(&view, true, now), @r"
         `orders` of `orders-to-crm` begins from the beginning with its next run
         version     7
-        saved       1m 0s ago, 2026-11-27 00:00:00 UTC, by hand
+        saved       60s ago, 2026-11-27 00:00:00 UTC, by hand
         ");
         view.saved_at = None;
         insta::assert_snapshot!(words(&view, false, now), @"`orders` of `orders-to-crm` has saved nothing yet: it begins from the beginning");

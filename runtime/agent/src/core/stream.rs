@@ -52,7 +52,7 @@ impl Core {
                 }
             }
             _ => {
-                let Some(why) = self.why_to_finish(number) else {
+                let Some(why) = self.why_to_finish() else {
                     return;
                 };
                 let text = format!("the stream is told to come to an end: {why}");
@@ -68,15 +68,15 @@ impl Core {
         }
     }
 
-    fn why_to_finish(&mut self, number: u32) -> Option<&'static str> {
+    fn why_to_finish(&mut self) -> Option<&'static str> {
         if self.drain.is_some() {
             return Some("the replica is to leave");
         }
         if self.is_paused {
             return Some("the step is paused");
         }
-        let newest = self.records.get(number).deliveries.last().copied()?;
-        let returns = self.deliveries.origin(newest).returns;
+        // While a tick is in hand no other is taken: what came back is the first that waits.
+        let returns = self.deliveries.next_returns()?;
         (returns >= self.setup.limits.stream_returns)
             .then_some("its tick came back from the broker so often that it is better a new one")
     }

@@ -858,6 +858,12 @@ impl Step {
     }
 
     /// Takes what the agent wrote; returns the messages that were handed over.
+    /// What it has in hand is a tick of a trigger that hears nothing.
+    fn is_deaf(&self) -> bool {
+        let first = self.in_hand.first();
+        first.is_some_and(|message| message["payload"]["deaf"] == true)
+    }
+
     fn read(&mut self, bytes: &[u8]) -> Vec<Value> {
         self.turns += 1;
         let mut handed = Vec::new();
@@ -880,7 +886,7 @@ impl Step {
                     handed.push(value.clone());
                 }
                 "finish" => self.is_to_finish = true,
-                "cancel" if self.in_hand[0]["payload"]["deaf"] == true => {}
+                "cancel" if self.is_deaf() => {}
                 // Every other one is deaf.
                 "cancel" if self.turns.is_multiple_of(2) => {
                     self.in_hand.retain(|message| message["id"] != value["id"]);
