@@ -244,6 +244,10 @@ pub struct Ingress {
 impl Ingress {
     /// Makes an ingress and the worker that publishes for it, which somebody must run. `program` is
     /// the binary that evaluates conditions when it is told to by its first argument: this one.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "it is made in one place, of all that it needs"
+    )]
     pub fn new(
         names: Names,
         gates: Gates,

@@ -177,13 +177,12 @@ impl Replayer {
         let store = &self.scheduler.store;
         let letter = self.take(id).await?;
         let sent = self.send(&letter, body.as_deref(), from).await;
-        let mark = async || match &sent {
-            Ok(_) => {
+        let mark = async || {
+            if sent.is_ok() {
                 store
                     .dead_letter_sent(id, from.map(ToOwned::to_owned))
                     .await
-            }
-            Err(_) => {
+            } else {
                 let (from, to) = (DeadState::Replaying, DeadState::Open);
                 store.change_dead_letter(id, from, to).await
             }

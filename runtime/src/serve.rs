@@ -196,6 +196,10 @@ struct Plane {
 }
 
 impl Plane {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one part after the other, each made once"
+    )]
     async fn start(
         settings: &Settings,
         store: Store,

@@ -247,6 +247,12 @@ actions:
     instance.apply(&flow(""));
     in_state(&instance, "still", "done", LONG);
     instance.run(&["pause", "still", "work"]).ok();
+    eventually("`work` is paused", SOON, || {
+        let status = instance.status("still");
+        holds(status["steps"][2]["state"] == "paused", || {
+            status.to_string()
+        })
+    });
     instance.run(&["run", "still"]).ok();
     let run = in_state(&instance, "still", "paused", SOON);
     assert_eq!(run["messages"]["open"], 1);

@@ -56,7 +56,11 @@ fn lock(world: &Shared) -> std::sync::MutexGuard<'_, World> {
 
 async fn gate(State(world): State<Shared>, Path((point, page)): Path<(String, u64)>) -> StatusCode {
     // What was confirmed is with the target, or on its way to it.
-    while point == "confirmed" {
+    let waits = point == "confirmed";
+    loop {
+        if !waits {
+            break;
+        }
         let is_there = {
             let world = lock(&world);
             let first = page * world.size;
@@ -213,7 +217,7 @@ actions:
         )
     };
     instance.apply(&flow("one"));
-    let is_under_way = |status: &Value| status["last_run"]["state"] == "published";
+    let is_under_way = |status: &Value| status["last_run"]["tick"] == "published";
     let first = run_is(&instance, "feed", "the stream runs", |status| {
         is_under_way(status) && status["steps"][1]["done"].as_u64() >= Some(10)
     });
@@ -256,7 +260,7 @@ actions:
     let paused = checkpoint(&instance);
     instance.run(&["checkpoint", "set", "feed", "1000"]).ok();
     let stale = paused["version"].to_string();
-    let said = instance.run(&["checkpoint", "set", "feed", "5", "--version", &stale]);
+    let said = instance.run(&["checkpoint", "set", "feed", "5", "--if-version", &stale]);
     assert_eq!(said.code, 1, "somebody has written since: {said:?}");
     instance.run(&["resume", "feed"]).ok();
     run_is(&instance, "feed", "another run goes on", |status| {

@@ -324,6 +324,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn a_daylight_saving_table_of_schedules_is_right_in_both_directions() {
         // Berlin, forward: 02:00 becomes 03:00 on 29 March 2026, at 01:00 UTC.
         let berlin = "Europe/Berlin";

@@ -71,7 +71,9 @@ impl Graph {
         }
         // Each request to a webhook is a run of its own, a row or two for every message; a stream is
         // one run for ever.
-        let track = document.track.unwrap_or(!matches!(fires, Fires::Webhook | Fires::Stream));
+        let track = document
+            .track
+            .unwrap_or(!matches!(fires, Fires::Webhook | Fires::Stream));
         Some(Flow {
             name: document.name,
             description: document.description,

@@ -46,7 +46,7 @@ pub enum Fires {
     /// A schedule: `every: 30s`.
     Every(Duration),
     /// A schedule by the clock on the wall: `cron: "0 6 * * MON-FRI"`.
-    Cron(Cron),
+    Cron(Box<Cron>),
     /// It runs for ever: `stream: true`.
     Stream,
     /// A request to the flow's URL: `webhook`.

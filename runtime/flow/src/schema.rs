@@ -247,6 +247,8 @@ fn value(key: &str) -> Value {
 mod tests {
     use super::*;
 
+    type Table = (&'static [Key], fn(&str) -> Value);
+
     #[test]
     fn every_key_has_a_schema() {
         let tables = [
@@ -259,7 +261,7 @@ mod tests {
         for key in tables.iter().flat_map(|table| table.iter()) {
             assert_ne!(value(key.name), json!({ "not": {} }), "{}", key.name);
         }
-        let tables: [(&[Key], fn(&str) -> Value); 3] = [
+        let tables: [Table; 3] = [
             (keys::WEBHOOK, webhook_value),
             (keys::AUTH, auth_value),
             (keys::HANDSHAKE, handshake_value),

@@ -51,7 +51,10 @@ pub(super) struct Choice {
 impl Choice {
     fn query(&self) -> Vec<(&'static str, String)> {
         let mut query = vec![("force", self.force.to_string())];
-        query.extend(self.if_version.map(|version| ("version", version.to_string())));
+        query.extend(
+            self.if_version
+                .map(|version| ("version", version.to_string())),
+        );
         query
     }
 }

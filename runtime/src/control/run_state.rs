@@ -115,9 +115,10 @@ fn of_tick(
     }
     let reason = run.reason.clone();
     if run.next_at.is_some_and(|next| next > around.now) {
-        return match progress.is_rebound {
-            true => (RunStatus::RateLimited, reason),
-            false => (RunStatus::Running, reason),
+        return if progress.is_rebound {
+            (RunStatus::RateLimited, reason)
+        } else {
+            (RunStatus::Running, reason)
         };
     }
     let Some(began_at) = progress.began_at else {

@@ -126,6 +126,7 @@ impl Office {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each kind of news")]
     async fn handle(&self, news: News, reply: Option<&(String, String)>) {
         match news {
             News::AskCheckpoint {

@@ -292,7 +292,9 @@ async fn what_agents_report_of_a_run_is_stored_whatever_comes_twice() {
         let mut body = Vec::new();
         head.write(&mut body);
         write_run(id(1), &mut body);
-        entries.iter().for_each(|entry| entry.write(&mut body));
+        for entry in entries {
+            entry.write(&mut body);
+        }
         Publication {
             exchange: "t.office".into(),
             key: RUNS_KEY.into(),

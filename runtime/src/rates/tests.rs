@@ -88,7 +88,7 @@ impl World {
     }
 
     fn create(&mut self) {
-        let free = (1..).find(|number| {
+        let free = (1..=u32::MAX).find(|number| {
             self.replicas
                 .iter()
                 .all(|it| it.identity.replica != *number)

@@ -358,21 +358,20 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
                 steps: Vec::new(),
                 branches: Vec::new(),
             });
-            match branch_of(successor) {
-                Some(tag) => output.branches.push(Branch {
+            if let Some(tag) = branch_of(successor) {
+                output.branches.push(Branch {
                     step: successor.id.clone(),
                     key: Names::branch_key(&step.id, port, &successor.id, &tag),
                     batch_max: takes,
                     when: successor.when.clone(),
                     order_by: None,
                     partitions: 0,
-                }),
-                None => {
-                    let others = successors(flow, &step.id, port);
-                    output.key = Some(Names::port_key(&step.id, port, others));
-                    output.steps.push(successor.id.clone());
-                    output.batch_max = output.batch_max.min(takes);
-                }
+                });
+            } else {
+                let others = successors(flow, &step.id, port);
+                output.key = Some(Names::port_key(&step.id, port, others));
+                output.steps.push(successor.id.clone());
+                output.batch_max = output.batch_max.min(takes);
             }
         }
     }

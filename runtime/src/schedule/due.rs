@@ -93,7 +93,7 @@ pub fn due(flow: &LiveFlow, runs: &[RunRecord], now: u64) -> Decision {
             let last = runs.first();
             let since = last.map_or(0, |last| last.due.max(last.started_at) + 1);
             let since = since.max(flow.applied_at);
-            by_points(cron, flow, last, since, now)
+            by_points(cron.as_ref(), flow, last, since, now)
         }
     }
 }

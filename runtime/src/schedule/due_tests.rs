@@ -44,6 +44,10 @@ fn run(state: RunState, due: u64, ended_at: Option<u64>) -> RunRecord {
     }
 }
 
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "it stands where there may be none"
+)]
 fn done(due: u64, ended: u64) -> Option<RunRecord> {
     Some(run(RunState::Done, due, Some(ended)))
 }
@@ -260,7 +264,7 @@ fn a_stream_that_ends_at_once_or_fails_waits_longer_and_longer() {
     failed.state = RunState::Failed;
     let until = at(5, 0) + SECOND;
     assert_eq!(due(&flow, &[failed], at(5, 0)), Decision::Wait { until });
-    assert!(STREAM_WAIT_MS << (STREAM_RUNS - 1) >= STREAM_WAIT_MS_MAX);
+    const { assert!(STREAM_WAIT_MS << (STREAM_RUNS - 1) >= STREAM_WAIT_MS_MAX) };
 }
 
 #[test]

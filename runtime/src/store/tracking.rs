@@ -217,18 +217,15 @@ impl Store {
                     break;
                 }
                 // All of them are gone: it was not cut off by the limit.
-                match run {
-                    Some(run) => transaction
-                        .prepare_cached("UPDATE runs SET forgotten = 2 WHERE id = ?1")?
-                        .execute([run])?,
-                    None => {
-                        let mut gone =
-                            transaction.prepare_cached("DELETE FROM run_steps WHERE id = ?1")?;
-                        for (step, _) in &steps {
-                            gone.execute([step])?;
-                        }
-                        steps.len()
+                if let Some(run) = run { transaction
+                .prepare_cached("UPDATE runs SET forgotten = 2 WHERE id = ?1")?
+                .execute([run])? } else {
+                    let mut gone =
+                        transaction.prepare_cached("DELETE FROM run_steps WHERE id = ?1")?;
+                    for (step, _) in &steps {
+                        gone.execute([step])?;
                     }
+                    steps.len()
                 };
             }
             transaction.commit()?;
@@ -650,19 +647,18 @@ impl<'a> Book<'a> {
         rank: u32,
     ) -> rusqlite::Result<bool> {
         let sums = self.sums.entry(run).or_default();
-        let sums = match sums.get_mut(step) {
-            Some(sums) => sums,
-            None => {
-                self.transaction
-                    .prepare_cached(
-                        "INSERT INTO run_steps (run, step, open, done, dead) VALUES (?1, ?2, 0, 0, 0)",
-                    )?
-                    .execute(params![run.to_string(), step])?;
-                sums.entry(step.to_owned()).or_insert(Sums {
-                    id: self.transaction.last_insert_rowid(),
-                    ..Sums::default()
-                })
-            }
+        let sums = if let Some(sums) = sums.get_mut(step) {
+            sums
+        } else {
+            self.transaction
+                .prepare_cached(
+                    "INSERT INTO run_steps (run, step, open, done, dead) VALUES (?1, ?2, 0, 0, 0)",
+                )?
+                .execute(params![run.to_string(), step])?;
+            sums.entry(step.to_owned()).or_insert(Sums {
+                id: self.transaction.last_insert_rowid(),
+                ..Sums::default()
+            })
         };
         let was = change(self.transaction, sums.id, id, rank)?;
         let Some(was) = was else { return Ok(false) };
@@ -738,6 +734,10 @@ impl<'a> Book<'a> {
 
 /// Raises the rank of a message. Returns nothing if it is not more than what was, else what was
 /// known of it: open, done or dead, or nothing.
+#[expect(
+    clippy::option_option,
+    reason = "no change, and no rank before, are two things"
+)]
 fn change(
     transaction: &Transaction<'_>,
     step: i64,

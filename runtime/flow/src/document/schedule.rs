@@ -157,7 +157,9 @@ impl Steps<'_, '_> {
                 );
                 None
             }
-            Err(Fault::NoZone(_)) | Ok(_) => Cron::read(text, place?).ok().map(Fires::Cron),
+            Err(Fault::NoZone(_)) | Ok(_) => {
+                Cron::read(text, place?).ok().map(Box::new).map(Fires::Cron)
+            }
         }
     }
 
