@@ -2,7 +2,7 @@
 //!
 //! A **walk** reads a list from its first page to its last. Where the list says when each item
 //! changed (`cursor`), a walk asks only for what changed since the last one; what it brings in is
-//! known to be new by the [`Progress`] that is saved as the trigger's checkpoint.
+//! known to be new by the `Progress` that is saved as the trigger's checkpoint.
 
 mod config;
 mod fetch;
