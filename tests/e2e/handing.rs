@@ -261,8 +261,10 @@ fn no_more_than_the_rate_is_handed_over_by_all_replicas_together() {
         });
     };
     reach(50);
-    let status = instance.run(&["status", "paced"]).ok().out;
-    assert!(status.contains("held back by its rate of 10/s"), "{status}");
+    eventually("it says what holds it back", SOON, || {
+        let status = instance.run(&["status", "paced"]).ok().out;
+        holds(status.contains("held back by its rate of 10/s"), || status)
+    });
     // More replicas, one that is killed, and a control plane that is away.
     instance.run(&["scale", "paced", "call", "4"]).ok();
     reach(150);
