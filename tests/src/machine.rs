@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::eventually;
 
 /// Which broker a test runs on. Both must pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,14 +140,18 @@ impl BrokerAt {
     /// Makes a virtual host.
     pub fn add_vhost(&self, vhost: &str) {
         let user = self.login.split(':').next().expect("a user");
-        docker(&[
+        let add = [
             "exec",
             &self.container,
             "rabbitmqctl",
             "-q",
             "add_vhost",
             vhost,
-        ]);
+        ];
+        // On a busy machine the tool gives up on its broker now and then.
+        eventually("there is a virtual host", Duration::from_secs(60), || {
+            try_docker(&add)
+        });
         let permissions = [
             "exec",
             &self.container,
@@ -153,7 +160,12 @@ impl BrokerAt {
             "set_permissions",
             "-p",
         ];
-        docker(&[&permissions[..], &[vhost, user, ".*", ".*", ".*"]].concat());
+        let permissions = [&permissions[..], &[vhost, user, ".*", ".*", ".*"]].concat();
+        eventually(
+            "its user may do everything there",
+            Duration::from_secs(60),
+            || try_docker(&permissions),
+        );
     }
 
     /// Deletes a virtual host and all in it.
