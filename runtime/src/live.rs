@@ -86,7 +86,7 @@ impl LiveFlow {
                 .filter_map(|step| {
                     let branch = LiveBranch {
                         when: step.when.clone(),
-                        tag: branch_tag(step.when.as_deref(), None, 0)?,
+                        tag: branch_tag(step.when.as_deref())?,
                     };
                     Some((step.id.clone(), branch))
                 })

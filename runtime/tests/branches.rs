@@ -41,7 +41,7 @@ async fn world(conditions: &[&str], has_all: bool) -> World {
         let step = format!("step-{number}");
         let branch = LiveBranch {
             when: Some((*condition).to_owned()),
-            tag: branch_tag(Some(condition), None, 0).unwrap(),
+            tag: branch_tag(Some(condition)).unwrap(),
         };
         branches.insert(step.clone(), branch);
         steps.push((step, after()));

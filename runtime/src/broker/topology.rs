@@ -194,20 +194,9 @@ impl Names {
     }
 }
 
-/// Names what makes a step a branch, for its routing key: its condition, and how it is kept in order.
-/// None if it takes everything as it comes.
-pub fn branch_tag(when: Option<&str>, order_by: Option<&str>, partitions: u32) -> Option<String> {
-    if when.is_none() && order_by.is_none() {
-        return None;
-    }
-    let mut hasher = blake3::Hasher::new();
-    for text in [when, order_by] {
-        let text = text.unwrap_or_default();
-        hasher.update(&(text.len() as u64).to_le_bytes());
-        hasher.update(text.as_bytes());
-    }
-    hasher.update(&partitions.to_le_bytes());
-    Some(hasher.finalize().to_hex()[..8].to_owned())
+/// Names what makes a step a branch, for its routing key: its condition. None if it takes everything.
+pub fn branch_tag(when: Option<&str>) -> Option<String> {
+    when.map(|when| blake3::hash(when.as_bytes()).to_hex()[..8].to_owned())
 }
 
 /// Everything that should be on the broker.

@@ -364,8 +364,6 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
                     key: Names::branch_key(&step.id, port, &successor.id, &tag),
                     batch_max: takes,
                     when: successor.when.clone(),
-                    order_by: None,
-                    partitions: 0,
                 });
             } else {
                 let others = successors(flow, &step.id, port);
@@ -389,7 +387,7 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
 
 /// What makes a step a branch, as routing keys have it; none if it takes everything.
 fn branch_of(step: &Step) -> Option<String> {
-    branch_tag(step.when.as_deref(), None, 0)
+    branch_tag(step.when.as_deref())
 }
 
 /// The steps that take everything that leaves by a port.

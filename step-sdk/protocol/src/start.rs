@@ -103,7 +103,7 @@ pub struct Output {
     pub branches: Vec<Branch>,
 }
 
-/// A step that does not take everything, or not as it comes: its own way out of a port.
+/// A step that does not take everything: its own way out of a port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Branch {
     /// The step.
@@ -115,17 +115,6 @@ pub struct Branch {
     /// A jq condition on the body: what it does not hold for does not go there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
-    /// A jq expression on the body: messages for which it gives the same are kept in order.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub order_by: Option<String>,
-    /// How many partitions the messages are spread over, if they are kept in order; else 0.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub partitions: u32,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks it so")]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
 }
 
 /// The finest delay, in milliseconds. A delay is a number of these, and its bits are the levels

@@ -1028,8 +1028,6 @@ fn branches() -> Output {
         key: step.into(),
         batch_max: 2,
         when: Some(step.into()),
-        order_by: None,
-        partitions: 0,
     };
     Output {
         key: None,
