@@ -11,6 +11,7 @@ use crate::placeholder::{Piece, has_any, pieces};
 use crate::read::{head, is_misspelt};
 use crate::text::shown;
 use crate::tree::{Content, Node};
+use crate::units::parse_rate;
 use crate::webhook::{
     Algorithm, Auth, BodyType, Encoding, Handshake, Hmac, IdField, KeyPlace, Rate, Scheme, Webhook,
 };
@@ -376,18 +377,11 @@ impl Steps<'_, '_> {
 
     fn rate(&mut self, node: &Node) -> Option<Rate> {
         let text = self.reader.text(node, "`rate`")?;
-        let read = text.split_once('/').and_then(|(count, unit)| {
-            let seconds = match unit.trim() {
-                "s" => 1,
-                "m" => 60,
-                "h" => 3_600,
-                _ => return None,
-            };
-            let count: u32 = count.trim().parse().ok()?;
-            let fits = limits::WEBHOOK_RATE.contains(&u64::from(count));
-            fits.then_some(Rate {
-                count,
-                per: Duration::from_secs(seconds),
+        let read = parse_rate(text).ok().and_then(|(count, per_ms)| {
+            let fits = limits::WEBHOOK_RATE.contains(&count);
+            Some(Rate {
+                count: u32::try_from(count).ok().filter(|_| fits)?,
+                per: Duration::from_millis(per_ms),
             })
         });
         if read.is_none() {
