@@ -16,6 +16,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use towpath_protocol::MessageId;
 use towpath_protocol::message::BATCH_TYPE;
 use towpath_protocol::office::{
     CheckpointAnswer, DeadCause, FOUND_TYPE, Found, News, Report, ToAgent,
@@ -126,7 +127,25 @@ impl Office {
         }
     }
 
-    #[expect(clippy::too_many_lines, reason = "one arm for each kind of news")]
+    async fn run_ended(
+        &self,
+        identity: &Identity,
+        run: MessageId,
+        state: RunState,
+        emitted: u64,
+        at: u64,
+    ) {
+        let end = || {
+            self.store
+                .run_ended(run, state, at, Some(emitted), None)
+                .boxed()
+        };
+        if until_stored(end).await {
+            tracing::info!(flow = identity.flow, %run, emitted, ?state, "the trigger of a run has ended");
+        }
+        self.runs_changed.notify_one();
+    }
+
     async fn handle(&self, news: News, reply: Option<&(String, String)>) {
         match news {
             News::AskCheckpoint {
@@ -186,15 +205,8 @@ impl Office {
                 emitted,
                 at,
             } => {
-                let end = || {
-                    self.store
-                        .run_ended(run, RunState::Done, at, Some(emitted), None)
-                        .boxed()
-                };
-                if until_stored(end).await {
-                    tracing::info!(flow = identity.flow, %run, emitted, "the run ended");
-                }
-                self.runs_changed.notify_one();
+                self.run_ended(&identity, run, RunState::Done, emitted, at)
+                    .await;
             }
             News::RunRetries {
                 identity,
@@ -218,15 +230,8 @@ impl Office {
                 emitted,
                 at,
             } => {
-                let end = || {
-                    self.store
-                        .run_ended(run, RunState::Cancelled, at, Some(emitted), None)
-                        .boxed()
-                };
-                if until_stored(end).await {
-                    tracing::info!(flow = identity.flow, %run, emitted, "the run was cancelled");
-                }
-                self.runs_changed.notify_one();
+                self.run_ended(&identity, run, RunState::Cancelled, emitted, at)
+                    .await;
             }
         }
     }
