@@ -6,6 +6,7 @@ use towpath_flow::Missed;
 use towpath_protocol::office::{Counters, Latency, Report};
 use towpath_protocol::start::Identity;
 
+use super::due::tests::run;
 use super::*;
 use crate::broker::simulated::{Faults, Simulated};
 use crate::broker::topology::Topology;
@@ -31,28 +32,6 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
             ("crm".into(), vec![("poll".into(), "out".into())]),
         ],
         branches: BTreeMap::new(),
-    }
-}
-
-fn run(state: RunState, due: u64, ended_at: Option<u64>) -> RunRecord {
-    RunRecord {
-        id: MessageId::from_bytes([1; 16]),
-        flow: "orders".into(),
-        step: "poll".into(),
-        connection: DEFAULT_CONNECTION.into(),
-        version: 3,
-        why: Why::Schedule,
-        state,
-        due,
-        started_at: due,
-        ended_at,
-        emitted: None,
-        attempts: 0,
-        next_at: None,
-        reason: None,
-        payload: None,
-        tracked: false,
-        cancel_at: None,
     }
 }
 

@@ -223,4 +223,4 @@ fn offset(flow: &str, every: u64) -> u64 {
 
 #[cfg(test)]
 #[path = "due_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -22,7 +22,7 @@ fn live(fires: &str) -> LiveFlow {
     LiveFlow::new(&flow, 3, 0, FlowState::Running)
 }
 
-fn run(state: RunState, due: u64, ended_at: Option<u64>) -> RunRecord {
+pub(in crate::schedule) fn run(state: RunState, due: u64, ended_at: Option<u64>) -> RunRecord {
     RunRecord {
         id: MessageId::from_bytes([1; 16]),
         flow: "orders".into(),
