@@ -75,6 +75,9 @@
 //! What is too much to return is emitted on the way, with back-pressure: [`Context::emit`],
 //! [`Context::output`].
 //!
+//! In a flow whose webhook waits (`reply`), what leaves by the port [`REPLY_PORT`] is answered to whoever
+//! sent the request: an [`Answer`].
+//!
 //! # What can go wrong
 //!
 //! | Say | Means | Then |
@@ -157,6 +160,7 @@ pub use input::{Input, Item, Tick, Why};
 pub use reply::{Many, Outputs, Reply};
 pub use step::{Made, NoSetup, Step, With};
 pub use towpath_protocol::MessageId;
+pub use towpath_protocol::answer::{Answer, REPLY_PORT};
 pub use towpath_protocol::manifest::{Kind, Manifest};
 pub use {schemars, serde, serde_json, tokio, tracing};
 

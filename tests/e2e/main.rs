@@ -18,6 +18,7 @@ mod mistakes;
 mod once;
 mod operating;
 mod postgres;
+mod replies;
 mod retries;
 mod routing;
 mod runs;

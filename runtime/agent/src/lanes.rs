@@ -21,7 +21,7 @@ use serde::Serialize;
 use towpath_protocol::MessageId;
 use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY};
 use towpath_protocol::runs::{ENTRY_BYTES_MAX, Entry, Head, RUNS_KEY, write_run};
-use towpath_protocol::start::{Identity, Routes};
+use towpath_protocol::start::{Identity, Output, Routes};
 
 use crate::broker::{Content, Publish};
 use crate::clock::Now;
@@ -355,9 +355,9 @@ impl Lanes {
             refusals: 0,
             not_before: None,
         };
-        let outputs = |key: &str, batch_max: u32| {
+        let outputs = |output: &Output, key: &str, batch_max: u32| {
             lane(
-                &routes.outputs_exchange,
+                output.exchange.as_ref().unwrap_or(&routes.outputs_exchange),
                 key,
                 Content::Batch,
                 batch_max.max(1),
@@ -368,13 +368,13 @@ impl Lanes {
         let mut branches = Vec::new();
         for (number, (port, output)) in (0..).zip(&routes.outputs) {
             let all = output.key.as_deref();
-            let all = all.map(|key| outputs(key, output.batch_max));
+            let all = all.map(|key| outputs(output, key, output.batch_max));
             ports.push((port.as_str().into(), all));
             for branch in &output.branches {
                 branches.push(BranchLane {
                     port: number,
                     step: branch.step.as_str().into(),
-                    lane: outputs(&branch.key, branch.batch_max),
+                    lane: outputs(output, &branch.key, branch.batch_max),
                 });
             }
         }
@@ -786,7 +786,6 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use towpath_protocol::office::LedgerEntry;
-    use towpath_protocol::start::Output;
 
     fn lanes() -> Lanes {
         let routes = Routes {
@@ -795,6 +794,7 @@ mod tests {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
+                    exchange: None,
                     key: Some("s.out".into()),
                     batch_max: 3,
                     branches: vec![],

@@ -146,6 +146,14 @@ codes! {
     ApiKeyPlace = "F084", Error;
     /// The name of a header cannot be read.
     BadHeader = "F085", Error;
+    /// A flow that answers must note what comes of its runs.
+    ReplyUntracked = "F086", Error;
+    /// A step follows the port that answers.
+    FollowsReply = "F087", Error;
+    /// Requests wait for an answer that no step gives.
+    NobodyReplies = "F088", Warning;
+    /// A step answers, and no request waits for it.
+    NobodyWaits = "F089", Warning;
     /// A condition cannot be compiled.
     BadCondition = "F090", Error;
     /// What a step emits can never be what the next one takes.

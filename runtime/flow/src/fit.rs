@@ -15,6 +15,7 @@ use crate::text::{did_you_mean, list, nearest, shown};
 use crate::tree::Node;
 
 mod bodies;
+mod reply;
 mod with;
 mod words;
 
@@ -58,6 +59,7 @@ pub(crate) fn check(
             ),
         ));
     }
+    reply::check(document, graph, root, facts, found);
     names(root, text, facts, found);
 }
 

@@ -189,6 +189,10 @@ pub(crate) const WEBHOOK: &[Key] = &[
         "handshake",
         "How the sender makes sure that the URL is yours: `slack`, or `{ type: meta, secret }`.",
     ),
+    key(
+        "reply",
+        "How long a request waits for the answer that a step of the flow gives; then it is answered 202.",
+    ),
 ];
 
 /// Of `auth`.

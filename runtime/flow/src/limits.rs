@@ -123,5 +123,10 @@ pub const WEBHOOK_TOLERANCE: RangeInclusive<Duration> =
 /// How far when the flow says nothing: what Stripe, Slack and Standard Webhooks recommend.
 pub const WEBHOOK_TOLERANCE_DEFAULT: Duration = Duration::from_secs(5 * 60);
 
+/// How long a request may wait for its answer: each holds a connection, and what stands between the
+/// sender and us cuts off those that are silent for minutes.
+pub const WEBHOOK_REPLY: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(10 * 60);
+
 /// How many messages a webhook may be limited to; more than one broker takes is no limit.
 pub const WEBHOOK_RATE: RangeInclusive<u64> = 1..=100_000;

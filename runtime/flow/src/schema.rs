@@ -92,6 +92,7 @@ fn webhook_value(key: &str) -> Value {
             "examples": ["100/s"],
         }),
         "handshake" => json!({ "anyOf": [{ "enum": ["slack"] }, { "$ref": "#/$defs/handshake" }] }),
+        "reply" => json!({ "$ref": "#/$defs/duration" }),
         // A test holds that every key has a case above.
         _ => json!({ "not": {} }),
     }

@@ -19,8 +19,10 @@ use serde_json::value::RawValue;
 use towpath_flow::model::{Fires, Flow, Limits, Step, Validate};
 use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
+use towpath_protocol::answer::REPLY_PORT;
 use towpath_protocol::handing::{BURST_PART, Handing, Misfit, Rate, Validation};
 use towpath_protocol::manifest::Kind;
+use towpath_protocol::runs::RUNS_KEY;
 use towpath_protocol::start::{Branch, Identity, Output, Routes, Settings, Start};
 
 use super::intent::{Held, intent};
@@ -34,6 +36,9 @@ pub const CONCURRENCY_DEFAULT: u32 = 16;
 /// The most messages in a batch, however many its reader takes: beyond this nothing is gained, and
 /// what is given back when a replica goes is delivered again as a whole.
 pub const BATCH_MAX: u32 = 1024;
+
+/// The most answers in a batch: somebody waits for each.
+const ANSWERS_MAX: u32 = 16;
 
 /// How often a step may say "later" of one message. With the usual waits this is days.
 pub const REBOUNDS_MAX: u32 = 1_000;
@@ -353,6 +358,7 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
                 continue;
             }
             let output = outputs.entry(port.clone()).or_insert_with(|| Output {
+                exchange: None,
                 key: None,
                 batch_max: BATCH_MAX,
                 steps: Vec::new(),
@@ -373,6 +379,9 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
             }
         }
     }
+    if flow.webhook.as_ref().is_some_and(|it| it.reply.is_some()) {
+        outputs.insert(REPLY_PORT.to_owned(), answers(names));
+    }
     Routes {
         queue: names.queue(&flow.name, &step.id),
         outputs_exchange: names.flow(&flow.name),
@@ -382,6 +391,18 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
         delay_exchanges: names.delays(),
         dead_exchange: names.dead(),
         office_exchange: names.office(),
+    }
+}
+
+/// The way of answers to those who wait for them: with the reports of runs, so that what is said of a
+/// run is known in the order in which it happened.
+fn answers(names: &Names) -> Output {
+    Output {
+        exchange: Some(names.office()),
+        key: Some(RUNS_KEY.to_owned()),
+        batch_max: ANSWERS_MAX,
+        steps: Vec::new(),
+        branches: Vec::new(),
     }
 }
 

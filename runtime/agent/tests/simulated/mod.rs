@@ -1030,6 +1030,7 @@ fn branches() -> Output {
         when: Some(step.into()),
     };
     Output {
+        exchange: None,
         key: None,
         batch_max: 3,
         steps: Vec::new(),
@@ -1068,6 +1069,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
+                    exchange: None,
                     key: Some("out".into()),
                     batch_max: 3,
                     branches: Vec::new(),

@@ -45,6 +45,10 @@ pub(crate) fn facts() -> Facts {
             "towpath/webhook:1",
             known(manifest("webhook", Kind::Webhook, None, &["out"])),
         ),
+        (
+            "towpath/reply:1",
+            known(manifest("reply", Kind::Action, None, &["out", "reply"])),
+        ),
         ("towpath/future:1", known(future)),
         (
             "towpath/schema:1",

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use minijinja::syntax::SyntaxConfig;
+pub use minijinja::value::Value as Values;
 use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{
     Environment, Error, ErrorKind, Output, State, UndefinedBehavior, escape_formatter,
@@ -22,7 +23,7 @@ const FUEL: u64 = 1_000_000;
 
 /// What a template is for decides how its values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Use {
+enum Use {
     /// Values are percent-encoded; null and nothing are errors.
     Url,
     /// Values are written as they are; null is an error.
@@ -44,13 +45,13 @@ impl Use {
 
 /// All templates of a step.
 #[derive(Debug)]
-pub(crate) struct Templates {
+pub struct Templates {
     environment: Environment<'static>,
 }
 
 /// One template; the text is in [`Templates`] under its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Template {
+pub enum Template {
     /// Text without a block.
     Fixed(String),
     /// Text with blocks, under its name.
@@ -59,8 +60,15 @@ pub(crate) enum Template {
     Typed(String, String),
 }
 
+impl Default for Templates {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Templates {
-    pub(crate) fn new() -> Self {
+    /// None yet.
+    pub fn new() -> Self {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_formatter(write);
@@ -72,7 +80,7 @@ impl Templates {
     }
 
     /// Compiles a template. Its name is its place in the configuration: `headers.accept`.
-    pub(crate) fn add(&mut self, name: &str, text: &str) -> Result<Template, String> {
+    pub fn add(&mut self, name: &str, text: &str) -> Result<Template, String> {
         let parts = parts(text);
         if parts
             .iter()
@@ -106,8 +114,8 @@ impl Templates {
         }
     }
 
-    /// Fills in a template as text.
-    pub(crate) fn text(&self, template: &Template, values: &Value) -> Result<String, String> {
+    /// Fills in a template as text. An error names its place, and quotes the expression that failed.
+    pub fn text(&self, template: &Template, values: &Value) -> Result<String, String> {
         match template {
             Template::Fixed(text) => Ok(text.clone()),
             Template::Filled(name) | Template::Typed(name, _) => self
@@ -119,11 +127,7 @@ impl Templates {
     }
 
     /// Fills in a template as JSON: one that is a single expression keeps the type of its value.
-    pub(crate) fn json(
-        &self,
-        template: &Template,
-        values: &Value,
-    ) -> Result<serde_json::Value, String> {
+    pub fn json(&self, template: &Template, values: &Value) -> Result<serde_json::Value, String> {
         let Template::Typed(name, expression) = template else {
             return self.text(template, values).map(serde_json::Value::String);
         };
@@ -145,7 +149,7 @@ impl Templates {
 
 /// What a message's templates can name: the fields of its body, `message`, and, through a leading
 /// dot, the body itself.
-pub(crate) fn values(
+pub fn values(
     body: &RawValue,
     id: &str,
     attempt: u32,
