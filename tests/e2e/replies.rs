@@ -243,3 +243,47 @@ fn whoever_waits_for_what_the_flow_gave_up_is_told_so_at_once() {
     assert!(message.contains(id), "{message}");
     assert_eq!(runs["runs"][0]["state"], "done_with_dead_letters");
 }
+
+/// A step by the protocol's page alone. It answers twice, and cannot be sent what it says of `odd`.
+const PYTHON: &str = r#"
+import json
+say = open(4, "w")
+for line in open(3):
+    frame = json.loads(line)
+    if "hello" in frame:
+        out = [{"ready": {"contract": 1}}]
+    elif "message" in frame:
+        id, body = frame["message"]["id"], frame["message"]["body"]
+        answer = body if body == "odd" else {"status": 404, "body": body}
+        emit = lambda body: {"emit": {"id": id, "port": "reply", "body": body}}
+        out = [emit(answer), emit({"status": 200}), {"done": {"id": id}}]
+    else:
+        break
+    say.write("".join(json.dumps(frame) + "\n" for frame in out))
+    say.flush()
+"#;
+
+#[test]
+fn a_step_in_any_language_answers_and_is_told_what_cannot_be_sent() {
+    let instance = Instance::start(BrokerVersion::V310);
+    let command = json!(["python3", "-c", PYTHON]);
+    instance.apply(&format!(
+        r#"
+flow: python
+trigger: {{ id: request, webhook: {{ reply: 50s }} }}
+actions:
+  - id: answer
+    image: towpath/demo-enrich:test
+    command: {command}
+"#
+    ));
+    let hook = hook(&instance, "python");
+    let ask = |body: &str| {
+        let answer = http::send("POST", &hook, None, Some(body)).expect("an answer");
+        (answer.status, answer.text)
+    };
+    assert_eq!(ask("[1.50]"), (404, "[1.5]".to_owned()));
+    let (status, text) = ask("\"odd\"");
+    assert_eq!(status, 502, "{text}");
+    assert!(text.contains("unusable_answer"), "{text}");
+}

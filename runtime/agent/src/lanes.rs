@@ -831,6 +831,31 @@ mod tests {
     }
 
     #[test]
+    fn an_output_goes_where_its_port_leads() {
+        let mut made = lanes();
+        let answers = Output {
+            exchange: Some("office".into()),
+            key: Some(RUNS_KEY.into()),
+            batch_max: 16,
+            steps: vec![],
+            branches: vec![],
+        };
+        made.routes.outputs.insert("reply".into(), answers);
+        let identity = serde_json::from_str(
+            r#"{"instance":"i","flow":"f","step":"s","replica":1,"spec":"0"}"#,
+        );
+        let mut lanes = Lanes::new(&made.routes, &made.limits, &identity.unwrap(), "");
+        let now = Instant::now();
+        for port in ["out", "reply"] {
+            let lane = LaneId::Port(lanes.port(port).unwrap());
+            lanes.push(lane, b"a\n", MEMBER, now);
+        }
+        let ways = sent(&mut lanes, now);
+        let ways: Vec<_> = ways.iter().map(|it| (&*it.exchange, &*it.key)).collect();
+        assert_eq!(ways, [("x", "s.out"), ("office", "runs")]);
+    }
+
+    #[test]
     fn an_idle_lane_sends_at_once() {
         let (mut lanes, now) = (lanes(), Instant::now());
         lanes.push(OUT, b"a\n", MEMBER, now);
