@@ -115,6 +115,12 @@ fn a_step_that_is_taken_out_with_messages_waiting_is_refused_and_goes_when_it_ha
     instance.apply(&inserted());
     crm_holds_exactly(&demo, 500, LONG);
     instance.run(&["pause", FLOW, "tag"]).ok();
+    eventually("`tag` is paused", SOON, || {
+        let status = instance.status(FLOW);
+        holds(status["steps"][2]["state"] == "paused", || {
+            status.to_string()
+        })
+    });
     demo.post(&format!("{}/orders?n=400", demo.shop));
     let queued = all_wait(&instance, "tag", 900);
     let path = instance.write("without.yaml", &orders_to_crm(2));
