@@ -32,7 +32,6 @@ use crate::metrics::Metrics;
 use crate::reconcile::FlowState;
 use crate::schedule::{Clock, trace_of};
 use crate::store::Store;
-use crate::store::answers::{KeptAnswer, Outcome};
 use crate::store::tracking::{RequestRun, WebhookRuns};
 
 mod auth;
@@ -45,6 +44,7 @@ mod id;
 mod query;
 mod rate;
 mod recent;
+mod reply;
 mod turns;
 mod waiters;
 mod worker;
@@ -54,7 +54,6 @@ use branches::{Branches, Way};
 pub use gate::{Gate, Gates, KEYS_MAX, UrlKey};
 pub use recent::{Entered, Recent};
 use turns::{Turn, Turns};
-use waiters::Waiter;
 pub use waiters::Waiters;
 pub use worker::Worker;
 use worker::{Item, Route};
@@ -381,44 +380,6 @@ impl Ingress {
         self.reply(id, waits.filter(|_| is_taken), is_named).await
     }
 
-    /// What to answer a request that the broker has: at once if it does not wait. Of one that came
-    /// before, the answer may be there already.
-    async fn reply(
-        &self,
-        id: MessageId,
-        waits: Option<(Waiter, Instant)>,
-        mut may_be_there: bool,
-    ) -> Result<Answer, IngressError> {
-        let Some((mut waiter, until)) = waits else {
-            return Ok(Answer::Taken(id));
-        };
-        loop {
-            if may_be_there && let Some(outcome) = self.outcome(id).await {
-                return outcome;
-            }
-            may_be_there = true;
-            // Cancel-safe: both only wait.
-            tokio::select! {
-                is_new = waiter.changed() => if !is_new { return Ok(Answer::Taken(id)) },
-                () = tokio::time::sleep_until(until) => return Ok(Answer::Taken(id)),
-            }
-        }
-    }
-
-    /// What came of a request that waits; none if that is still open.
-    async fn outcome(&self, id: MessageId) -> Option<Result<Answer, IngressError>> {
-        match self.store.outcome_of(id).await {
-            Ok(Outcome::Answered(kept)) => Some(Ok(Answer::Replied(id, read(&kept)))),
-            Ok(Outcome::Over { has_dead: true }) => Some(Err(IngressError::GivenUp { run: id })),
-            Ok(Outcome::Over { has_dead: false } | Outcome::Unknown) => Some(Ok(Answer::Taken(id))),
-            Ok(Outcome::Open) => None,
-            Err(error) => {
-                tracing::warn!("cannot look for the answer of a run: {}", chain(&error));
-                None
-            }
-        }
-    }
-
     /// Whether a request was answered before.
     async fn is_answered(&self, id: MessageId) -> bool {
         match self.store.answered(id).await {
@@ -594,11 +555,6 @@ fn takes(flow: &LiveFlow) -> Result<(), IngressError> {
         FlowState::Draining => Err(IngressError::Draining),
         FlowState::Stopped => Err(IngressError::Stopped),
     }
-}
-
-/// An answer that is kept. It was written by the office.
-fn read(kept: &KeptAnswer) -> answer::Answer {
-    serde_json::from_str(&kept.answer).expect("what is kept was read before")
 }
 
 fn raw<T: serde::Serialize>(value: &T) -> Box<RawValue> {

@@ -108,10 +108,7 @@ async fn take(state: &ApiState, flow: &str, key: &str, path: String, request: Re
 /// The answer of a flow, and the run that gave it.
 fn reply(run: MessageId, answer: &answer::Answer) -> Response {
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let (content, is_json) = match answer.content() {
-        Some((content, is_json)) => (content, is_json),
-        None => (Vec::new(), false),
-    };
+    let (content, is_json) = answer.content().unwrap_or_default();
     let mut response = (status, content).into_response();
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_TYPE);
@@ -148,4 +145,36 @@ fn refusal(error: &ingress::IngressError) -> Response {
         );
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a request gets for an answer: the status, the headers, the body.
+    async fn sent(answer: &str) -> (u16, String, String) {
+        let answer: answer::Answer = serde_json::from_str(answer).unwrap();
+        let response = reply(MessageId::from_bytes([1; 16]), &answer);
+        let status = response.status().as_u16();
+        let headers = response.headers().iter();
+        let headers = headers.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+        let headers = headers.collect::<Vec<_>>().join("\n");
+        let body = axum::body::to_bytes(response.into_body(), 1_000).await;
+        let body = String::from_utf8(body.unwrap().to_vec()).unwrap();
+        (status, headers, body)
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_sent_as_the_flow_gave_it() {
+        let run = format!("towpath-run: {}", "01".repeat(16));
+        let json = sent(r#"{"status":201,"headers":{"location":"/7"},"body":{"b":1,"a":1.50}}"#);
+        let headers = format!("content-type: application/json\nlocation: /7\n{run}");
+        let expect = (201, headers, r#"{"b":1,"a":1.50}"#.to_owned());
+        assert_eq!(json.await, expect);
+        let text = sent(r#"{"headers":{"Content-Type":"text/plain"},"body":"a\nb"}"#);
+        let headers = format!("content-type: text/plain\n{run}");
+        assert_eq!(text.await, (200, headers, "a\nb".to_owned()));
+        let nothing = sent(r#"{"status":204}"#);
+        assert_eq!(nothing.await, (204, run, String::new()));
+    }
 }

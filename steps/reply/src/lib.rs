@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use towpath_step::{Answer, Context, REPLY_PORT, Result, StepError};
-use towpath_step_template::{Json, Template, Templates, values};
+use towpath_step_template::{Json, Template, Templates, Values, values};
 
 /// `with:` of the step. `status`, the values of `headers` and the texts in `body` are templates:
 /// `{{ .customer.name }}` is a field of the message's body.
@@ -29,7 +29,7 @@ pub struct Config {
 }
 
 /// A status.
-#[derive(Debug, Clone, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Status {
     /// Always the same.
@@ -104,11 +104,7 @@ impl Plan {
         })
     }
 
-    fn answer(
-        &self,
-        message: &RawValue,
-        values: &towpath_step_template::Values,
-    ) -> std::result::Result<Answer, String> {
+    fn answer(&self, message: &RawValue, values: &Values) -> std::result::Result<Answer, String> {
         let status = read_status(&self.templates.text(&self.status, values)?)?;
         let headers = self.headers.iter().map(|(name, template)| {
             let value = self.templates.text(template, values)?;

@@ -51,8 +51,9 @@ pub(super) fn check(
             .help("follow another port of the step"),
         );
     }
-    let mut with_image = document.drafts.iter().filter(|draft| draft.has_image);
-    if with_image.all(|draft| answers(draft, facts) == Some(false)) {
+    let drafts = document.drafts.iter().filter(|draft| draft.has_image);
+    let mut known = drafts.map(|draft| answers(draft, facts)).peekable();
+    if known.peek().is_some() && known.all(|answers| answers == Some(false)) {
         found.push(
             Diagnostic::new(
                 Code::NobodyReplies,
