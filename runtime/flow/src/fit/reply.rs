@@ -60,7 +60,7 @@ pub(super) fn check(
                 "requests wait for an answer, and no step gives one",
             )
             .at(reply.key_span.clone())
-            .label("every request waits until its time is up")
+            .label("no step has the port `reply`")
             .help("add a step that answers: `{ id: answer, image: \"towpath/reply:1\" }`"),
         );
     }
