@@ -185,7 +185,7 @@ impl Control {
         let (is, note) = status(run, &progress, &self.around(record, flow));
         let answer = self.catalog.store.answer_of(run.id).await?;
         Ok(RunView {
-            answer: answer.map(answer_view).transpose()?,
+            answer: answer.as_ref().map(answer_view).transpose()?,
             ..run_view(run, &progress, is, note)
         })
     }
@@ -266,7 +266,7 @@ fn run_view(
     }
 }
 
-fn answer_view(kept: KeptAnswer) -> Result<AnswerView, ControlError> {
+fn answer_view(kept: &KeptAnswer) -> Result<AnswerView, ControlError> {
     let unread = |error: serde_json::Error| ControlError::internal(&error);
     let answer: Answer = serde_json::from_str(&kept.answer).map_err(unread)?;
     let body = answer.body.map(|body| serde_json::from_str(body.get()));

@@ -2,6 +2,7 @@
 //! goes on, unchanged, to whatever follows.
 
 use std::collections::BTreeMap;
+use std::future::{Ready, ready};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,8 +55,8 @@ pub struct Plan {
 }
 
 /// Compiles the templates, and looks at what can be looked at before there is a message.
-pub async fn setup(config: &Config) -> Result<Plan> {
-    Plan::new(config).map_err(StepError::permanent)
+pub fn setup(config: &Config) -> Ready<Result<Plan>> {
+    ready(Plan::new(config).map_err(StepError::permanent))
 }
 
 /// Answers, and passes the message on.
