@@ -5,7 +5,8 @@
 //! - A handler that needs no waiting costs no task: it is polled where it is read.
 //! - Fates are written by the handler's own task, after its outputs.
 //! - Every message and every tick is answered exactly once, cancelled or not.
-//! - A batch is gathered while the one before it is worked on, and never waits for more.
+//! - A batch is gathered while the one before it is worked on, and never waits for more than the
+//!   agent announced.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -55,13 +56,16 @@ pub(crate) async fn serve<H: Handler>(
             inputs: Vec::new(),
             abouts: Vec::new(),
         },
+        announced: 0,
         batch_runs: false,
     };
     let mut is_closed = false;
     server.take(first).await;
     loop {
         if input.is_empty() {
-            server.start_batch();
+            if server.announced == 0 {
+                server.start_batch();
+            }
             server.shared.link.outbox.flush();
         }
         if server.shared.link.outbox.is_gone() {
@@ -99,6 +103,8 @@ struct Server<H: Handler> {
     /// How to cancel each of them.
     in_hand: HashMap<MessageId, AbortHandle>,
     gathered: Gathered<H::Input>,
+    /// How many of the messages that are to be handled together are still to be read.
+    announced: u32,
     batch_runs: bool,
 }
 
@@ -145,6 +151,17 @@ impl<H: Handler> Server<H> {
         match frame {
             ToStep::Message(message) => {
                 self.start(Given::Body(message.body), about_message(message));
+                if self.announced > 0 {
+                    self.announced -= 1;
+                    if self.announced == 0 {
+                        self.start_batch();
+                    }
+                }
+            }
+            ToStep::Batch(together) => {
+                if self.batch_max.is_some() {
+                    self.announced = together.count;
+                }
             }
             ToStep::Tick(tick) => self.start(Given::Tick(tick), about_tick(tick)),
             ToStep::Cancel(cancel) => self.cancel(cancel.id),

@@ -146,6 +146,10 @@ codes! {
     NothingToValidate = "F107", Error;
     /// A rate cannot be read.
     BadStepRate = "F108", Error;
+    /// A step that handles each message by itself has a use for no `batch`.
+    BatchOfOne = "F109", Warning;
+    /// `batch` hands over more than the step may have in its hands.
+    BatchTooLarge = "F110", Error;
 }
 
 impl fmt::Display for Code {

@@ -48,6 +48,7 @@ pub(crate) struct Draft<'t> {
     pub(crate) after: Option<Vec<After>>,
     pub(crate) with: Option<&'t Entry>,
     pub(crate) validate: Option<&'t Entry>,
+    pub(crate) batch: Option<&'t Entry>,
 }
 
 /// An entry of `after`.

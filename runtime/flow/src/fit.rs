@@ -3,6 +3,7 @@
 
 use towpath_protocol::CONTRACT;
 use towpath_protocol::manifest::{Kind, Manifest};
+use towpath_protocol::start::Mode;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{Document, Draft, describe, within};
@@ -37,6 +38,7 @@ pub(crate) fn check(
             continue;
         }
         bodies::check_validate(draft, facts, found);
+        found.extend(batch(draft, facts));
         match facts.image(&draft.step.image) {
             ImageFact::Unknown => unknown.push(draft.step.id.as_str()),
             ImageFact::Missing => found.push(missing(facts, draft)),
@@ -159,6 +161,30 @@ fn wrong_kind(draft: &Draft<'_>, is: Kind, expected: Kind) -> Diagnostic {
     .at(draft.image_span.clone())
     .label(place)
     .help(help)
+}
+
+/// Who handles each message by itself gets nothing from having several.
+fn batch(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
+    let entry = draft.batch?;
+    let image = shown(&draft.step.image);
+    let why = match facts.image(&draft.step.image) {
+        _ if draft.step.mode == Mode::Lines => {
+            "with `mode: lines` a program is given one line a message".to_owned()
+        }
+        ImageFact::Known(Some(manifest)) if manifest.batch.is_none() => {
+            format!("the manifest of the image {image} has no `batch`")
+        }
+        _ => return None,
+    };
+    Some(
+        Diagnostic::new(
+            Code::BatchOfOne,
+            format!("{} handles each message by itself", describe(&draft.step)),
+        )
+        .at(entry.key_span.clone())
+        .label(why)
+        .help("leave it out: messages would only wait for each other"),
+    )
 }
 
 /// The port must be one of those that the step before has, if that is known.

@@ -43,6 +43,13 @@ pub const SCALE_LATENCY: RangeInclusive<Duration> =
 /// How many messages may be in the hands of one replica.
 pub const CONCURRENCY: RangeInclusive<u64> = 1..=4096;
 
+/// How many messages may be handed over together: all of them are in memory, in the agent and in the
+/// step.
+pub const BATCH_MAX: RangeInclusive<u64> = 1..=1_000;
+
+/// How long a message may wait for others: longer than this is a schedule, not a batch.
+pub const BATCH_WAIT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
+
 /// How many messages there may be in the time of a `rate`: beyond a million a second there is nothing
 /// to hold back.
 pub const RATE_COUNT: RangeInclusive<u64> = 1..=1_000_000;

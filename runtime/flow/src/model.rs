@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
-use towpath_protocol::handing::Rate;
+use towpath_protocol::handing::{Batch, Rate};
 use towpath_protocol::start::{Mode, Retry};
 
 use crate::webhook::Webhook;
@@ -87,6 +87,8 @@ pub struct Handing {
     pub validate: Validate,
     /// How many messages all replicas together are handed, at most.
     pub rate: Option<Rate>,
+    /// How many are handed over together, if several are.
+    pub batch: Option<Batch>,
 }
 
 /// What becomes of a message whose body is not what its step takes.

@@ -283,6 +283,7 @@ fn handing(step: &Step, image: &Image) -> Handing {
             .zip(schema)
             .map(|(misfit, schema)| Validation { schema, misfit }),
         rate: step.handing.rate,
+        batch: step.handing.batch,
     }
 }
 
@@ -322,7 +323,7 @@ fn concurrency(flow: &Flow, step: &Step, image: Option<&Image>) -> u32 {
     step.concurrency
         .or_else(|| manifest.and_then(|manifest| manifest.concurrency))
         .unwrap_or(CONCURRENCY_DEFAULT)
-        .max(1)
+        .max(step.handing.batch.map_or(1, |batch| batch.max))
 }
 
 /// The most messages in a batch for a step with a rate: what it is handed in the tenth of a second.

@@ -19,6 +19,12 @@ impl Core {
             return;
         }
         self.claim_ahead(now);
+        if let Some(batch) = self.setup.batch
+            && self.suspects.is_empty()
+            && self.suspect.is_none()
+        {
+            self.hand_batch(batch, now);
+        }
         while self.to_step.len() < self.setup.limits.step_input_bytes {
             if self.in_hand as usize >= self.places() || !self.pace_is_open(now) {
                 break;
@@ -30,6 +36,8 @@ impl Core {
                 self.suspects.pop_front();
                 self.suspect = Some(number);
                 self.give(number, now);
+            } else if self.setup.batch.is_some() {
+                break;
             } else if let Some(number) = self.again.pop_front() {
                 if self.is_once() && !self.is_granted(number, now) {
                     self.claim(number, now);
@@ -115,7 +123,8 @@ impl Core {
             self.suspects.push_back(number);
         } else if self.is_once() {
             self.claim(number, now);
-        } else if self.step == Step::Ready
+        } else if self.setup.batch.is_none()
+            && self.step == Step::Ready
             && (self.in_hand as usize) < self.places()
             && self.pace_is_open(now)
         {
@@ -161,6 +170,10 @@ impl Core {
         if let Some(pace) = &mut self.pace {
             pace.take(now.instant);
         }
+        self.put_in_hands(number, now);
+    }
+
+    pub(super) fn put_in_hands(&mut self, number: u32, now: Now) {
         let timeout_ms = self.setup.settings.timeout_ms;
         let elapsed = (timeout_ms > 0).then(|| self.stopwatch.elapsed(now.instant));
         let record = self.records.get(number);

@@ -1,13 +1,14 @@
-//! How messages are handed to an action: `validate`, `rate`.
+//! How messages are handed to an action: `validate`, `rate`, `batch`.
 
-use towpath_protocol::handing::Rate;
+use towpath_protocol::handing::{Batch, Rate};
 
 use super::Steps;
 use crate::diagnostic::{Code, Diagnostic};
+use crate::keys;
 use crate::limits;
 use crate::model::{Handing, Validate};
 use crate::text::shown;
-use crate::tree::Node;
+use crate::tree::{Entry, Node};
 use crate::units::parse_rate;
 
 impl Steps<'_, '_> {
@@ -24,6 +25,54 @@ impl Steps<'_, '_> {
         if let Some(entry) = node.entry("rate") {
             handing.rate = self.step_rate(&entry.value);
         }
+        if let Some(entry) = node.entry("batch") {
+            handing.batch = self.batch(entry, node);
+        }
+    }
+
+    fn batch(&mut self, entry: &Entry, step: &Node) -> Option<Batch> {
+        let node = &entry.value;
+        self.reader.mapping(node, "`batch`", &[keys::BATCH])?;
+        let Some(max) = node.entry("max") else {
+            let help = "write how many are handed over together: `batch: { max: 500, wait: 1s }`";
+            self.reader
+                .missing(node, "`batch`", "max", entry.key_span.clone(), help);
+            return None;
+        };
+        let count = self.reader.whole(&max.value, "`max`", &limits::BATCH_MAX);
+        let wait = node.entry("wait").and_then(|wait| {
+            self.reader
+                .duration_or_zero(&wait.value, "`wait`", &limits::BATCH_WAIT)
+        });
+        let count = u32::try_from(count?).ok()?;
+        if let Some(concurrency) = step.entry("concurrency")
+            && let Ok(places) = concurrency
+                .value
+                .to_json()
+                .as_u64()
+                .unwrap_or(u64::MAX)
+                .try_into()
+            && count > places
+        {
+            let places: u32 = places;
+            self.reader.report(
+                Diagnostic::new(
+                    Code::BatchTooLarge,
+                    format!("{count} messages cannot be handed over together"),
+                )
+                .at(max.value.span.clone())
+                .label(format!("`concurrency` is {places}"))
+                .related(
+                    concurrency.value.span.clone(),
+                    "so many are in its hands at most",
+                )
+                .help("leave `concurrency` out, or raise it"),
+            );
+        }
+        Some(Batch {
+            max: count,
+            wait_ms: u64::try_from(wait.unwrap_or_default().as_millis()).unwrap_or(u64::MAX),
+        })
     }
 
     fn step_rate(&mut self, node: &Node) -> Option<Rate> {

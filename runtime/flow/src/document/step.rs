@@ -33,6 +33,7 @@ impl Steps<'_, '_> {
             after: None,
             with: node.entry("with"),
             validate: node.entry("validate"),
+            batch: node.entry("batch"),
         };
         match node.entry("id") {
             Some(entry) => {
