@@ -19,6 +19,7 @@ pub mod rates;
 pub mod reconcile;
 pub mod replay;
 pub mod reports;
+pub mod run_watch;
 pub mod schedule;
 pub mod serve;
 pub mod settings;

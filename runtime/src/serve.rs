@@ -35,6 +35,7 @@ use crate::reconcile::gauge::BrokerGauge;
 use crate::reconcile::run::{Handle, Pace, Reconciler};
 use crate::reconcile::spec::Ground;
 use crate::reports::Reports;
+use crate::run_watch::RunWatch;
 use crate::schedule::{Scheduler, system_clock};
 use crate::settings::{Settings, without_password};
 use crate::store::ledger::Sightings;
@@ -195,6 +196,10 @@ struct Plane {
 }
 
 impl Plane {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one part after the other, each made once"
+    )]
     async fn start(
         settings: &Settings,
         store: Store,
@@ -255,9 +260,19 @@ impl Plane {
             inquiry: inquiry.clone(),
             metrics: metrics.clone(),
             runs_changed,
+            flows: live.subscribe(),
             sightings: sightings(reports.clone(), handle.clone()),
             rates: Rates::default(),
             containers: containers(handle.clone()),
+            clock: clock.clone(),
+        };
+        let program = std::env::current_exe().map_err(ServeError::Program)?;
+        let watch = RunWatch {
+            broker: Arc::clone(&broker),
+            store: store.clone(),
+            names: names.clone(),
+            flows: live.subscribe(),
+            reports: reports.clone(),
             clock: clock.clone(),
         };
         let gates = Gates::default();
@@ -269,6 +284,7 @@ impl Plane {
             store.clone(),
             clock,
             towpath_protocol::BODY_BYTES_MAX,
+            program.clone(),
         );
         let control = Control::start(Parts {
             catalog,
@@ -281,7 +297,8 @@ impl Plane {
             gates,
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
-            program: std::env::current_exe().map_err(ServeError::Program)?,
+            program,
+            stalled_after_ms: settings.stalled_after_seconds.saturating_mul(1_000),
             live,
         })
         .await?;
@@ -291,6 +308,7 @@ impl Plane {
             reconciler,
             scheduler,
             office,
+            watch,
             worker,
             broker,
             store,
@@ -315,6 +333,7 @@ struct Loops {
     reconciler: Reconciler,
     scheduler: Scheduler,
     office: Office,
+    watch: RunWatch,
     worker: Worker,
     broker: Arc<dyn Broker>,
     store: Store,
@@ -357,6 +376,7 @@ impl Loops {
                 }
             }),
         );
+        spawn("watching runs", Box::pin(self.watch.run(stop.clone())));
         spawn(
             "the ingress",
             Box::pin(self.worker.run(self.broker, stop.clone())),

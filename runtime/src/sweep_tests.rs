@@ -32,6 +32,7 @@ async fn world(seed: u64) -> World {
             .map(|step| ((*step).to_owned(), vec![]))
             .collect(),
         aliases: vec![],
+        ..FlowTopology::default()
     };
     let topology = Topology {
         names: names.clone(),

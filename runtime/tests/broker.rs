@@ -62,6 +62,7 @@ impl Instance {
                 flow: "orders".into(),
                 steps: vec![("poll".into(), vec![]), ("crm".into(), after("poll"))],
                 aliases: vec![],
+                ..FlowTopology::default()
             }],
         };
         let this = Self {
@@ -523,6 +524,7 @@ async fn a_changed_flow_loses_its_old_bindings_only() {
         flow: "never".into(),
         steps: vec![("a".into(), vec![("b".into(), "out".into())])],
         aliases: vec![],
+        ..FlowTopology::default()
     };
     instance
         .rabbit

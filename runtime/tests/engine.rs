@@ -287,6 +287,8 @@ fn start(identity: Identity) -> Start {
             },
             rebounds_max: 1,
             once: false,
+            stream: false,
+            track: false,
             body_bytes_max: 1 << 20,
             drain_ms: 5_000,
             memory_bytes: 64 << 20,

@@ -8,9 +8,11 @@
 //!
 //! - `an_idle_lane_sends_at_once`, `a_busy_lane_lets_the_next_batch_grow`.
 //! - `a_refused_batch_is_sent_again_before_anything_newer`.
-//! - `news_keep_their_order`: their lane has one open publish at most.
+//! - `news_keep_their_order`, and so do reports of runs: their lanes have one open publish at most.
+//! - `every_report_of_runs_can_be_read_by_itself`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use towpath_protocol::MessageId;
 use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY};
+use towpath_protocol::runs::{ENTRY_BYTES_MAX, Entry, Head, RUNS_KEY, write_run};
 use towpath_protocol::start::{Identity, Routes};
 
 use crate::broker::{Content, Publish};
@@ -42,14 +45,25 @@ pub const SETTLEMENT: u32 = u32::MAX;
 /// The epoch of a checkpoint.
 pub const CHECKPOINT: u32 = u32::MAX - 1;
 
+/// The record of what belongs to no record: that a report was lost.
+pub const NOBODY: u32 = u32::MAX;
+
+/// How many entries there are in one report of runs: the control plane writes some reports in one
+/// transaction, and others wait for it.
+const RUNS_BATCH_MAX: u32 = 4096;
+
 /// How many messages that go apart may await their confirms.
 const APART_OPEN_MAX: u32 = 64;
 
 /// Names a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LaneId {
-    /// The outputs of a port, by its number in [`Lanes::port`].
+    /// The outputs of a port, to all steps that take everything; by its number in [`Lanes::port`].
     Port(u16),
+    /// Outputs to one branch of a port; by its number in [`Lanes::branches`].
+    Branch(u16),
+    /// Outputs that a condition failed for, as dead letters of the step that has it.
+    Astray,
     /// Back to this step after a delay, in units.
     Delay(u32),
     /// The same for a message that may kill whoever has it: whoever gets it next must know.
@@ -64,6 +78,8 @@ pub enum LaneId {
     Settled,
     /// To the ledger: messages that are in nobody's hands any more, and not settled.
     Released,
+    /// What came of runs.
+    Runs,
 }
 
 impl LaneId {
@@ -88,9 +104,24 @@ impl LaneId {
     fn survives(self) -> bool {
         matches!(
             self,
-            Self::Port(_) | Self::News | Self::Settled | Self::Released
+            Self::Port(_)
+                | Self::Branch(_)
+                | Self::Astray
+                | Self::News
+                | Self::Settled
+                | Self::Released
+                | Self::Runs
         )
     }
+}
+
+/// What is known of an output that goes by a lane.
+#[derive(Debug, Clone, Copy)]
+pub struct Copy {
+    /// Its id.
+    pub id: MessageId,
+    /// Whether it goes by no other lane before: an output is counted once.
+    pub is_first: bool,
 }
 
 #[derive(Default)]
@@ -100,14 +131,19 @@ struct Batch {
     members: Vec<Member>,
     /// The ids of the lines, if they are outputs.
     ids: Vec<MessageId>,
+    /// How many of them are the first copy of an output.
+    firsts: u32,
     answer: Option<Arc<str>>,
 }
 
 impl Batch {
-    fn push(&mut self, line: &[u8], member: Member, output: Option<MessageId>) {
+    fn push(&mut self, line: &[u8], member: Member, output: Option<Copy>) {
         self.payload.extend_from_slice(line);
         self.count += 1;
-        self.ids.extend(output);
+        if let Some(copy) = output {
+            self.ids.push(copy.id);
+            self.firsts += u32::from(copy.is_first);
+        }
         match self.members.last_mut() {
             Some(last) if last.record == member.record && last.epoch == member.epoch => {
                 last.count += 1;
@@ -125,6 +161,7 @@ struct Sealed {
     count: u32,
     members: Vec<Member>,
     ids: Vec<MessageId>,
+    firsts: u32,
     answer: Option<Arc<str>>,
 }
 
@@ -137,6 +174,8 @@ pub struct Accepted {
     pub members: Vec<Member>,
     /// The ids of its lines, if they are outputs.
     pub outputs: Vec<MessageId>,
+    /// How many of them are the first copy of an output.
+    pub firsts: u32,
 }
 
 /// What makes one document of the lines of a batch.
@@ -144,6 +183,8 @@ struct Frame {
     before: Vec<u8>,
     /// When the newest line was added, in milliseconds since 1970.
     at: u64,
+    /// Whether it is an entry of the ledger; else it is a report of runs, which needs no end.
+    is_entry: bool,
 }
 
 impl Frame {
@@ -163,10 +204,37 @@ impl Frame {
         Self {
             before: format!(r#"{{"{entry}":{open},"messages":["#).into_bytes(),
             at: 0,
+            is_entry: true,
+        }
+    }
+
+    /// Begins as a report of runs does.
+    fn of_runs(routes: &Routes, identity: &Identity) -> Self {
+        let head = Head {
+            identity: identity.clone(),
+            // In the order of [`Lanes::way`]: the ports, then the branches of each.
+            ways: {
+                let outputs = routes.outputs.values();
+                let branches = outputs.clone().flat_map(|it| &it.branches);
+                outputs
+                    .map(|it| it.steps.clone())
+                    .chain(branches.map(|it| vec![it.step.clone()]))
+                    .collect()
+            },
+        };
+        let mut before = Vec::new();
+        head.write(&mut before);
+        Self {
+            before,
+            at: 0,
+            is_entry: false,
         }
     }
 
     fn close(&self, lines: &[u8]) -> Vec<u8> {
+        if !self.is_entry {
+            return [self.before.as_slice(), lines].concat();
+        }
         let lines = lines.strip_suffix(b",").unwrap_or(lines);
         let after = format!(r#"],"at":{}}}}}"#, self.at);
         [self.before.as_slice(), lines, after.as_bytes()].concat()
@@ -215,6 +283,7 @@ impl Lane {
             count: batch.count,
             members: batch.members,
             ids: batch.ids,
+            firsts: batch.firsts,
             answer: batch.answer,
         });
     }
@@ -236,14 +305,30 @@ impl Lane {
     }
 }
 
+/// The lane of a branch.
+struct BranchLane {
+    /// The number of its port.
+    port: u16,
+    /// The step it leads to.
+    step: Box<str>,
+    lane: Lane,
+}
+
 /// All lanes of an agent.
 pub struct Lanes {
-    ports: Vec<(Box<str>, Lane)>,
+    /// The lane of each port is to the steps that take everything, if there are such.
+    ports: Vec<(Box<str>, Option<Lane>)>,
+    /// Those of one port are together.
+    branches: Vec<BranchLane>,
     dead: Lane,
+    astray: Lane,
     news: Lane,
     apart: Lane,
     settled: Lane,
     released: Lane,
+    runs: Lane,
+    /// Of which run the newest entry in the lane of runs is.
+    newest_run: Option<MessageId>,
     /// By units, and whether it is for suspects.
     delays: BTreeMap<(u32, bool), Lane>,
     open: HashMap<u64, (LaneId, Sealed)>,
@@ -270,20 +355,38 @@ impl Lanes {
             refusals: 0,
             not_before: None,
         };
-        let ports = routes
-            .outputs
-            .iter()
-            .map(|(port, output)| {
-                let lane = lane(
-                    &routes.outputs_exchange,
-                    &output.key,
-                    Content::Batch,
-                    output.batch_max.max(1),
-                    limits.open_batches,
-                );
-                (port.as_str().into(), lane)
-            })
-            .collect();
+        let outputs = |key: &str, batch_max: u32| {
+            lane(
+                &routes.outputs_exchange,
+                key,
+                Content::Batch,
+                batch_max.max(1),
+                limits.open_batches,
+            )
+        };
+        let mut ports = Vec::new();
+        let mut branches = Vec::new();
+        for (number, (port, output)) in (0..).zip(&routes.outputs) {
+            let all = output.key.as_deref();
+            let all = all.map(|key| outputs(key, output.batch_max));
+            ports.push((port.as_str().into(), all));
+            for branch in &output.branches {
+                branches.push(BranchLane {
+                    port: number,
+                    step: branch.step.as_str().into(),
+                    lane: outputs(&branch.key, branch.batch_max),
+                });
+            }
+        }
+        let dead = || {
+            lane(
+                &routes.dead_exchange,
+                "",
+                Content::Dead,
+                64,
+                limits.open_batches,
+            )
+        };
         let ledger = |entry| Lane {
             frame: Some(Frame::new(entry, identity, incarnation)),
             ..lane(
@@ -296,6 +399,7 @@ impl Lanes {
         };
         Self {
             ports,
+            branches,
             apart: lane(
                 &routes.steps_exchange,
                 &routes.own_key,
@@ -305,13 +409,19 @@ impl Lanes {
             ),
             settled: ledger("settled"),
             released: ledger("released"),
-            dead: lane(
-                &routes.dead_exchange,
-                "",
-                Content::Dead,
-                64,
-                limits.open_batches,
-            ),
+            runs: Lane {
+                frame: Some(Frame::of_runs(routes, identity)),
+                ..lane(
+                    &routes.office_exchange,
+                    RUNS_KEY,
+                    Content::Runs,
+                    RUNS_BATCH_MAX,
+                    1,
+                )
+            },
+            newest_run: None,
+            dead: dead(),
+            astray: dead(),
             news: lane(&routes.office_exchange, NEWS_KEY, Content::News, 1, 1),
             delays: BTreeMap::new(),
             open: HashMap::new(),
@@ -335,31 +445,58 @@ impl Lanes {
             .map_or("", |(name, _)| name)
     }
 
+    /// Returns whether there are steps that take everything that leaves by a port.
+    pub fn has_all(&self, port: u16) -> bool {
+        self.ports[usize::from(port)].1.is_some()
+    }
+
+    /// Returns the numbers of a port's branches, in the order of [`Output::branches`].
+    ///
+    /// [`Output::branches`]: towpath_protocol::start::Output::branches
+    pub fn branches(&self, port: u16) -> Range<u16> {
+        let begin = self.branches.partition_point(|it| it.port < port);
+        let end = self.branches.partition_point(|it| it.port <= port);
+        let number = |index| u16::try_from(index).expect("a step has few branches");
+        number(begin)..number(end)
+    }
+
+    /// Returns the number of the way that a lane of outputs is: of a port, or, after all ports, of a
+    /// branch.
+    pub fn way(&self, lane: LaneId) -> Option<u16> {
+        match lane {
+            LaneId::Port(port) => Some(port),
+            LaneId::Branch(branch) => u16::try_from(self.ports.len() + usize::from(branch)).ok(),
+            _ => None,
+        }
+    }
+
+    /// Returns the name of a way's port, and the step it leads to, if it is that of a branch.
+    pub fn way_name(&self, way: u16) -> (&str, Option<&str>) {
+        let branch = usize::from(way).checked_sub(self.ports.len());
+        match branch.and_then(|branch| self.branches.get(branch)) {
+            Some(branch) => (self.port_name(branch.port), Some(&branch.step)),
+            None => (self.port_name(way), None),
+        }
+    }
+
     /// Adds a line (with its line end) to a lane.
     pub fn push(&mut self, id: LaneId, line: &[u8], member: Member, now: Instant) {
         self.add(id, line, member, None, now);
     }
 
-    /// Adds an output.
+    /// Adds a copy of an output to the lane of its port, or of a branch.
     pub fn push_output(
-        &mut self,
-        port: u16,
-        line: &[u8],
-        member: Member,
-        output: MessageId,
-        now: Instant,
-    ) {
-        self.add(LaneId::Port(port), line, member, Some(output), now);
-    }
-
-    fn add(
         &mut self,
         id: LaneId,
         line: &[u8],
         member: Member,
-        output: Option<MessageId>,
+        output: Copy,
         now: Instant,
     ) {
+        self.add(id, line, member, Some(output), now);
+    }
+
+    fn add(&mut self, id: LaneId, line: &[u8], member: Member, output: Option<Copy>, now: Instant) {
         self.outstanding_bytes += line.len();
         let batch_bytes = self.limits.batch_bytes;
         let mut numbers = self.numbers;
@@ -387,6 +524,30 @@ impl Lanes {
         self.push(id, &line, member, now.instant);
     }
 
+    /// Adds what is said of a run.
+    pub fn report(&mut self, run: MessageId, entry: Entry, member: Member, now: Instant) {
+        let batch_bytes = self.limits.batch_bytes;
+        let mut numbers = self.numbers;
+        let is_full = self.runs.growing.payload.len() + ENTRY_BYTES_MAX > batch_bytes;
+        if is_full {
+            self.runs.seal(&mut numbers);
+        }
+        self.numbers = numbers;
+        let mut line = Vec::with_capacity(ENTRY_BYTES_MAX);
+        // Every report is read by itself.
+        if self.runs.growing.count == 0 || self.newest_run != Some(run) {
+            write_run(run, &mut line);
+            self.newest_run = Some(run);
+        }
+        entry.write(&mut line);
+        self.push(LaneId::Runs, &line, member, now);
+    }
+
+    /// Says whether something that was sent is a report of runs.
+    pub fn is_report(&self, number: u64) -> bool {
+        matches!(self.open.get(&number), Some((LaneId::Runs, _)))
+    }
+
     /// Adds a question to the lane of news; the answer has this correlation id.
     pub fn ask(&mut self, document: &[u8], member: Member, correlation: Arc<str>, now: Instant) {
         let mut numbers = self.numbers;
@@ -401,13 +562,13 @@ impl Lanes {
         let age = self.limits.batch_age;
         let mut numbers = self.numbers;
         let open = &mut self.open;
-        let fixed = self.ports.iter_mut().enumerate().map(|(index, (_, lane))| {
-            (
-                LaneId::Port(u16::try_from(index).expect("a step has few ports")),
-                lane,
-            )
-        });
-        let all = fixed
+        let ports = (0..).zip(&mut self.ports);
+        let ports =
+            ports.filter_map(|(port, (_, lane))| Some((LaneId::Port(port), lane.as_mut()?)));
+        let branches = (0..).zip(&mut self.branches);
+        let branches = branches.map(|(branch, it)| (LaneId::Branch(branch), &mut it.lane));
+        let all = ports
+            .chain(branches)
             .chain(
                 self.delays
                     .iter_mut()
@@ -416,9 +577,11 @@ impl Lanes {
             .chain([
                 (LaneId::Apart, &mut self.apart),
                 (LaneId::Dead, &mut self.dead),
+                (LaneId::Astray, &mut self.astray),
                 (LaneId::News, &mut self.news),
                 (LaneId::Settled, &mut self.settled),
                 (LaneId::Released, &mut self.released),
+                (LaneId::Runs, &mut self.runs),
             ]);
         for (id, lane) in all {
             while let Some(batch) = lane.next(now, age, &mut numbers) {
@@ -455,6 +618,7 @@ impl Lanes {
             lane: id,
             members: batch.members,
             outputs: batch.ids,
+            firsts: batch.firsts,
         })
     }
 
@@ -527,9 +691,9 @@ impl Lanes {
         !self.open.is_empty()
     }
 
-    /// Returns whether the step is to be held back.
-    pub fn is_full(&self) -> bool {
-        self.outstanding_bytes > self.limits.outstanding_bytes
+    /// Returns whether the step is to be held back, if so many bytes are to come beside.
+    pub fn is_full(&self, to_come: usize) -> bool {
+        self.outstanding_bytes + to_come > self.limits.outstanding_bytes
     }
 
     /// Returns when to look again without an event.
@@ -544,13 +708,17 @@ impl Lanes {
     }
 
     fn all(&self) -> impl Iterator<Item = &Lane> {
-        let ports = self.ports.iter().map(|(_, lane)| lane);
-        ports.chain(self.delays.values()).chain([
+        let ports = self.ports.iter().filter_map(|(_, lane)| lane.as_ref());
+        let branches = self.branches.iter().map(|it| &it.lane);
+        let outputs = ports.chain(branches);
+        outputs.chain(self.delays.values()).chain([
             &self.apart,
             &self.dead,
+            &self.astray,
             &self.news,
             &self.settled,
             &self.released,
+            &self.runs,
         ])
     }
 
@@ -562,12 +730,18 @@ impl Lanes {
 
     fn lane(&mut self, id: LaneId) -> &mut Lane {
         match id {
-            LaneId::Port(port) => &mut self.ports[usize::from(port)].1,
+            LaneId::Port(port) => self.ports[usize::from(port)]
+                .1
+                .as_mut()
+                .expect("nothing goes to all where nobody takes all"),
+            LaneId::Branch(branch) => &mut self.branches[usize::from(branch)].lane,
+            LaneId::Astray => &mut self.astray,
             LaneId::Dead => &mut self.dead,
             LaneId::News => &mut self.news,
             LaneId::Apart => &mut self.apart,
             LaneId::Settled => &mut self.settled,
             LaneId::Released => &mut self.released,
+            LaneId::Runs => &mut self.runs,
             LaneId::Delay(units) | LaneId::Suspect(units) => {
                 let (routes, limits) = (&self.routes, &self.limits);
                 let is_suspect = matches!(id, LaneId::Suspect(_));
@@ -621,8 +795,10 @@ mod tests {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key: "s.out".into(),
+                    key: Some("s.out".into()),
                     batch_max: 3,
+                    branches: vec![],
+                    steps: vec!["t".into()],
                 },
             )]),
             own_key: "f.s".into(),
@@ -787,6 +963,42 @@ mod tests {
         }
         assert!(lanes.disconnected().is_empty(), "it is told again");
         assert_eq!(sent(&mut lanes, now.instant).len(), 2);
+    }
+
+    #[test]
+    fn every_report_of_runs_can_be_read_by_itself() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        let id = |number: u32| {
+            let mut bytes = [7; 16];
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            MessageId::from_bytes(bytes)
+        };
+        let total = 2 * RUNS_BATCH_MAX + 10;
+        let mut said = Vec::new();
+        for number in 0..total {
+            let done = Entry::Done {
+                id: id(number),
+                replays: 0,
+            };
+            let run = id(number / 5000);
+            lanes.report(run, done, MEMBER, now);
+            said.push((run, done));
+        }
+        let mut read = Vec::new();
+        loop {
+            let publishes = sent(&mut lanes, now);
+            assert!(publishes.len() <= 1, "they keep their order");
+            let Some(publish) = publishes.into_iter().next() else {
+                break;
+            };
+            let (head, entries) = towpath_protocol::runs::read(&publish.payload).unwrap();
+            assert_eq!(head.ways, [["t"]]);
+            read.extend(entries);
+            assert!(lanes.is_report(publish.number));
+            lanes.accepted(publish.number);
+        }
+        assert_eq!(read, said);
+        assert!(lanes.disconnected().is_empty());
     }
 
     #[test]

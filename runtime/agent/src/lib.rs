@@ -23,7 +23,8 @@
 //!   ids.
 //! - It declares nothing on the broker.
 //! - It never interprets a body: it checks that a step's output is JSON, and copies bytes. Only
-//!   [`validate`] reads bodies, where the flow asks for it, and changes none.
+//!   [`validate`] reads bodies, where the flow asks for it, and changes none; what the conditions of
+//!   the steps after it say of a body, worker processes of this binary find out.
 
 pub mod args;
 pub mod attempt_log;

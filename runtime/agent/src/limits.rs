@@ -18,6 +18,11 @@ pub struct Limits {
     /// Bytes that are published or about to be and not confirmed, above which the step's frames
     /// are not read: back-pressure.
     pub outstanding_bytes: usize,
+    /// Outputs whose conditions are evaluated together: enough that the worker never waits for the
+    /// loop.
+    pub questions: usize,
+    /// Bytes of them, unless one alone has more.
+    pub question_bytes: usize,
     /// Bytes of one batch: the broker copies a delivery as a whole.
     pub batch_bytes: usize,
     /// How old the oldest of a batch may get while earlier batches await their confirms.
@@ -81,6 +86,13 @@ pub struct Limits {
     pub suspect_returns: u32,
     /// How long a message of such a delivery waits for the ledger, unless the step is `once: true`.
     pub suspect_patience: Duration,
+    /// How long a trigger that runs for ever has to come to an end before it is cancelled: time for a
+    /// page and its checkpoint.
+    pub finish: Duration,
+    /// How often the tick of a trigger that runs for ever may come back, because its connection was
+    /// lost or the broker's consumer timeout passed, before it is ended to begin anew: well below the
+    /// delivery limit of 50, at which the broker gives it up.
+    pub stream_returns: u32,
     /// How long a step has to exit after `drain` once nothing is in its hands.
     pub leave: Duration,
 }
@@ -93,6 +105,8 @@ impl Default for Limits {
             held_bytes_all: 16 << 20,
             attempt_log_bytes_all: 1 << 20,
             outstanding_bytes: 4 << 20,
+            questions: 256,
+            question_bytes: 1 << 20,
             batch_bytes: 512 << 10,
             batch_age: Duration::from_millis(10),
             open_batches: 8,
@@ -121,6 +135,8 @@ impl Default for Limits {
             claim_lease: Duration::from_secs(600),
             suspect_returns: 2,
             suspect_patience: Duration::from_secs(30),
+            finish: Duration::from_secs(5),
+            stream_returns: 25,
             leave: Duration::from_secs(10),
         }
     }

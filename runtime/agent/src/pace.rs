@@ -24,6 +24,9 @@ const AHEAD_SECONDS: f64 = 2.0;
 /// agent would be taken from it by the broker.
 const SLOW: f64 = 1.0;
 
+/// A message, give or take what is lost when parts of one are added up.
+const WHOLE: f64 = 1.0 - 1e-9;
+
 /// Whether a step has so low a rate that no message is taken before its turn.
 pub fn is_slow(rate: Rate) -> bool {
     rate.per_second() < SLOW
@@ -67,13 +70,13 @@ impl Pace {
 
     /// Returns whether no message may be handed over now.
     pub fn is_closed(&self, now: Instant) -> bool {
-        self.level_at(now) < 1.0
+        self.level_at(now) < WHOLE
     }
 
     /// Returns whether a message may be handed over now.
     pub fn is_open(&mut self, now: Instant) -> bool {
         self.fill(now);
-        self.level >= 1.0
+        self.level >= WHOLE
     }
 
     /// Notes that a message is handed over.
@@ -87,11 +90,16 @@ impl Pace {
         self.has_waited = true;
     }
 
-    /// Returns when the next message may be handed over; none while there is no share.
+    /// Returns when the next message may be handed over; none if one may be already, and while there
+    /// is no share.
     pub fn next(&self) -> Option<Instant> {
-        let missing = (1.0 - self.level).max(0.0);
+        if self.level >= WHOLE {
+            return None;
+        }
+        let missing = 1.0 - self.level;
         let wait = Duration::try_from_secs_f64(missing / self.share).ok()?;
-        self.at.checked_add(wait)
+        // Later by what a sum of parts may lack: whoever wakes up too early would not wake up again.
+        self.at.checked_add(wait + Duration::from_millis(1))
     }
 
     /// Returns how many messages may wait here for their turn before no more are taken.

@@ -154,6 +154,8 @@ mod tests {
             },
             rebounds_max: 2,
             once: false,
+            stream: false,
+            track: false,
             body_bytes_max: 100,
             drain_ms: 0,
             memory_bytes: 0,

@@ -39,12 +39,9 @@ impl Validator {
 
     /// Says what is wrong with a body: the first thing in a sentence, and more in a list.
     pub fn fault(&self, body: &str) -> Option<(String, Vec<String>)> {
-        let body: Value = match serde_json::from_str(body) {
-            Ok(body) => body,
-            Err(_) => {
-                let reason = "the body cannot be looked at: it is nested too deep".to_owned();
-                return Some((reason, Vec::new()));
-            }
+        let Ok(body) = serde_json::from_str::<Value>(body) else {
+            let reason = "the body cannot be looked at: it is nested too deep".to_owned();
+            return Some((reason, Vec::new()));
         };
         if self.schema.is_valid(&body) {
             return None;

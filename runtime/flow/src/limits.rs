@@ -20,6 +20,9 @@ pub const ACTIONS_MAX: usize = 100;
 /// The most entries of one `after`: each is a binding.
 pub const AFTER_MAX: usize = 100;
 
+/// The most bytes of a condition: it is in the start document of every replica of the steps before.
+pub const CONDITION_BYTES_MAX: usize = 4096;
+
 /// The most characters of a name: four of them make a container's name.
 pub const NAME_CHARS_MAX: usize = 48;
 

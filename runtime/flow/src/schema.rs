@@ -37,6 +37,8 @@ pub fn schema() -> Value {
     });
     schema["$defs"]["trigger"]["oneOf"] = json!([
         { "required": ["every", "image"] },
+        { "required": ["cron", "image"] },
+        { "required": ["stream", "image"] },
         { "required": ["webhook"] },
     ]);
     schema
@@ -180,6 +182,7 @@ fn value(key: &str) -> Value {
         "flow" | "id" => json!({ "$ref": "#/$defs/name" }),
         "description" => json!({ "type": "string", "maxLength": limits::DESCRIPTION_CHARS_MAX }),
         "trigger" => json!({ "$ref": "#/$defs/trigger" }),
+        "track" => json!({ "type": "boolean" }),
         "actions" => json!({
             "type": "array",
             "items": { "$ref": "#/$defs/action" },
@@ -221,12 +224,30 @@ fn value(key: &str) -> Value {
                 _ => schema,
             }
         }
+        "stream" => json!({ "const": true }),
+        "cron" => {
+            json!({ "type": "string", "minLength": 1, "examples": ["0 6 * * MON-FRI", "@daily"] })
+        }
+        "timezone" => json!({
+            "type": "string",
+            "minLength": 1,
+            "default": crate::cron::ZONE_DEFAULT,
+            "examples": ["Europe/Berlin"],
+        }),
+        "overlap" => json!({ "enum": ["skip", "queue-one"], "default": "skip" }),
+        "missed" => json!({ "enum": ["skip", "once"] }),
         "webhook" => json!({ "anyOf": [{ "const": true }, { "$ref": "#/$defs/webhook" }] }),
         "after" => json!({
             "anyOf": [
                 { "$ref": "#/$defs/after" },
                 { "type": "array", "items": { "$ref": "#/$defs/after" }, "minItems": 1, "uniqueItems": true },
             ],
+        }),
+        "when" => json!({
+            "type": "string",
+            "minLength": 1,
+            "maxLength": limits::CONDITION_BYTES_MAX,
+            "examples": [".total > 100"],
         }),
         "rate" => {
             json!({ "type": "string", "pattern": "^[0-9]+/(s|m|h)$", "examples": ["10/s", "600/m"] })
@@ -244,6 +265,8 @@ fn value(key: &str) -> Value {
 mod tests {
     use super::*;
 
+    type Table = (&'static [Key], fn(&str) -> Value);
+
     #[test]
     fn every_key_has_a_schema() {
         let tables = [
@@ -256,7 +279,7 @@ mod tests {
         for key in tables.iter().flat_map(|table| table.iter()) {
             assert_ne!(value(key.name), json!({ "not": {} }), "{}", key.name);
         }
-        let tables: [(&[Key], fn(&str) -> Value); 3] = [
+        let tables: [Table; 3] = [
             (keys::WEBHOOK, webhook_value),
             (keys::AUTH, auth_value),
             (keys::HANDSHAKE, handshake_value),

@@ -540,6 +540,7 @@ mod tests {
             flow: "orders".into(),
             steps: vec![("crm".into(), vec![("poll".into(), "out".into())])],
             aliases: vec![],
+            ..FlowTopology::default()
         }];
         broker
             .declare(

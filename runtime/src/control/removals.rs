@@ -225,6 +225,7 @@ impl Control {
                 flow: former.flow.clone(),
                 steps: Vec::new(),
                 aliases: alias.into_iter().collect(),
+                ..FlowTopology::default()
             };
             store
                 .forget_former_step(&former.flow, &former.step)

@@ -37,13 +37,18 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
     LiveFlow {
         name: name.into(),
         version: 4,
+        applied_at: 0,
         state,
+        track: false,
         trigger: LiveTrigger {
             step: "hook".into(),
             has_image,
-            every: None,
+            fires: towpath_flow::Fires::Webhook,
+            overlap: towpath_flow::Overlap::Skip,
+            missed: towpath_flow::Missed::Skip,
         },
         steps,
+        branches: BTreeMap::new(),
     }
 }
 
@@ -80,6 +85,7 @@ async fn world_on(store: Store) -> World {
         store,
         clock,
         1_000,
+        std::path::PathBuf::new(),
     );
     gates.replace(["plain", "image", "nothing"].map(|flow| gate(flow, &Webhook::default())));
     let shutdown = CancellationToken::new();

@@ -66,7 +66,16 @@ fn whose(names: &Names, delivery: &Delivery) -> (Place, DeadCause, String) {
         return (place, DeadCause::Deliveries, reason);
     }
     let prefix = names.flow("");
-    let place = if let Some(flow) = delivery.exchange.strip_prefix(&prefix) {
+    let place = if let Some(flow) = delivery.exchange.strip_prefix(&prefix)
+        && let Some(branch) = Names::parse_branch_key(&delivery.key)
+    {
+        // It was on its way to this step alone.
+        Place {
+            flow: flow.to_owned(),
+            step: branch.to_owned(),
+            port: None,
+        }
+    } else if let Some(flow) = delivery.exchange.strip_prefix(&prefix) {
         let (step, port) = Names::parse_port_key(&delivery.key);
         Place {
             flow: flow.to_owned(),

@@ -88,7 +88,7 @@ impl World {
     }
 
     fn create(&mut self) {
-        let free = (1..).find(|number| {
+        let free = (1..=u32::MAX).find(|number| {
             self.replicas
                 .iter()
                 .all(|it| it.identity.replica != *number)
@@ -298,7 +298,8 @@ fn everybody_gets_an_equal_share_in_the_end() {
             world.turn(false);
         }
         let handed = world.handed.len() - before;
-        assert!((390..=410).contains(&handed), "{handed} in ten seconds");
+        // A turn is 20 ms: a bucket of one message may have been full for so long.
+        assert!((380..=410).contains(&handed), "{handed} in ten seconds");
     }
 }
 

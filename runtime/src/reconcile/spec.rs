@@ -21,11 +21,11 @@ use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
 use towpath_protocol::handing::{BURST_PART, Handing, Misfit, Rate, Validation};
 use towpath_protocol::manifest::Kind;
-use towpath_protocol::start::{Identity, Output, Routes, Settings, Start};
+use towpath_protocol::start::{Branch, Identity, Output, Routes, Settings, Start};
 
 use super::intent::{Held, intent};
 use super::{DesiredFlow, DesiredStep, FlowState};
-use crate::broker::topology::Names;
+use crate::broker::topology::{Names, branch_tag};
 use crate::engine::{Image, ReplicaSpec};
 
 /// How many messages are in the hands of a replica when neither flow nor manifest says.
@@ -242,6 +242,8 @@ fn blueprint(
             retry: step.retry.clone(),
             rebounds_max: REBOUNDS_MAX,
             once: step.once,
+            stream: step.is_trigger && flow.fires == Fires::Stream,
+            track: flow.track,
             body_bytes_max: ground.body_bytes_max,
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,
@@ -310,7 +312,7 @@ fn kind(flow: &Flow, step: &Step) -> Kind {
     match flow.fires {
         _ if !step.is_trigger => Kind::Action,
         Fires::Webhook => Kind::Webhook,
-        Fires::Every(_) => Kind::Poll,
+        Fires::Every(_) | Fires::Cron(_) | Fires::Stream => Kind::Poll,
     }
 }
 
@@ -352,10 +354,24 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
                 continue;
             }
             let output = outputs.entry(port.clone()).or_insert_with(|| Output {
-                key: Names::port_key(&step.id, port, successors(flow, &step.id, port)),
-                batch_max: takes,
+                key: None,
+                batch_max: BATCH_MAX,
+                steps: Vec::new(),
+                branches: Vec::new(),
             });
-            output.batch_max = output.batch_max.min(takes);
+            if let Some(tag) = branch_of(successor) {
+                output.branches.push(Branch {
+                    step: successor.id.clone(),
+                    key: Names::branch_key(&step.id, port, &successor.id, &tag),
+                    batch_max: takes,
+                    when: successor.when.clone(),
+                });
+            } else {
+                let others = successors(flow, &step.id, port);
+                output.key = Some(Names::port_key(&step.id, port, others));
+                output.steps.push(successor.id.clone());
+                output.batch_max = output.batch_max.min(takes);
+            }
         }
     }
     Routes {
@@ -370,10 +386,16 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
     }
 }
 
-/// The steps that a port leads to.
+/// What makes a step a branch, as routing keys have it; none if it takes everything.
+fn branch_of(step: &Step) -> Option<String> {
+    branch_tag(step.when.as_deref())
+}
+
+/// The steps that take everything that leaves by a port.
 fn successors<'a>(flow: &'a Flow, step: &'a str, port: &'a str) -> impl Iterator<Item = &'a str> {
     flow.steps
         .iter()
+        .filter(|it| branch_of(it).is_none())
         .filter(move |it| it.after.iter().any(|(from, by)| from == step && by == port))
         .map(|it| it.id.as_str())
 }

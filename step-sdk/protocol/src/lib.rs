@@ -10,6 +10,7 @@
 //! | [`handing`] | the same | how messages are handed to a step |
 //! | [`log`] | agent → whoever reads a container's log | one line |
 //! | [`office`] | agent → control plane, through the broker | reports, checkpoints, dead letters |
+//! | [`runs`] | agent → control plane, through the broker | what came of runs |
 //!
 //! # Invariants
 //!
@@ -24,6 +25,7 @@ pub mod log;
 pub mod manifest;
 pub mod message;
 pub mod office;
+pub mod runs;
 pub mod start;
 
 pub use id::MessageId;

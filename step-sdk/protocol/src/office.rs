@@ -6,6 +6,7 @@
 //! | [`LEDGER_KEY`] | durable, in order | [`LedgerEntry`]: who has which message, and what is settled |
 //! | [`REPORT_KEY`] | short, forgets the oldest | [`Report`]: each is the whole truth; [`Found`]: answers |
 //! | [`WAITING_KEY`] | bounded, forgets the oldest | [`Waiting`]: what went into the delay ladder |
+//! | [`RUNS_KEY`](crate::runs::RUNS_KEY) | durable, in order, bounded | [`crate::runs`]: what came of runs |
 //!
 //! Dead letters go to an exchange of their own. While the control plane is away all of them wait;
 //! nothing else does, but for steps with `once: true`, which cannot claim messages without it.
@@ -78,6 +79,10 @@ pub enum News {
         connection: String,
         /// Larger each time within one attempt at a tick.
         number: u64,
+        /// The version of the checkpoint that it replaces: what was answered, and one more for each
+        /// save since. It is not stored if there is another one by then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follows: Option<u64>,
         /// The position.
         value: Box<RawValue>,
     },
@@ -102,6 +107,20 @@ pub enum News {
         reason: String,
         /// When, in milliseconds since 1970.
         next: u64,
+        /// It is not yet time, rather than that it failed.
+        #[serde(default)]
+        is_rebound: bool,
+    },
+    /// A tick was left because an operator cancelled its run: nothing more comes of it.
+    RunCancelled {
+        /// Whose.
+        identity: Identity,
+        /// The tick.
+        run: MessageId,
+        /// How many messages it emitted in this attempt.
+        emitted: u64,
+        /// When, in milliseconds since 1970.
+        at: u64,
     },
 }
 
@@ -115,6 +134,9 @@ pub enum ToAgent {
     Claimed(Claimed),
     /// A question about one message; answered by [`Found`], to [`REPORT_KEY`].
     Find(Find),
+    /// A run is cancelled: whoever has its tick leaves it, and says so with
+    /// [`News::RunCancelled`]. Repeated until that is heard.
+    Cancel(CancelRun),
     /// What its share of its step's rate is.
     Share(Share),
 }
@@ -207,6 +229,13 @@ pub enum Grant {
     },
 }
 
+/// That a run is cancelled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CancelRun {
+    /// The run.
+    pub run: MessageId,
+}
+
 /// A question about one message.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Find {
@@ -267,6 +296,18 @@ pub struct Happened {
 pub enum What {
     /// The step emitted it, and the broker has it.
     Emitted {
+        /// The message it was made from.
+        #[schemars(with = "String")]
+        parent: MessageId,
+        /// The port it left by.
+        port: String,
+        /// The step it went to, if it went to this one alone; else it went to all that take
+        /// everything.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+    },
+    /// The step emitted it, and no condition of the steps after it held for it: it went nowhere.
+    Unmatched {
         /// The message it was made from.
         #[schemars(with = "String")]
         parent: MessageId,
@@ -339,6 +380,12 @@ pub struct CheckpointAnswer {
     pub run: MessageId,
     /// The position; none if none was saved.
     pub checkpoint: Option<Box<RawValue>>,
+    /// Its version, which each write raises by one; 0 if there never was one.
+    #[serde(default)]
+    pub version: u64,
+    /// The run is cancelled: its tick is not handed over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
 }
 
 /// How an agent is. Every number counts from the start of the agent, so that any report replaces
@@ -454,6 +501,9 @@ pub struct Counters {
     /// Recognised as settled before, and not handled again (`once: true`).
     #[serde(default)]
     pub repeated: u64,
+    /// Outputs that no condition of the steps after this one held for: they went nowhere.
+    #[serde(default)]
+    pub unmatched: u64,
     /// Bodies that are not what the step takes (`validate`), whatever came of them.
     #[serde(default)]
     pub invalid: u64,
@@ -533,4 +583,6 @@ pub enum DeadCause {
     Cancelled,
     /// Its step was taken out of the flow.
     Removed,
+    /// The step's condition (`when`) failed for it, so nobody knows whether it goes there.
+    Condition,
 }

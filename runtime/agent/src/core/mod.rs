@@ -8,6 +8,7 @@
 //! | File | What |
 //! |---|---|
 //! | `broker_events` | the connection comes and goes; deliveries, confirms, answers |
+//! | `branching` | which of the steps after this one an output goes to |
 //! | `claim` | the ledger: asking for messages, and telling what became of them |
 //! | `hand` | taking lines, and handing messages to the step |
 //! | `batch` | handing over several messages together |
@@ -16,6 +17,8 @@
 //! | `step_frames` | what the step says |
 //! | `outcome` | settling: done, again, dead |
 //! | `tick` | triggers: checkpoints and ends of runs |
+//! | `stream` | triggers that run for ever: when they come to an end |
+//! | `track` | reporting what came of runs |
 //! | `step_life` | the step process starts, dies, hangs, leaves |
 //! | `stall` | a connection over which nothing moves is made again |
 //! | `status` | reports |
@@ -27,6 +30,7 @@
 //! - `neighbours_of_a_poison_message_lose_no_attempt` (tests/simulation.rs).
 
 mod batch;
+mod branching;
 mod broker_events;
 mod claim;
 mod hand;
@@ -39,7 +43,9 @@ mod stall;
 mod status;
 mod step_frames;
 mod step_life;
+mod stream;
 mod tick;
+mod track;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -70,6 +76,7 @@ use crate::record::{IdMap, Records, State};
 use crate::redact::Redact;
 use crate::validate::{Seldom, Validator};
 
+pub use branching::{Question, conditions};
 pub use status::Memory;
 pub use step_life::{Kill, Step};
 
@@ -127,9 +134,11 @@ pub struct Core {
     commands: VecDeque<Addressed>,
     deliveries: Deliveries,
     lanes: Lanes,
+    branching: branching::Branching,
     finished: Finished,
     journal: Journal,
     notes: notes::Notes,
+    untold: track::Untold,
 
     records: Records,
     claims: Claims,
@@ -142,6 +151,8 @@ pub struct Core {
     suspect: Option<u32>,
     deferred: Vec<Deferred>,
     in_hand: u32,
+    /// The tick that was told to come to an end, of a trigger that runs for ever.
+    finishing: Option<stream::Finishing>,
     /// Those of the messages in hand that took too long, and since when the step has been told.
     cancelled: IdMap<Instant>,
     held_bytes: usize,
@@ -190,6 +201,7 @@ impl Core {
         let prefetch = prefetch(&start);
         let validator = validator(start.handing.validate.as_ref(), &logger);
         let lanes = Lanes::new(&start.routes, &limits, &start.identity, &incarnation);
+        let branching = branching::Branching::new(&start.routes, &lanes);
         Self {
             setup: Setup {
                 redact: Redact::new(&start.redact),
@@ -216,9 +228,11 @@ impl Core {
             commands: VecDeque::new(),
             deliveries: Deliveries::default(),
             lanes,
+            branching,
             finished: Finished::default(),
             journal: Journal::new(now.wall_ms),
             notes: notes::Notes::default(),
+            untold: track::Untold::default(),
             records: Records::default(),
             claims: Claims::default(),
             renew_at: None,
@@ -228,6 +242,7 @@ impl Core {
             suspect: None,
             deferred: Vec::new(),
             in_hand: 0,
+            finishing: None,
             cancelled: IdMap::default(),
             held_bytes: 0,
             step: Step::Absent,
@@ -262,6 +277,7 @@ impl Core {
         if self.is_up {
             self.send_notes(now);
             self.ask_ledger(now);
+            self.tell_lost(now);
             let (lanes, commands, generation) =
                 (&mut self.lanes, &mut self.commands, self.generation);
             let moved_at = &mut self.moved_at;
@@ -303,7 +319,7 @@ impl Core {
 
     /// Returns whether the step's frames are to be read: not while the broker holds us back.
     pub fn reads_step(&self) -> bool {
-        !self.lanes.is_full()
+        !self.lanes.is_full(self.branching.bytes())
     }
 
     /// Returns when to call [`Self::advance`] if nothing happens before.
@@ -331,7 +347,9 @@ impl Core {
             self.next_claim_deadline(),
             self.next_reattach_deadline(),
             self.next_note_deadline(),
-            self.next_batch_deadline(),
+            self.next_batch_deadline(now),
+            self.next_finish_deadline(),
+            self.next_lost_deadline(),
             self.pace
                 .as_ref()
                 .and_then(Pace::next)

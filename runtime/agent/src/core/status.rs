@@ -46,6 +46,7 @@ impl Core {
             AgentState::HeldBack => Some("a queue that this step publishes to is full".to_owned()),
             AgentState::Running => self
                 .waits_for_ledger(now)
+                .or_else(|| self.branching.trouble.clone())
                 .or_else(|| self.pace.as_ref().and_then(|pace| pace.words(now.instant)))
                 .or_else(|| self.recent_mishap(state, now)),
             _ => None,

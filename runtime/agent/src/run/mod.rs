@@ -2,6 +2,7 @@
 //!
 //! One thread, one task; what to do is decided in [`crate::core`].
 
+mod judging;
 mod process;
 mod reporter;
 
@@ -21,12 +22,13 @@ use crate::broker::rabbit::{self, Rabbit};
 use crate::broker::{Addressed, Event};
 use crate::child::Spawner;
 use crate::clock::Now;
-use crate::core::Core;
+use crate::core::{self, Core, Question};
 use crate::limits::Limits;
 use crate::log::Logger;
 use crate::prefetch::prefetch;
 use crate::reaper::{Ended, Reaper};
 use crate::redact::Redact;
+use judging::Judged;
 use process::{Process, Source};
 use reporter::Reporter;
 
@@ -112,6 +114,11 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
     let (event_sender, event_receiver) = mpsc::channel(CHANNEL);
     let mut tasks = JoinSet::new();
     tasks.spawn(rabbit::serve(rabbit, command_receiver, event_sender));
+    // One batch of questions is under way at a time.
+    let (questions, asked) = mpsc::channel(1);
+    let (judged, verdicts) = mpsc::channel(CHANNEL);
+    let conditions = core::conditions(&start.routes);
+    tasks.spawn(judging::serve(agent.clone(), conditions, asked, judged));
     let spawner = Spawner::new(agent, args, start.settings.mode, start.env.clone());
     let memory_bytes = start.settings.memory_bytes;
     let limits = Limits::default();
@@ -127,6 +134,8 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
         logger,
         commands: command_sender,
         events: event_receiver,
+        questions,
+        verdicts,
         ended,
         signals,
         reaper,
@@ -144,6 +153,8 @@ struct Agent {
     logger: Logger,
     commands: mpsc::Sender<Addressed>,
     events: mpsc::Receiver<Event>,
+    questions: mpsc::Sender<Vec<Question>>,
+    verdicts: mpsc::Receiver<Judged>,
     ended: mpsc::Receiver<Ended>,
     signals: Signals,
     reaper: Reaper,
@@ -161,6 +172,7 @@ enum Happened {
     Stdout(std::io::Result<usize>),
     Stderr(std::io::Result<usize>),
     Ended(Ended),
+    Judged(Judged),
     Drain,
     Pause,
     Resume,
@@ -173,6 +185,7 @@ impl Agent {
             let now = Now::read();
             self.core.advance(now);
             self.send_commands();
+            self.ask_questions();
             self.tend_process(now);
             self.reporter.look(&mut self.core, self.process.pid(), now);
             if self.core.has_drained() {
@@ -211,6 +224,7 @@ impl Agent {
             read = process::fill(&mut self.process.stdout) => Happened::Stdout(read),
             read = process::fill(&mut self.process.stderr) => Happened::Stderr(read),
             Some(ended) = self.ended.recv() => Happened::Ended(ended),
+            Some(judged) = self.verdicts.recv() => Happened::Judged(judged),
             _ = self.signals.terminate.recv() => Happened::Drain,
             _ = self.signals.interrupt.recv() => Happened::Drain,
             _ = self.signals.pause.recv() => Happened::Pause,
@@ -260,6 +274,8 @@ impl Agent {
                 self.process
                     .note_end(ended, &mut self.core, self.memory_bytes, now);
             }
+            Happened::Judged(Judged::Verdicts(verdicts)) => self.core.on_verdicts(verdicts, now),
+            Happened::Judged(Judged::Trouble(why)) => self.core.on_no_verdicts(&why),
             Happened::Drain => self.core.drain(now),
             Happened::Pause => self.core.pause(),
             Happened::Resume => self.core.resume(),
@@ -275,6 +291,15 @@ impl Agent {
                 }
                 Err(TrySendError::Full(()) | TrySendError::Closed(())) => return,
             }
+        }
+    }
+
+    /// Has conditions evaluated.
+    fn ask_questions(&mut self) {
+        if let Ok(permit) = self.questions.try_reserve()
+            && let Some(questions) = self.core.take_questions()
+        {
+            permit.send(questions);
         }
     }
 

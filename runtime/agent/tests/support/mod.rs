@@ -546,8 +546,10 @@ fn start(prefix: &str, url: &str) -> Start {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key: "out".into(),
+                    key: Some("out".into()),
                     batch_max: 256,
+                    branches: Vec::new(),
+                    steps: vec!["next".into()],
                 },
             )]),
             own_key: "flow.step".into(),
@@ -574,6 +576,8 @@ fn start(prefix: &str, url: &str) -> Start {
             },
             rebounds_max: 3,
             once: false,
+            stream: false,
+            track: false,
             body_bytes_max: 100_000,
             drain_ms: 20_000,
             memory_bytes: 0,

@@ -77,6 +77,13 @@ pub(crate) fn facts() -> Facts {
             .map(|(name, fact)| (name.to_owned(), fact))
             .collect(),
         secrets: Some(BTreeSet::from(["crm_token".to_owned()])),
+        conditions: BTreeMap::from([
+            (".total > 100".to_owned(), Ok(())),
+            (
+                ".total >".to_owned(),
+                Err("the condition is wrong at line 1, column 9: expected term, found `the end` (`.total >`)".to_owned()),
+            ),
+        ]),
         env: Some(
             ["CRM_HOST", "TIMEOUT", "LEVEL"]
                 .into_iter()

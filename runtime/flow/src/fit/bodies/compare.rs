@@ -283,6 +283,10 @@ mod tests {
         assert_eq!(told, expect);
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "it is written where it is used"
+    )]
     fn object(properties: Value, required: &[&str]) -> Value {
         json!({ "type": "object", "properties": properties, "required": required })
     }

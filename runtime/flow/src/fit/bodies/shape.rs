@@ -112,7 +112,7 @@ pub(super) struct Shape<'s> {
     pub(super) has_items: bool,
 }
 
-impl<'s> Shape<'s> {
+impl Shape<'_> {
     fn any() -> Self {
         Self {
             types: Types::ALL,
