@@ -8,7 +8,7 @@ use std::sync::Arc;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use towpath_protocol::frame::{self, Fate};
+use towpath_protocol::frame;
 use towpath_protocol::manifest::Kind;
 
 use crate::context::{About, Context};
@@ -340,15 +340,7 @@ where
                     ));
                     return abouts.iter().map(|_| Err(error.clone())).collect();
                 }
-                Err(error) => {
-                    // Which of several is to blame is found by trying each alone.
-                    let error = if abouts.len() > 1 && error.fate() == Fate::Permanent {
-                        StepError::retry(error.reason()).because(error.chain().iter().cloned())
-                    } else {
-                        error
-                    };
-                    return abouts.iter().map(|_| Err(error.clone())).collect();
-                }
+                Err(error) => return abouts.iter().map(|_| Err(error.clone())).collect(),
             };
             let mut results = Vec::with_capacity(abouts.len());
             for (reply, about) in replies.into_iter().zip(&abouts) {

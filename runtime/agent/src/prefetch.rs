@@ -15,7 +15,7 @@ pub fn prefetch(start: &Start) -> u16 {
     if start.kind == Kind::Poll {
         return 2;
     }
-    if handing.rate.is_some_and(is_slow) && handing.batch.is_none() {
+    if handing.rate.is_some_and(is_slow) {
         return 1;
     }
     let concurrency = settings.concurrency;
@@ -28,8 +28,8 @@ pub fn prefetch(start: &Start) -> u16 {
     } else {
         deliveries
     };
-    // A batch may come one by one.
-    let together = handing.batch.map_or(0, |batch| batch.max + 2);
+    // The messages of a batch may come one by one, and while it is worked on, those of the next.
+    let together = handing.batch.map_or(0, |batch| 2 * batch.max);
     let deliveries = deliveries.max(together).min(PREFETCH_MAX);
     u16::try_from(deliveries).expect("it is bounded")
 }

@@ -166,6 +166,8 @@ pub struct Record {
     pub says_uncertain: bool,
     /// It came back again and again: whoever had it may have died of it. It is handed over alone.
     pub is_suspect: bool,
+    /// It was handed over together with others.
+    pub is_in_company: bool,
     /// What the ledger knows of it.
     pub claim: Claim,
     /// The deliveries it came by: more than one if it was published more than once.
@@ -325,6 +327,7 @@ impl Records {
             is_uncertain: false,
             says_uncertain: false,
             is_suspect: false,
+            is_in_company: false,
             claim: Claim::default(),
             deliveries,
             state: State::Ready,

@@ -87,7 +87,6 @@ fn webhook_value(key: &str) -> Value {
             "pattern": "^(header|body)\\..+$",
             "examples": ["header.x-shop-id", "body.event.id"],
         }),
-        "batch" => json!({ "$ref": "#/$defs/batch" }),
         "rate" => json!({
             "type": "string",
             "pattern": "^ *[0-9]+ */ *[smh] *$",
@@ -252,6 +251,7 @@ fn value(key: &str) -> Value {
         "rate" => {
             json!({ "type": "string", "pattern": "^[0-9]+/(s|m|h)$", "examples": ["10/s", "600/m"] })
         }
+        "batch" => json!({ "$ref": "#/$defs/batch" }),
         "validate" => json!({ "enum": ["off", "warn", "dead-letter"], "default": "off" }),
         "attempts" => with_default(whole(&limits::RETRY_ATTEMPTS), json!(retry.attempts)),
         "factor" => with_default(real(&limits::RETRY_FACTOR), json!(retry.factor)),

@@ -26,52 +26,51 @@ impl Steps<'_, '_> {
             handing.rate = self.step_rate(&entry.value);
         }
         if let Some(entry) = node.entry("batch") {
-            handing.batch = self.batch(entry, node);
+            handing.batch = self.batch(entry, node, handing.rate);
         }
     }
 
-    fn batch(&mut self, entry: &Entry, step: &Node) -> Option<Batch> {
+    fn batch(&mut self, entry: &Entry, step: &Node, rate: Option<Rate>) -> Option<Batch> {
         let node = &entry.value;
         self.reader.mapping(node, "`batch`", &[keys::BATCH])?;
+        if let Some(concurrency) = step.entry("concurrency") {
+            self.reader.report(
+                Diagnostic::new(
+                    Code::BatchClash,
+                    "`concurrency` has no meaning with `batch`",
+                )
+                .at(concurrency.key_span.clone())
+                .label("one batch is in the hands of a replica at a time")
+                .help("leave it out: `max` says how many messages that is at most"),
+            );
+        }
+        if let Some(rate) = rate.filter(|rate| rate.per_second() < limits::BATCH_RATE_MIN) {
+            let span = step.entry("rate").map(|rate| rate.value.span.clone());
+            self.reader.report(
+                Diagnostic::new(
+                    Code::BatchClash,
+                    format!("a `rate` of {rate} is too low for `batch`"),
+                )
+                .at(span.unwrap_or_else(|| entry.key_span.clone()))
+                .label("what is gathered for the next batch would wait for too long")
+                .help("write `1/s` or more, or leave `batch` out"),
+            );
+        }
         let Some(max) = node.entry("max") else {
             let help = "write how many are handed over together: `batch: { max: 500, wait: 1s }`";
             self.reader
                 .missing(node, "`batch`", "max", entry.key_span.clone(), help);
             return None;
         };
-        let count = self.reader.whole(&max.value, "`max`", &limits::BATCH_MAX);
+        let max = self.reader.whole(&max.value, "`max`", &limits::BATCH_MAX);
         let wait = node.entry("wait").and_then(|wait| {
             self.reader
                 .duration_or_zero(&wait.value, "`wait`", &limits::BATCH_WAIT)
         });
-        let count = u32::try_from(count?).ok()?;
-        if let Some(concurrency) = step.entry("concurrency")
-            && let Ok(places) = concurrency
-                .value
-                .to_json()
-                .as_u64()
-                .unwrap_or(u64::MAX)
-                .try_into()
-            && count > places
-        {
-            let places: u32 = places;
-            self.reader.report(
-                Diagnostic::new(
-                    Code::BatchTooLarge,
-                    format!("{count} messages cannot be handed over together"),
-                )
-                .at(max.value.span.clone())
-                .label(format!("`concurrency` is {places}"))
-                .related(
-                    concurrency.value.span.clone(),
-                    "so many are in its hands at most",
-                )
-                .help("leave `concurrency` out, or raise it"),
-            );
-        }
         Some(Batch {
-            max: count,
-            wait_ms: u64::try_from(wait.unwrap_or_default().as_millis()).unwrap_or(u64::MAX),
+            max: u32::try_from(max?).expect("it is in its range"),
+            wait_ms: u64::try_from(wait.unwrap_or_default().as_millis())
+                .expect("it is in its range"),
         })
     }
 
