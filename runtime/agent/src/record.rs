@@ -174,6 +174,8 @@ pub struct Record {
     pub deliveries: Vec<Sequence>,
     /// Where it is.
     pub state: State,
+    /// Since when it waits to be handed over together with others.
+    pub lined_up_at: Option<Instant>,
     /// When it was handed over.
     pub handed_at: Option<Instant>,
     /// When it has taken too long, on the clock that stands still.
@@ -331,6 +333,7 @@ impl Records {
             claim: Claim::default(),
             deliveries,
             state: State::Ready,
+            lined_up_at: None,
             handed_at: None,
             deadline: None,
             held,

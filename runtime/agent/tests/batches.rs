@@ -118,7 +118,6 @@ fn who_is_to_leave_waits_for_no_more_messages() {
     world.run_for(SECOND);
     world.drain();
     world.run_for(SECOND);
-    assert!(world.has_drained());
     assert_eq!(sizes(&world), [0; 0]);
     assert!(!world.is_settled(), "all of it is in the queue");
 }
@@ -175,19 +174,19 @@ fn a_batch_counts_as_one_for_the_rate() {
         let bodies = vec![json!({}); 60];
         let handing = Handing {
             rate: Some(Rate {
-                count: 2,
+                count: 1,
                 per_ms: 1_000,
             }),
-            ..batch(10, 1_000)
+            ..batch(10, 3_000)
         };
         let (mut world, parents) = world(once, Cut::Never, 5, handing, &bodies);
-        world.share = Some(2.0);
+        world.share = Some(1.0);
         let begin = world.report().at;
         while !world.is_settled() {
             world.run_for(1);
         }
         let took = world.report().at - begin;
-        assert!((2_500..6_000).contains(&took), "{took} ms");
+        assert!((5_000..9_000).contains(&took), "{took} ms");
         assert_eq!(sizes(&world), [10; 6]);
         assert_eq!(ids(&world.broker.outputs), expected(&bodies, &parents));
     }

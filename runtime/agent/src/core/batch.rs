@@ -25,10 +25,11 @@ use crate::clock::Now;
 impl Core {
     /// Lines a message up for the step: what failed before stands apart from what is handed over
     /// together.
-    pub(super) fn line_up(&mut self, number: u32) {
+    pub(super) fn line_up(&mut self, number: u32, now: Now) {
         if self.goes_alone(number) {
             self.suspects.push_back(number);
         } else {
+            self.records.get(number).lined_up_at = Some(now.instant);
             self.again.push_back(number);
         }
     }
@@ -42,11 +43,12 @@ impl Core {
     pub(super) fn gather(&mut self, batch: Batch, now: Now) {
         // With `once` they are taken to be claimed, and come here when they are granted.
         while !self.is_once() && self.again.len() < batch.max as usize && self.take(now) {}
-        if self.again.is_empty() {
-            self.gathering_since = None;
-        } else {
-            self.gathering_since.get_or_insert(now.instant);
-        }
+        self.note_first();
+    }
+
+    fn note_first(&mut self) {
+        let first = self.again.front().copied();
+        self.gathering_since = first.and_then(|number| self.records.get(number).lined_up_at);
     }
 
     /// Hands over what was gathered if it is enough, or has waited long enough for more.
@@ -63,9 +65,7 @@ impl Core {
             return;
         }
         let members = self.next_batch(batch.max as usize, now);
-        if self.again.is_empty() {
-            self.gathering_since = None;
-        }
+        self.note_first();
         if members.is_empty() {
             return;
         }

@@ -133,7 +133,7 @@ impl Core {
         {
             self.give(number, now);
         } else {
-            self.line_up(number);
+            self.line_up(number, now);
         }
     }
 
