@@ -41,8 +41,9 @@ impl Core {
 
     /// Takes lines for the next batch, and notes since when the first of them waits.
     pub(super) fn gather(&mut self, batch: Batch, now: Now) {
+        let most = batch.max as usize;
         // With `once` they are taken to be claimed, and come here when they are granted.
-        while !self.is_once() && self.again.len() < batch.max as usize && self.take(now) {}
+        while !self.is_once() && self.again.len() + self.suspects.len() < most && self.take(now) {}
         self.note_first();
     }
 
