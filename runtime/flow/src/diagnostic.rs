@@ -162,6 +162,8 @@ codes! {
     BatchTooLarge = "F110", Error;
     /// `batch` does not go with another key.
     BatchClash = "F111", Error;
+    /// A folder does not exist.
+    UnknownFolder = "F130", Error;
 }
 
 impl fmt::Display for Code {

@@ -56,6 +56,7 @@ pub(crate) struct Draft<'t> {
     pub(crate) with: Option<&'t Entry>,
     pub(crate) validate: Option<&'t Entry>,
     pub(crate) batch: Option<&'t Entry>,
+    pub(crate) folders: Option<&'t Entry>,
 }
 
 /// An entry of `after`.
