@@ -54,7 +54,7 @@
 //! | action: handed each message | `async fn(In, &Context<C, S>) -> Result<Out>` | [`action`], [`Step::action`] |
 //! | poll trigger: fired by a schedule | `async fn(Tick<K>, &Context<C, S>) -> Result<()>` | [`poll`], [`Step::poll`] |
 //! | webhook trigger: handed each request | as an action | [`webhook`], [`Step::webhook`] |
-//! | batch: handed what is there | `async fn(Vec<In>, &Context<C, S>) -> Result<Vec<Result<Out>>>` | [`batch`], [`Step::batch`] |
+//! | batch: handed several messages together | `async fn(Vec<In>, &Context<C, S>) -> Result<Vec<Result<Out>>>` | [`batch`], [`Step::batch`] |
 //!
 //! `In` is any type with `Deserialize` and `JsonSchema`: a struct, `serde_json::Value`, or
 //! `Box<serde_json::value::RawValue>` to pass a body on untouched; an [`Item`] brings the message's

@@ -166,12 +166,16 @@ pub struct Record {
     pub says_uncertain: bool,
     /// It came back again and again: whoever had it may have died of it. It is handed over alone.
     pub is_suspect: bool,
+    /// It was handed over together with others.
+    pub is_in_company: bool,
     /// What the ledger knows of it.
     pub claim: Claim,
     /// The deliveries it came by: more than one if it was published more than once.
     pub deliveries: Vec<Sequence>,
     /// Where it is.
     pub state: State,
+    /// Since when it waits to be handed over together with others.
+    pub lined_up_at: Option<Instant>,
     /// When it was handed over.
     pub handed_at: Option<Instant>,
     /// When it has taken too long, on the clock that stands still.
@@ -325,9 +329,11 @@ impl Records {
             is_uncertain: false,
             says_uncertain: false,
             is_suspect: false,
+            is_in_company: false,
             claim: Claim::default(),
             deliveries,
             state: State::Ready,
+            lined_up_at: None,
             handed_at: None,
             deadline: None,
             held,

@@ -164,6 +164,12 @@ codes! {
     NothingToValidate = "F107", Error;
     /// A rate cannot be read.
     BadStepRate = "F108", Error;
+    /// A step has no use for `batch`, because it handles each message by itself.
+    BatchOfOne = "F109", Warning;
+    /// `batch` hands over more than the step handles together.
+    BatchTooLarge = "F110", Error;
+    /// `batch` does not go with another key.
+    BatchClash = "F111", Error;
     /// A folder does not exist.
     UnknownFolder = "F130", Error;
 }

@@ -55,6 +55,7 @@ pub(crate) struct Draft<'t> {
     pub(crate) when_span: Range<usize>,
     pub(crate) with: Option<&'t Entry>,
     pub(crate) validate: Option<&'t Entry>,
+    pub(crate) batch: Option<&'t Entry>,
     pub(crate) folders: Option<&'t Entry>,
 }
 

@@ -137,6 +137,10 @@ pub(crate) const ACTION: &[Key] = &[
         "rate",
         "How many messages all replicas together are handed, at most: `10/s`, `600/m`, `1000/h`.",
     ),
+    key(
+        "batch",
+        "How many messages are handed over together, for steps that write in bulk: `{ max: 500, wait: 1s }`.",
+    ),
 ];
 
 /// Of `retry`.
@@ -239,13 +243,21 @@ pub(crate) const HANDSHAKE: &[Key] = &[
     ),
 ];
 
+/// Of `batch`.
+pub(crate) const BATCH: &[Key] = &[
+    key("max", "The most messages that are handed over together."),
+    key(
+        "wait",
+        "How long the first of them waits for more; nothing is waited for when left out.",
+    ),
+];
+
 /// Words of later versions, each with what to do until then.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
     (
         "order_by",
         "use `replicas: 1` and `concurrency: 1` where the order matters",
     ),
-    ("batch", "each message is handled alone"),
     ("connection", "a flow has one connection, `default`"),
     ("connections", "a flow has one connection, `default`"),
     ("ports", "the ports of a step are in its manifest"),
@@ -298,7 +310,7 @@ mod tests {
 
     #[test]
     fn reserved_words_are_no_keys() {
-        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY, AUTOSCALE]
+        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY, AUTOSCALE, BATCH]
             .into_iter()
             .flatten()
         {

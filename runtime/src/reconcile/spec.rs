@@ -21,7 +21,7 @@ use towpath_flow::model::{Access, Fires, Flow, Limits, Step, Validate};
 use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
 use towpath_protocol::answer::REPLY_PORT;
-use towpath_protocol::handing::{BURST_PART, Handing, Misfit, Rate, Validation};
+use towpath_protocol::handing::{BURST_PART, Batch, Handing, Misfit, Rate, Validation};
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::runs::RUNS_KEY;
 use towpath_protocol::start::{Branch, Identity, Output, Routes, Settings, Start};
@@ -313,6 +313,7 @@ fn handing(step: &Step, image: &Image) -> Handing {
             .zip(schema)
             .map(|(misfit, schema)| Validation { schema, misfit }),
         rate: step.handing.rate,
+        batch: step.handing.batch,
     }
 }
 
@@ -349,6 +350,9 @@ fn concurrency(flow: &Flow, step: &Step, image: Option<&Image>) -> u32 {
         // One tick after the other: their checkpoints are in one order.
         return 1;
     }
+    if let Some(batch) = step.handing.batch {
+        return batch.max;
+    }
     let manifest = image.and_then(|image| image.manifest.as_ref());
     step.concurrency
         .or_else(|| manifest.and_then(|manifest| manifest.concurrency))
@@ -356,16 +360,16 @@ fn concurrency(flow: &Flow, step: &Step, image: Option<&Image>) -> u32 {
         .max(1)
 }
 
-/// The most messages in a batch for a step with a rate: what it is handed in the tenth of a second.
-/// All of a batch wait in one replica for their turn.
-fn batch_of_rate(rate: Rate) -> u32 {
+/// The most messages in one delivery for a step with a rate: what it is handed in the tenth of a
+/// second. All of a delivery wait in one replica for their turn.
+fn delivery_of_rate(rate: Rate, batch: Option<Batch>) -> u32 {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "it is not negative, and cut"
     )]
-    let count = (rate.per_second() * BURST_PART).min(f64::from(BATCH_MAX)) as u32;
-    count.max(1)
+    let turns = (rate.per_second() * BURST_PART).min(f64::from(BATCH_MAX)) as u32;
+    turns.max(1) * batch.map_or(1, |batch| batch.max)
 }
 
 fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, StepFacts>) -> Routes {
@@ -374,9 +378,11 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
         let image = facts
             .get(&successor.id)
             .and_then(|facts| facts.image.as_ref().ok());
+        let handing = &successor.handing;
+        let of_rate = |rate| delivery_of_rate(rate, handing.batch);
         let takes = concurrency(flow, successor, image)
             .min(BATCH_MAX)
-            .min(successor.handing.rate.map_or(BATCH_MAX, batch_of_rate));
+            .min(handing.rate.map_or(BATCH_MAX, of_rate));
         for (from, port) in &successor.after {
             if *from != step.id {
                 continue;

@@ -35,6 +35,7 @@ impl Steps<'_, '_> {
             when_span: 0..0,
             with: node.entry("with"),
             validate: node.entry("validate"),
+            batch: node.entry("batch"),
             folders: node.entry("folders"),
         };
         match node.entry("id") {

@@ -61,6 +61,7 @@ pub(crate) fn facts() -> Facts {
         ),
         ("towpath/orders:1", known(orders())),
         ("towpath/crm:1", known(takes("crm", &crm()))),
+        ("towpath/bulk:1", known(bulk())),
         ("towpath/post:1", known(takes("post", &post()))),
         (
             "towpath/odd:1",
@@ -111,12 +112,19 @@ fn manifest(name: &str, kind: Kind, config: Option<Value>, ports: &[&str]) -> Ma
             .map(|port| ((*port).to_owned(), Value::Null))
             .collect(),
         concurrency: None,
+        batch: None,
     }
 }
 
 fn takes(name: &str, input: &Value) -> Manifest {
     let mut manifest = manifest(name, Kind::Action, None, &["out"]);
     manifest.input = Some(input.clone());
+    manifest
+}
+
+fn bulk() -> Manifest {
+    let mut manifest = manifest("bulk", Kind::Action, None, &["out"]);
+    manifest.batch = Some(500);
     manifest
 }
 
