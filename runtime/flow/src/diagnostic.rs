@@ -126,6 +126,14 @@ codes! {
     LongTimeout = "F060", Warning;
     /// Something was not checked, because the facts are not known.
     NotChecked = "F061", Note;
+    /// A cron expression cannot be read.
+    BadCron = "F070", Error;
+    /// A cron expression never fires.
+    CronNever = "F071", Error;
+    /// A time zone does not exist.
+    UnknownZone = "F072", Error;
+    /// A key has no meaning for the way the trigger fires.
+    NeedsSchedule = "F073", Error;
     /// A condition cannot be compiled.
     BadCondition = "F090", Error;
 }

@@ -9,12 +9,13 @@ use towpath_protocol::DEFAULT_PORT;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
 use crate::limits;
-use crate::model::{Fires, Replicas, Step};
-use crate::read::{Reader, head, is_misspelt};
+use crate::model::{Fires, Missed, Overlap, Replicas, Step};
+use crate::read::{Reader, head};
 use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
 
 mod replicas;
+mod schedule;
 mod step;
 
 /// A flow whose parts were read, one by one.
@@ -23,6 +24,8 @@ pub(crate) struct Document<'t> {
     pub(crate) name: String,
     pub(crate) description: String,
     pub(crate) fires: Option<Fires>,
+    pub(crate) overlap: Overlap,
+    pub(crate) missed: Missed,
     /// The trigger first, if there is one, then the actions.
     pub(crate) drafts: Vec<Draft<'t>>,
 }
@@ -62,6 +65,8 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
         name: String::new(),
         description: String::new(),
         fires: None,
+        overlap: Overlap::default(),
+        missed: Missed::default(),
         drafts: Vec::new(),
     };
     let reader = &mut steps.reader;
@@ -90,6 +95,7 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
     match root.entry("trigger") {
         Some(entry) => {
             let (draft, fires) = steps.trigger(&entry.value);
+            (document.overlap, document.missed) = steps.policies(&entry.value, fires.as_ref());
             document.fires = fires;
             document.drafts.extend(draft);
         }
@@ -206,7 +212,7 @@ impl Steps<'_, '_> {
             return (None, None);
         }
         let fires = self.fires(node);
-        let is_poll = node.entry("every").is_some() || matches!(fires, Some(Fires::Every(_)));
+        let is_poll = schedule::is_ticked(node);
         let timeout = if is_poll {
             Duration::ZERO
         } else {
@@ -226,87 +232,18 @@ impl Steps<'_, '_> {
             self.reader.report(
                 Diagnostic::new(
                     Code::OutOfRange,
-                    format!("`replicas` cannot be {count} with `every`"),
+                    format!(
+                        "`replicas` cannot be {count} with `{}`",
+                        schedule::way(node)
+                    ),
                 )
                 .at(entry.value.span.clone())
                 .label("it can only be 1")
-                .help("a trigger that fires on a schedule has one checkpoint, and so one replica"),
+                .help("a trigger that is fired by ticks has one checkpoint, and so one replica"),
             );
             draft.step.replicas = Replicas::Fixed(1);
         }
         (Some(draft), fires)
-    }
-
-    fn fires(&mut self, node: &Node) -> Option<Fires> {
-        let every = node.entry("every");
-        let webhook = node.entry("webhook");
-        let interval = every.and_then(|entry| {
-            let help = matches!(&entry.value.content, Content::Text(text) if text.contains(' ') && text.contains('*'));
-            if help {
-                self.reader.report(
-                    Diagnostic::new(Code::BadDuration, "`every` must be a duration such as `30s`")
-                        .at(entry.value.span.clone())
-                        .label("this is a cron expression")
-                        .help("cron schedules are not supported yet: write `30s`, `5m`, `2h` or `1d`"),
-                );
-                return None;
-            }
-            self.reader.duration(&entry.value, "`every`", &limits::EVERY)
-        });
-        let is_webhook = webhook.and_then(|entry| {
-            let flag = self.reader.flag(&entry.value, "`webhook`");
-            if flag == Some(false) {
-                self.reader.report(
-                    Diagnostic::new(Code::BadChoice, "`webhook` cannot be `false`")
-                        .at(entry.value.span.clone())
-                        .label("it can be `true`")
-                        .help("leave it out if the flow has no webhook"),
-                );
-            }
-            flag
-        });
-        match (every, webhook) {
-            (Some(every), Some(webhook)) => {
-                let (first, second) = if every.key_span.start < webhook.key_span.start {
-                    (every, webhook)
-                } else {
-                    (webhook, every)
-                };
-                self.reader.report(
-                    Diagnostic::new(Code::FiresTwice, "the trigger has two ways to fire")
-                        .at(second.key_span.clone())
-                        .label("the second one")
-                        .related(first.key_span.clone(), "the first one")
-                        .help("make two flows of it, or leave one out"),
-                );
-                None
-            }
-            (None, None) => {
-                // A reserved or misspelt way to fire is reported as an unknown key.
-                let names: Vec<&str> = keys::STEP
-                    .iter()
-                    .chain(keys::TRIGGER)
-                    .map(|key| key.name)
-                    .collect();
-                let is_reserved = ["cron", "schedule"]
-                    .iter()
-                    .any(|word| node.entry(word).is_some());
-                if !is_reserved
-                    && !is_misspelt(node, "every", &names)
-                    && !is_misspelt(node, "webhook", &names)
-                {
-                    self.reader.report(
-                        Diagnostic::new(Code::NeverFires, "the trigger has no way to fire")
-                            .at(head(node))
-                            .label("neither `every` nor `webhook` is here")
-                            .help("write `every: 30s` or `webhook: true`"),
-                    );
-                }
-                None
-            }
-            (Some(_), None) => interval.map(Fires::Every),
-            (None, Some(_)) => is_webhook.filter(|flag| *flag).map(|_| Fires::Webhook),
-        }
     }
 
     fn need_image(&mut self, node: &Node, draft: &Draft<'_>) {

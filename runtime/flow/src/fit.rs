@@ -41,7 +41,7 @@ pub(crate) fn check(
             ImageFact::Unreadable(why) => found.push(unreadable(draft, why)),
             ImageFact::Known(None) => {}
             ImageFact::Known(Some(manifest)) => {
-                manifest_fits(draft, manifest, document.fires, found);
+                manifest_fits(draft, manifest, document.fires.as_ref(), found);
             }
         }
     }
@@ -119,7 +119,7 @@ fn unreadable(draft: &Draft<'_>, why: &str) -> Diagnostic {
 fn manifest_fits(
     draft: &Draft<'_>,
     manifest: &Manifest,
-    fires: Option<Fires>,
+    fires: Option<&Fires>,
     found: &mut Vec<Diagnostic>,
 ) {
     let image = shown(&draft.step.image);
@@ -144,8 +144,8 @@ fn manifest_fits(
         return;
     }
     let expected = match (draft.step.is_trigger, fires) {
-        (true, Some(Fires::Every(_))) => Some(Kind::Poll),
-        (true, Some(Fires::Webhook)) => Some(Kind::Webhook),
+        (true, Some(fires)) if fires.by_ticks() => Some(Kind::Poll),
+        (true, Some(_)) => Some(Kind::Webhook),
         (true, None) => None,
         (false, _) => Some(Kind::Action),
     };
@@ -157,12 +157,12 @@ fn manifest_fits(
 
 fn wrong_kind(draft: &Draft<'_>, is: Kind, expected: Kind) -> Diagnostic {
     let noun = |kind| match kind {
-        Kind::Poll => "a trigger that is fired by a schedule",
+        Kind::Poll => "a trigger that is fired by ticks",
         Kind::Webhook => "a trigger that takes webhooks",
         Kind::Action => "an action",
     };
     let place = match expected {
-        Kind::Poll => "`every` needs an image that is fired by a schedule",
+        Kind::Poll => "`every`, `cron` and `stream` need an image that is fired by ticks",
         Kind::Webhook => "`webhook` needs an image that takes webhooks",
         Kind::Action => "an action stands here",
     };

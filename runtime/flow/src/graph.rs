@@ -72,6 +72,8 @@ impl Graph {
             name: document.name,
             description: document.description,
             fires,
+            overlap: document.overlap,
+            missed: document.missed,
             trigger_id,
             steps,
         })

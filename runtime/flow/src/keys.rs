@@ -86,6 +86,26 @@ pub(crate) const TRIGGER: &[Key] = &[
         "Fires the trigger on a schedule: the time from one firing to the next.",
     ),
     key(
+        "cron",
+        "Fires the trigger by the clock on the wall: minute, hour, day of the month, month, day of the week; with a second before them, if there are six.",
+    ),
+    key(
+        "timezone",
+        "The place whose clock `cron` goes by, such as `Europe/Berlin`; `UTC` if it says nothing.",
+    ),
+    key(
+        "stream",
+        "`true` has the trigger run for ever: it is fired at once, and again when it ends.",
+    ),
+    key(
+        "overlap",
+        "What becomes of a firing while the trigger still runs: `skip` leaves it out, `queue-one` remembers one.",
+    ),
+    key(
+        "missed",
+        "What becomes of firings while nobody was there: `skip` leaves them out, `once` makes up for all of them with one.",
+    ),
+    key(
         "webhook",
         "`true` gives the flow a URL; each request to it is a message.",
     ),
@@ -137,14 +157,12 @@ pub(crate) const AUTOSCALE: &[Key] = &[
 
 /// Words of later versions, each with what to do until then.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
-    ("cron", "write `every: 30s` (or `5m`, `2h`, `1d`) instead"),
     (
         "order_by",
         "use `replicas: 1` and `concurrency: 1` where the order matters",
     ),
     ("rate", "limit it with `replicas` and `concurrency`"),
     ("batch", "each message is handled alone"),
-    ("overlap", "a trigger is never fired while it still runs"),
     ("connection", "a flow has one connection, `default`"),
     ("connections", "a flow has one connection, `default`"),
     ("ports", "the ports of a step are in its manifest"),
@@ -152,7 +170,7 @@ pub(crate) const RESERVED: &[(&str, &str)] = &[
     ("priority", "all messages are equal"),
     (
         "schedule",
-        "write `every: 30s` (or `5m`, `2h`, `1d`) instead",
+        "write `every: 30s`, or `cron: \"0 6 * * MON-FRI\"`",
     ),
 ];
 

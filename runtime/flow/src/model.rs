@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde_json::Value;
 use towpath_protocol::start::{Mode, Retry};
 
+use crate::cron::Cron;
+
 /// A flow: one trigger and the actions that follow it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -20,6 +22,10 @@ pub struct Flow {
     pub description: String,
     /// What sets the trigger off.
     pub fires: Fires,
+    /// What becomes of a firing while the trigger still runs.
+    pub overlap: Overlap,
+    /// What becomes of firings that nobody was there for.
+    pub missed: Missed,
     /// The trigger's step; none for a webhook trigger without an image, whose messages go straight
     /// to the actions that follow it.
     pub trigger_id: String,
@@ -29,12 +35,47 @@ pub struct Flow {
 }
 
 /// What sets a trigger off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fires {
     /// A schedule: `every: 30s`.
     Every(Duration),
+    /// A schedule by the clock on the wall: `cron: "0 6 * * MON-FRI"`.
+    Cron(Cron),
+    /// It runs for ever: `stream: true`.
+    Stream,
     /// A request to the flow's URL: `webhook: true`.
     Webhook,
+}
+
+impl Fires {
+    /// Whether the trigger is fired by ticks, and so has a checkpoint and runs.
+    pub fn by_ticks(&self) -> bool {
+        match self {
+            Self::Every(_) | Self::Cron(_) | Self::Stream => true,
+            Self::Webhook => false,
+        }
+    }
+}
+
+/// What becomes of a firing while the trigger still runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Overlap {
+    /// It is left out.
+    #[default]
+    Skip,
+    /// One is remembered, and fires when the run has ended.
+    QueueOne,
+}
+
+/// What becomes of firings that nobody was there for, because the control plane was away or the
+/// flow did not run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Missed {
+    /// They are left out.
+    #[default]
+    Skip,
+    /// One run makes up for all of them.
+    Once,
 }
 
 /// A step that runs as containers.

@@ -31,6 +31,8 @@ pub fn schema() -> Value {
     });
     schema["$defs"]["trigger"]["oneOf"] = json!([
         { "required": ["every", "image"] },
+        { "required": ["cron", "image"] },
+        { "required": ["stream", "image"] },
         { "required": ["webhook"] },
     ]);
     schema
@@ -139,7 +141,16 @@ fn value(key: &str) -> Value {
                 _ => schema,
             }
         }
-        "webhook" => json!({ "const": true }),
+        "webhook" | "stream" => json!({ "const": true }),
+        "cron" => json!({ "type": "string", "minLength": 1, "examples": ["0 6 * * MON-FRI", "@daily"] }),
+        "timezone" => json!({
+            "type": "string",
+            "minLength": 1,
+            "default": crate::cron::ZONE_DEFAULT,
+            "examples": ["Europe/Berlin"],
+        }),
+        "overlap" => json!({ "enum": ["skip", "queue-one"], "default": "skip" }),
+        "missed" => json!({ "enum": ["skip", "once"] }),
         "after" => json!({
             "anyOf": [
                 { "$ref": "#/$defs/after" },

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use towpath_protocol::start::{Mode, Retry};
 
+use super::schedule::is_ticked;
 use super::{Draft, Steps, within};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
@@ -161,7 +162,7 @@ impl Steps<'_, '_> {
                 reader.duration_or_zero(&entry.value, "`timeout`", &limits::TIMEOUT)
         {
             step.timeout = timeout;
-            let is_poll = step.is_trigger && node.entry("every").is_some();
+            let is_poll = step.is_trigger && is_ticked(node);
             if !is_poll && (timeout.is_zero() || timeout > limits::TIMEOUT_WARNING) {
                 reader.report(long_timeout(entry, timeout));
             }
@@ -181,8 +182,8 @@ impl Steps<'_, '_> {
             step.once = flag;
             return;
         }
-        let why = if node.entry("every").is_some() {
-            "a trigger that fires on a schedule goes on from its checkpoint, and what it emits twice has the same id: the actions that must not repeat it are to say `once: true`"
+        let why = if is_ticked(node) {
+            "a trigger that is fired by ticks goes on from its checkpoint, and what it emits twice has the same id: the actions that must not repeat it are to say `once: true`"
         } else {
             "a request to a webhook has no name that a second one could be recognised by: the actions that must not repeat it are to say `once: true`"
         };
