@@ -136,6 +136,14 @@ codes! {
     NeedsSchedule = "F073", Error;
     /// A condition cannot be compiled.
     BadCondition = "F090", Error;
+    /// A condition stands where nobody could evaluate it.
+    NobodyEvaluates = "F091", Error;
+    /// A step follows one that hands its messages to another flow.
+    AfterHandover = "F092", Error;
+    /// Messages are handed to a flow that takes none.
+    UnknownFlow = "F093", Error;
+    /// Flows hand messages to each other in a loop.
+    FlowLoop = "F094", Error;
 }
 
 impl fmt::Display for Code {

@@ -44,6 +44,9 @@ pub(crate) struct Draft<'t> {
     pub(crate) after: Option<Vec<After>>,
     /// Where its condition is.
     pub(crate) when_span: Range<usize>,
+    /// The flow that it hands messages to; empty if that cannot be read.
+    pub(crate) to: Option<String>,
+    pub(crate) to_span: Range<usize>,
     pub(crate) with: Option<&'t Entry>,
 }
 
@@ -197,10 +200,51 @@ impl Steps<'_, '_> {
             draft.when_span = entry.value.span.clone();
             draft.step.when = self.condition(&entry.value);
         }
-        if !draft.has_image {
+        if let Some(entry) = node.entry("to") {
+            self.handover(node, entry, &mut draft);
+        } else if !draft.has_image {
             self.need_image(node, &draft);
         }
         Some(draft)
+    }
+
+    /// An action that hands messages to another flow runs nowhere, and has no other keys.
+    fn handover(&mut self, node: &Node, entry: &Entry, draft: &mut Draft<'_>) {
+        draft.has_image = false;
+        draft.to_span = entry.value.span.clone();
+        draft.to = Some(String::new());
+        if let Some(text) = self.reader.text(&entry.value, "`to`") {
+            match text.strip_prefix("flow/") {
+                Some(name) if is_name(name) => draft.to = Some(name.to_owned()),
+                _ => self.reader.report(
+                    Diagnostic::new(Code::BadName, format!("{} names no flow", shown(text)))
+                        .at(entry.value.span.clone())
+                        .label("`to` is `flow/` and the name of a flow")
+                        .help("write for instance `to: flow/invoices`"),
+                ),
+            }
+        }
+        let Content::Mapping(entries) = &node.content else {
+            return;
+        };
+        for other in entries {
+            if other.key != "id" && keys::STEP.iter().any(|key| key.name == other.key) {
+                self.reader.report(
+                    Diagnostic::new(
+                        Code::NeedsImage,
+                        format!(
+                            "{} hands messages over, and has no use for `{}`",
+                            describe(&draft.step),
+                            other.key
+                        ),
+                    )
+                    .at(other.key_span.clone())
+                    .label("this is for steps that run")
+                    .related(entry.key_span.clone(), "it hands over here")
+                    .help("make two actions of it: one that runs, and one after it with `to`"),
+                );
+            }
+        }
     }
 
     fn trigger<'t>(&mut self, node: &'t Node) -> (Option<Draft<'t>>, Option<Fires>) {
@@ -222,7 +266,9 @@ impl Steps<'_, '_> {
         if !draft.has_image {
             if is_poll {
                 self.need_image(node, &draft);
-            } else if fires == Some(Fires::Webhook) && node.entry("image").is_none() {
+            } else if matches!(fires, Some(Fires::Webhook | Fires::Flows))
+                && node.entry("image").is_none()
+            {
                 self.without_image(node);
             }
         }
@@ -279,7 +325,7 @@ impl Steps<'_, '_> {
                     )
                     .at(entry.key_span.clone())
                     .label("this needs an `image`")
-                    .help("without an image, each request goes straight to the first action"),
+                    .help("without an image, what comes goes straight to the first action"),
                 );
             }
         }

@@ -1,12 +1,14 @@
 //! What can only be checked with facts: whether steps fit their images, and whether secrets and
 //! variables are there.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
 use towpath_protocol::CONTRACT;
 use towpath_protocol::manifest::{Kind, Manifest};
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{CONDITION_HELP, Document, Draft, describe, within};
-use crate::facts::{Facts, ImageFact};
+use crate::facts::{Facts, FlowFact, ImageFact};
 use crate::graph::{Edge, Graph};
 use crate::limits::DIAGNOSTICS_MAX;
 use crate::model::Fires;
@@ -32,6 +34,9 @@ pub(crate) fn check(
             found.extend(port(document, facts, draft, edge));
         }
         found.extend(condition(draft, facts));
+        found.extend(after_handover(document, draft, &graph.edges[at]));
+        found.extend(nobody_evaluates(document, draft, &graph.edges[at]));
+        found.extend(handover(document, draft, facts));
         if !draft.has_image {
             continue;
         }
@@ -83,6 +88,120 @@ fn condition(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
             ),
         )),
     }
+}
+
+/// What a step before hands to another flow does not come to this one.
+fn after_handover(
+    document: &Document<'_>,
+    draft: &Draft<'_>,
+    edges: &[Edge],
+) -> Vec<Diagnostic> {
+    let from = |edge: &&Edge| document.drafts[edge.from].to.is_some();
+    let diagnostic = |edge: &Edge| {
+        let before = &document.drafts[edge.from];
+        let span = edge.span.clone().unwrap_or_else(|| draft.place.clone());
+        Diagnostic::new(
+            Code::AfterHandover,
+            format!("no message ever reaches {}", describe(&draft.step)),
+        )
+        .at(span)
+        .label(format!(
+            "{} hands its messages to another flow",
+            describe(&before.step)
+        ))
+        .help("name another step in `after`, or do it in the other flow")
+    };
+    edges.iter().filter(from).map(diagnostic).collect()
+}
+
+/// The agents of other flows do not know the conditions of this one: without an image of its own the
+/// trigger has nobody to evaluate them.
+fn nobody_evaluates(
+    document: &Document<'_>,
+    draft: &Draft<'_>,
+    edges: &[Edge],
+) -> Option<Diagnostic> {
+    if document.fires != Some(Fires::Flows) || draft.step.when.is_none() {
+        return None;
+    }
+    let trigger = edges
+        .iter()
+        .map(|edge| &document.drafts[edge.from])
+        .find(|from| from.step.is_trigger && !from.has_image)?;
+    Some(
+        Diagnostic::new(
+            Code::NobodyEvaluates,
+            format!("the condition of {} cannot stand here", describe(&draft.step)),
+        )
+        .at(draft.when_span.clone())
+        .label("nobody could evaluate it")
+        .related(trigger.place.clone(), "the trigger has no image")
+        .help("give the trigger an image, or put the condition where the messages are handed over"),
+    )
+}
+
+/// The flow that messages are handed to must be there, take them, and not hand them back.
+fn handover(document: &Document<'_>, draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
+    let to = draft.to.as_deref().filter(|to| !to.is_empty())?;
+    let at = |code, message: String, label: &str| {
+        Diagnostic::new(code, message)
+            .at(draft.to_span.clone())
+            .label(label)
+    };
+    if to == document.name {
+        let message = format!("{} hands messages to its own flow", describe(&draft.step));
+        return Some(at(Code::FlowLoop, message, "this is the flow itself"));
+    }
+    let Some(flows) = &facts.flows else {
+        return Some(Diagnostic::new(
+            Code::NotChecked,
+            format!("other flows were not looked at: {} may be missing", shown(to)),
+        ));
+    };
+    let Some(target) = flows.get(to) else {
+        let message = format!("the flow {} does not exist", shown(to));
+        let help = did_you_mean(to, flows.keys().map(String::as_str));
+        return Some(at(Code::UnknownFlow, message, "no such flow").help(
+            help.unwrap_or_else(|| "apply it first: what is handed over must not get lost".into()),
+        ));
+    };
+    if !target.takes {
+        let message = format!("the flow {} takes no messages of other flows", shown(to));
+        return Some(
+            at(Code::UnknownFlow, message, "its trigger fires in another way")
+                .help("its trigger must say `from: flows`"),
+        );
+    }
+    let way = way_back(to, &document.name, flows)?;
+    let way: Vec<String> = way.iter().map(|flow| shown(flow)).collect();
+    let message = format!("flows form a loop: {}", way.join(" -> "));
+    Some(
+        at(Code::FlowLoop, message, "messages would come back")
+            .help("a message would go round for ever: let one of them end"),
+    )
+}
+
+/// The flows that messages go through from `from` back to `own`, `own` at both ends.
+fn way_back<'f>(
+    from: &'f str,
+    own: &'f str,
+    flows: &'f BTreeMap<String, FlowFact>,
+) -> Option<Vec<&'f str>> {
+    let mut ways = VecDeque::from([vec![own, from]]);
+    let mut seen = BTreeSet::from([from]);
+    while let Some(way) = ways.pop_front() {
+        let next = flows.get(*way.last()?).map(|flow| &flow.to);
+        for next in next.into_iter().flatten() {
+            let way = [way.as_slice(), &[next]].concat();
+            if next == own {
+                return Some(way);
+            }
+            if seen.insert(next) {
+                ways.push_back(way);
+            }
+        }
+    }
+    None
 }
 
 fn missing(facts: &Facts, draft: &Draft<'_>) -> Diagnostic {

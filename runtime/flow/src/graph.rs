@@ -7,7 +7,7 @@ use towpath_protocol::DEFAULT_PORT;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{Document, Draft, describe};
-use crate::model::Flow;
+use crate::model::{Flow, Handover};
 use crate::text::{did_you_mean, list, shown};
 
 /// Who takes messages from whom. Steps are their places in [`Document::drafts`].
@@ -55,18 +55,26 @@ impl Graph {
         let trigger_id = trigger.step.id.clone();
         let mut drafts: Vec<Option<Draft<'_>>> = document.drafts.into_iter().map(Some).collect();
         let mut steps = Vec::new();
+        let mut handovers = Vec::new();
         for at in self.order {
             let Some(mut draft) = drafts[at].take() else {
                 continue;
             };
-            if !draft.has_image {
-                continue;
-            }
-            draft.step.after = self.edges[at]
+            let after = self.edges[at]
                 .iter()
                 .map(|edge| (ids[edge.from].clone(), edge.port.clone()))
                 .collect();
-            steps.push(draft.step);
+            if let Some(to) = draft.to {
+                handovers.push(Handover {
+                    id: draft.step.id,
+                    after,
+                    when: draft.step.when,
+                    to,
+                });
+            } else if draft.has_image {
+                draft.step.after = after;
+                steps.push(draft.step);
+            }
         }
         Some(Flow {
             name: document.name,
@@ -76,6 +84,7 @@ impl Graph {
             missed: document.missed,
             trigger_id,
             steps,
+            handovers,
         })
     }
 }

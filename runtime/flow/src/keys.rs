@@ -109,6 +109,10 @@ pub(crate) const TRIGGER: &[Key] = &[
         "webhook",
         "`true` gives the flow a URL; each request to it is a message.",
     ),
+    key(
+        "from",
+        "`flows` takes the messages that other flows hand over with `to: flow/<name>`.",
+    ),
 ];
 
 /// Of actions alone.
@@ -120,6 +124,10 @@ pub(crate) const ACTION: &[Key] = &[
     key(
         "when",
         "A jq condition on the body: the step takes only messages that it holds for.",
+    ),
+    key(
+        "to",
+        "In place of an image: `flow/<name>` hands every message to another flow, whose trigger says `from: flows`.",
     ),
 ];
 

@@ -43,7 +43,7 @@ mod units;
 
 pub use cron::{Cron, ZONE_DEFAULT};
 pub use diagnostic::{Code, Diagnostics, Severity};
-pub use facts::{Facts, ImageFact};
+pub use facts::{Facts, FlowFact, ImageFact};
 pub use finding::{Finding, Place, Related};
 pub use model::{Autoscale, Fires, Flow, Limits, Missed, Overlap, Replicas, ScaleBy, Step};
 pub use placeholder::{is_env_name, is_secret_name};

@@ -11,11 +11,12 @@ use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
 
 /// The keys that say how a trigger fires; each with whether it is by ticks.
-const WAYS: [(&str, bool); 4] = [
+const WAYS: [(&str, bool); 5] = [
     ("every", true),
     ("cron", true),
     ("stream", true),
     ("webhook", false),
+    ("from", false),
 ];
 
 /// Whether the trigger says that it is fired by ticks.
@@ -45,6 +46,10 @@ impl Steps<'_, '_> {
             .map(|entry| match &*entry.key {
                 "every" => self.every(entry),
                 "cron" => self.cron(entry, node.entry("timezone")),
+                "from" => self
+                    .reader
+                    .choice(&entry.value, "`from`", &["flows"])
+                    .map(|_| Fires::Flows),
                 "stream" => self.only_true(entry).map(|()| Fires::Stream),
                 _ => self.only_true(entry).map(|()| Fires::Webhook),
             })
