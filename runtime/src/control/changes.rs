@@ -53,6 +53,13 @@ pub(super) fn changes(
             let reason = differences(model_was, model, was, step);
             changes.push(change(ChangeAction::Replace, Some(&step.id), reason));
         }
+        if model_was.when != model.when {
+            let reason = match &model.when {
+                Some(when) => format!("it takes only what `{when}` holds for"),
+                None => "it takes everything that comes to it".to_owned(),
+            };
+            changes.push(change(ChangeAction::Update, Some(&step.id), reason));
+        }
         if (was.replicas, was.autoscale) != (step.replicas, step.autoscale) {
             let reason = format!("{} in place of {}", replicas(step), replicas(was));
             changes.push(change(ChangeAction::Scale, Some(&step.id), reason));
