@@ -192,7 +192,7 @@ impl Ingress {
         self.flows
             .borrow()
             .get(flow)
-            .filter(|flow| flow.trigger.every.is_none())
+            .filter(|flow| flow.trigger.every.is_none() && !flow.trigger.takes_flows)
             .cloned()
     }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use towpath_flow::model::{Fires, Flow};
+use towpath_flow::model::{self, Fires, Flow};
+use towpath_protocol::DEFAULT_PORT;
 
-use crate::broker::topology::{FlowTopology, branch_tag};
+use crate::broker::topology::{FlowTopology, Handover, branch_tag};
 use crate::reconcile::FlowState;
 
 /// All flows that are applied, by name; whoever changes a flow sends a new map.
@@ -29,6 +30,8 @@ pub struct LiveFlow {
     pub steps: Vec<(String, Vec<(String, String)>)>,
     /// Those of them that do not take everything, or not as it comes.
     pub branches: BTreeMap<String, LiveBranch>,
+    /// What it hands to other flows.
+    pub handovers: Vec<Handover>,
 }
 
 /// What makes a step a branch.
@@ -47,8 +50,10 @@ pub struct LiveTrigger {
     pub step: String,
     /// Whether it runs as containers: then it handles each request to a webhook first.
     pub has_image: bool,
-    /// How often it is fired; none for a webhook.
+    /// How often it is fired; none if it is not fired by ticks.
     pub every: Option<Duration>,
+    /// It takes what other flows hand over.
+    pub takes_flows: bool,
 }
 
 impl LiveFlow {
@@ -63,14 +68,16 @@ impl LiveFlow {
                 has_image: flow.steps.iter().any(|step| step.is_trigger),
                 every: match flow.fires {
                     Fires::Every(every) => Some(every),
-                    Fires::Webhook => None,
+                    Fires::Webhook | Fires::Flows => None,
                 },
+                takes_flows: flow.fires == Fires::Flows,
             },
             steps: flow
                 .steps
                 .iter()
                 .map(|step| (step.id.clone(), step.after.clone()))
                 .collect(),
+            handovers: flow.handovers.iter().map(handover).collect(),
             branches: flow
                 .steps
                 .iter()
@@ -85,6 +92,26 @@ impl LiveFlow {
         }
     }
 
+    /// The steps that take what other flows hand to it, in order; none if it takes nothing.
+    pub fn entry(&self) -> Vec<String> {
+        let trigger = &self.trigger;
+        if !trigger.takes_flows {
+            return Vec::new();
+        }
+        let mut entry = if trigger.has_image {
+            vec![trigger.step.clone()]
+        } else {
+            let first = |after: &[(String, String)]| {
+                let mut after = after.iter();
+                after.any(|(step, port)| *step == trigger.step && port == DEFAULT_PORT)
+            };
+            let steps = self.steps.iter().filter(|(_, after)| first(after));
+            steps.map(|(step, _)| step.clone()).collect()
+        };
+        entry.sort();
+        entry
+    }
+
     /// What it needs on the broker.
     pub fn topology(&self) -> FlowTopology {
         FlowTopology {
@@ -95,6 +122,8 @@ impl LiveFlow {
                 .iter()
                 .map(|(step, branch)| (step.clone(), branch.tag.clone()))
                 .collect(),
+            handovers: self.handovers.clone(),
+            entry: self.entry(),
             aliases: Vec::new(),
         }
     }
@@ -108,5 +137,14 @@ impl LiveFlow {
     /// exchange.
     pub fn port_key(&self, step: &str, port: &str) -> String {
         self.topology().port_key(step, port)
+    }
+}
+
+fn handover(of: &model::Handover) -> Handover {
+    Handover {
+        step: of.id.clone(),
+        after: of.after.clone(),
+        when: of.when.clone(),
+        to: of.to.clone(),
     }
 }

@@ -37,12 +37,14 @@ pub(super) async fn world() -> World {
             step: "poll".into(),
             has_image: true,
             every: Some(Duration::from_secs(3_600)),
+            takes_flows: false,
         },
         steps: vec![
             ("poll".into(), vec![]),
             ("crm".into(), vec![("poll".into(), "out".into())]),
         ],
         branches: BTreeMap::new(),
+        handovers: Vec::new(),
     };
     let store = Store::in_memory().unwrap();
     let version = NewVersion {

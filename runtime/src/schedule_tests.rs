@@ -20,12 +20,14 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
             step: "poll".into(),
             has_image: true,
             every: Some(Duration::from_millis(every_ms)),
+            takes_flows: false,
         },
         steps: vec![
             ("poll".into(), vec![]),
             ("crm".into(), vec![("poll".into(), "out".into())]),
         ],
         branches: BTreeMap::new(),
+        handovers: Vec::new(),
     }
 }
 

@@ -54,9 +54,11 @@ async fn world(conditions: &[&str], has_all: bool) -> World {
             step: "hook".into(),
             has_image: false,
             every: None,
+            takes_flows: false,
         },
         steps,
         branches,
+        handovers: Vec::new(),
     };
     let broker = Simulated::new(5);
     let names = Names::new("t");

@@ -10,7 +10,7 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
 use crate::limits;
 use crate::model::{Fires, Missed, Overlap, Replicas, Step};
-use crate::read::{Reader, head};
+use crate::read::{Reader, head, is_name};
 use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
 

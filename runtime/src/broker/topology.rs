@@ -197,6 +197,36 @@ pub fn branch_tag(when: Option<&str>, order_by: Option<&str>, partitions: u32) -
     Some(hasher.finalize().to_hex()[..8].to_owned())
 }
 
+/// Names what makes the way of messages that are handed to another flow, for its routing key: the
+/// condition, the flow, and the steps that take them there, so that the key names what it leads to.
+pub fn handover_tag(when: Option<&str>, to: &str, entry: &[String]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"flow ").update(to.as_bytes());
+    for step in entry {
+        // No id holds a space.
+        hasher.update(b" ").update(step.as_bytes());
+    }
+    hasher.update(b" when ");
+    hasher.update(when.unwrap_or_default().as_bytes());
+    hasher.finalize().to_hex()[..8].to_owned()
+}
+
+/// The steps that take what other flows hand to a flow, by the name of the flow.
+pub type Entries = BTreeMap<String, Vec<String>>;
+
+/// Messages that are handed to another flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handover {
+    /// The action that says so. It has no queue.
+    pub step: String,
+    /// The (step, port) that it takes messages from.
+    pub after: Vec<(String, String)>,
+    /// Its condition.
+    pub when: Option<String>,
+    /// The other flow.
+    pub to: String,
+}
+
 /// Everything that should be on the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
@@ -215,6 +245,10 @@ pub struct FlowTopology {
     pub steps: Vec<(String, Vec<(String, String)>)>,
     /// Those of them that are branches, each with its [`branch_tag`].
     pub branches: BTreeMap<String, String>,
+    /// What it hands to other flows.
+    pub handovers: Vec<Handover>,
+    /// The steps that take what other flows hand to it, in order.
+    pub entry: Vec<String>,
     /// Steps that it had once, each with the step that takes what still comes for it.
     pub aliases: Vec<(String, String)>,
 }
@@ -389,8 +423,14 @@ pub fn declarations_bounded(topology: &Topology, step_deliveries_max: u64) -> Ve
     let names = &topology.names;
     let mut all = instance_declarations(names);
     all.extend(delay_ladder(names));
+    let entries = entries(topology);
     for flow in &topology.flows {
-        all.extend(flow_declarations(names, flow, step_deliveries_max));
+        all.extend(flow_declarations(
+            names,
+            flow,
+            &entries,
+            step_deliveries_max,
+        ));
     }
     // Bindings last: both of their ends are there then.
     all.sort_by_key(|declaration| match declaration {
@@ -406,7 +446,10 @@ pub fn stale_bindings(topology: &Topology, former: &[FlowTopology]) -> Vec<Bindi
     let wanted: BTreeSet<Declaration> = declarations(topology).into_iter().collect();
     let former: BTreeSet<Declaration> = former
         .iter()
-        .flat_map(|flow| flow_declarations(&topology.names, flow, STEP_QUEUE_DELIVERIES_MAX))
+        .flat_map(|flow| {
+            let entries = entries(topology);
+            flow_declarations(&topology.names, flow, &entries, STEP_QUEUE_DELIVERIES_MAX)
+        })
         .collect();
     former
         .difference(&wanted)
@@ -415,6 +458,42 @@ pub fn stale_bindings(topology: &Topology, former: &[FlowTopology]) -> Vec<Bindi
             Declaration::Exchange(_) | Declaration::Queue(_) => None,
         })
         .collect()
+}
+
+fn entries(topology: &Topology) -> Entries {
+    let flows = topology.flows.iter();
+    flows
+        .map(|flow| (flow.flow.clone(), flow.entry.clone()))
+        .collect()
+}
+
+/// The ways of what a flow hands to others. Queues of another flow get it straight; what the delay
+/// ladder or a replay sends to the action goes the same way.
+fn handover_bindings(names: &Names, flow: &FlowTopology, entries: &Entries) -> Vec<Declaration> {
+    let mut all = Vec::new();
+    for handover in &flow.handovers {
+        let entry = entries.get(&handover.to).map(Vec::as_slice);
+        let entry = entry.unwrap_or_default();
+        let tag = handover_tag(handover.when.as_deref(), &handover.to, entry);
+        let mut keys = vec![(
+            names.steps(),
+            format!("#.{}", Names::step_key(&flow.flow, &handover.step)),
+        )];
+        keys.extend(handover.after.iter().map(|(step, port)| {
+            let key = Names::branch_key(step, port, &handover.step, &tag);
+            (names.flow(&flow.flow), key)
+        }));
+        for (source, key) in keys {
+            all.extend(entry.iter().map(|step| {
+                Declaration::Binding(Binding {
+                    source: source.clone(),
+                    key: key.clone(),
+                    destination: Destination::Queue(names.queue(&handover.to, step)),
+                })
+            }));
+        }
+    }
+    all
 }
 
 fn instance_declarations(names: &Names) -> Vec<Declaration> {
@@ -504,6 +583,7 @@ fn delay_level(names: &Names, level: usize) -> [Declaration; 4] {
 fn flow_declarations(
     names: &Names,
     flow: &FlowTopology,
+    entries: &Entries,
     step_deliveries_max: u64,
 ) -> Vec<Declaration> {
     let mut all = vec![Declaration::Exchange(Exchange {
@@ -536,6 +616,7 @@ fn flow_declarations(
             all.push(bind(names.flow(&flow.flow), key));
         }
     }
+    all.extend(handover_bindings(names, flow, entries));
     for (former, successor) in &flow.aliases {
         all.push(Declaration::Binding(Binding {
             source: names.steps(),

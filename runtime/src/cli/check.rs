@@ -31,6 +31,7 @@ pub(super) async fn run(command: &Check, context: &Context) -> Result<ExitStatus
         images: images(command, &source, context).await,
         secrets: None,
         conditions: conditions(&source, context).await,
+        flows: None,
         env: Some(context.env.keys().cloned().collect::<BTreeSet<String>>()),
     };
     let (flow, diagnostics) = match check(&source, &facts) {

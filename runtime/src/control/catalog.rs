@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use towpath_flow::{Facts, Flow, Source, Values, check, substitute_step};
 
 use super::error::ControlError;
-use crate::broker::topology::{FlowTopology, Topology};
+use crate::broker::topology::{Entries, FlowTopology, Topology};
 use crate::engine::{Engine, Image};
 use crate::live::LiveFlow;
 use crate::reconcile::intent::intake;
@@ -113,6 +113,7 @@ impl Catalog {
             record.version,
             record.state,
             &facts,
+            &self.entries().await?,
         ))
     }
 
@@ -126,6 +127,13 @@ impl Catalog {
             flows.insert(record.name, live);
         }
         Ok(flows)
+    }
+
+    /// The steps that take what other flows hand over, of all flows.
+    pub async fn entries(&self) -> Result<Entries, ControlError> {
+        let flows = self.live_flows().await?;
+        let entries = flows.into_iter().map(|(name, flow)| (name, flow.entry()));
+        Ok(entries.collect())
     }
 
     /// What should be on the broker.

@@ -104,6 +104,7 @@ fn replicas(step: &DesiredStep) -> String {
 pub(super) fn fires(fires: Fires) -> String {
     match fires {
         Fires::Webhook => "webhook".to_owned(),
+        Fires::Flows => "from flows".to_owned(),
         Fires::Every(duration) => format!("every {}", span(duration)),
     }
 }

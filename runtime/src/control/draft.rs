@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use towpath_flow::{Facts, Finding, Fires, Flow, ImageFact, Source, check, references_in};
+use towpath_flow::{Facts, Finding, Fires, Flow, FlowFact, ImageFact, Source, check, references_in};
 
 use super::Control;
 use super::changes::changes;
@@ -281,6 +281,7 @@ impl Control {
             secrets: Some(secrets.into_iter().map(|secret| secret.name).collect()),
             env: Some(env.keys().cloned().collect()),
             conditions: self.conditions(references.conditions).await?,
+            flows: Some(self.flow_facts().await?),
         };
         let checked = check(&source, &facts)
             .map_err(|diagnostics| ControlError::invalid(diagnostics.into_findings()))?;
@@ -289,6 +290,10 @@ impl Control {
             .into_iter()
             .filter_map(|(name, found)| Some((name, found?)))
             .collect();
+        if flow.fires != Fires::Flows {
+            self.refuse_if_handed_to(&flow.name, "takes no messages of other flows any more")
+                .await?;
+        }
         let before = self.catalog.store.flow(&flow.name).await?;
         let flow_before = before
             .as_ref()
@@ -303,6 +308,40 @@ impl Control {
             before,
             flow_before,
         })
+    }
+
+    /// What is known of the flows there are.
+    async fn flow_facts(&self) -> Result<BTreeMap<String, FlowFact>, ControlError> {
+        let flows = self.catalog.live_flows().await?;
+        let facts = flows.into_iter().map(|(name, flow)| {
+            let to = flow.handovers.into_iter().map(|it| it.to).collect();
+            let takes = flow.trigger.takes_flows;
+            (name, FlowFact { takes, to })
+        });
+        Ok(facts.collect())
+    }
+
+    /// Refuses what would leave messages that another flow hands over without a place to go.
+    pub(super) async fn refuse_if_handed_to(
+        &self,
+        flow: &str,
+        then: &str,
+    ) -> Result<(), ControlError> {
+        let flows = self.catalog.live_flows().await?;
+        let hands = |other: &&LiveFlow| other.handovers.iter().any(|it| it.to == flow);
+        let Some(other) = flows.values().find(hands) else {
+            return Ok(());
+        };
+        let message = format!(
+            "`{flow}` {then}, and `{}` hands messages to it",
+            other.name
+        );
+        Err(
+            ControlError::new(ErrorKind::Conflict, "flow_is_handed_to", message).hint(format!(
+                "take `to: flow/{flow}` out of `{}` first",
+                other.name
+            )),
+        )
     }
 
     /// Which conditions compile.
@@ -420,6 +459,7 @@ impl Control {
             version,
             state,
             &facts.collect(),
+            &self.catalog.entries().await?,
         ))
     }
 }

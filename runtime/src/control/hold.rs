@@ -127,13 +127,13 @@ impl Control {
 
 /// A webhook trigger without an image has no container that could be told something.
 fn refuse_without_container(flow: &Flow, step: &str) -> Result<(), ControlError> {
-    let is_bare = flow.fires == Fires::Webhook
+    let is_bare = matches!(flow.fires, Fires::Webhook | Fires::Flows)
         && step == flow.trigger_id
         && flow.steps.iter().all(|it| it.id != step);
     if !is_bare {
         return Ok(());
     }
-    let message = format!("`{step}` is a webhook without an image: it has no container");
+    let message = format!("`{step}` has no image, and so no container");
     Err(
         ControlError::new(ErrorKind::Conflict, "trigger_without_container", message).hint(format!(
             "`towpath drain {0}` refuses requests and finishes what is there; `towpath stop {0}` refuses them and stops everything",
@@ -186,6 +186,7 @@ fn holds_still(flow: &Flow, step: &str) -> String {
     if before.is_empty() {
         let what = match flow.fires {
             Fires::Webhook => "requests are asked to come again",
+            Fires::Flows => "what other flows hand over waits",
             Fires::Every(_) => "no tick is sent",
         };
         return format!("{what} until it is resumed");

@@ -97,12 +97,12 @@ impl Control {
             self.sights.forget(&scope);
             return Ok(None);
         }
-        let is_poll = matches!(flow.fires, Fires::Every(_));
+        let waits_outside = flow.fires != Fires::Webhook;
         let queues: Vec<&str> = flow
             .steps
             .iter()
-            // A tick that waits is nothing that was taken in.
-            .filter(|step| !(step.is_trigger && is_poll))
+            // A tick that waits is nothing that was taken in, nor is what another flow hands over.
+            .filter(|step| !(step.is_trigger && waits_outside))
             .map(|step| step.id.as_str())
             .collect();
         let agents: Vec<&str> = flow.steps.iter().map(|step| step.id.as_str()).collect();

@@ -84,6 +84,7 @@ impl Control {
     pub async fn delete(&self, flow: &str, drop_messages: bool) -> Result<Done, ControlError> {
         let _alone = self.applying.lock().await;
         let (_, checked) = self.record(flow).await?;
+        self.refuse_if_handed_to(flow, "would be gone").await?;
         let steps: Vec<String> = checked.steps.iter().map(|step| step.id.clone()).collect();
         if !drop_messages {
             self.refuse_full_queues(flow, &steps).await?;

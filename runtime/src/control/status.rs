@@ -78,7 +78,7 @@ impl Control {
         }
         let last_run = match flow.fires {
             Fires::Every(_) => self.catalog.store.last_run(&flow.name).await?,
-            Fires::Webhook => None,
+            Fires::Webhook | Fires::Flows => None,
         };
         let next_run_at = Self::next_run_at(&record, &flow, last_run.as_ref());
         Ok(FlowStatus {

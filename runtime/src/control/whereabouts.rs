@@ -61,6 +61,8 @@ pub(super) struct Wiring {
     pub(super) steps: Vec<(String, Vec<(String, String)>)>,
     /// Those of them that do not take everything, or not as it comes.
     pub(super) branches: BTreeSet<String>,
+    /// What it hands to other flows: by the action that does, the flow and the steps that take it.
+    pub(super) handovers: BTreeMap<String, (String, Vec<String>)>,
 }
 
 impl Wiring {
@@ -464,9 +466,18 @@ fn happened(event: &Happened, answer: &Found, facts: &Facts) -> Vec<AtStep> {
         What::Emitted {
             to: Some(branch), ..
         } => {
-            let mut at_step = AtStep::new(&who.flow, branch, Place::Queued);
-            at_step.since = Some(event.at);
-            vec![at_step]
+            let handed = facts.flows.get(&who.flow);
+            let handed = handed.and_then(|wiring| wiring.handovers.get(branch));
+            let places = match handed {
+                Some((flow, steps)) => steps.iter().map(|step| (flow, step)).collect(),
+                None => vec![(&who.flow, branch)],
+            };
+            let at = places.into_iter().map(|(flow, step)| {
+                let mut at_step = AtStep::new(flow, step, Place::Queued);
+                at_step.since = Some(event.at);
+                at_step
+            });
+            at.collect()
         }
         What::Unmatched { port, .. } => {
             let mut at_step = here(Place::Unmatched, None);

@@ -37,9 +37,11 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
             step: "hook".into(),
             has_image,
             every: None,
+            takes_flows: false,
         },
         steps,
         branches: BTreeMap::new(),
+        handovers: Vec::new(),
     }
 }
 

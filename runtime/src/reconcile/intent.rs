@@ -59,8 +59,9 @@ pub fn intent(flow: &Flow, state: FlowState, held: &Held, step: &Step) -> Intent
             format!("`{draining}`, which comes after it, drains"),
         );
     }
-    // A tick that waits would bring in something new; a request that waits was taken already.
-    if state == FlowState::Draining && step.is_trigger && matches!(flow.fires, Fires::Every(_)) {
+    // A tick that waits would bring in something new, and so would what another flow hands over; a
+    // request that waits was taken already.
+    if state == FlowState::Draining && step.is_trigger && flow.fires != Fires::Webhook {
         return Intent::new(FlowState::Paused, "the flow drains");
     }
     Intent {

@@ -24,7 +24,7 @@ use towpath_protocol::start::{Branch, Identity, Output, Routes, Settings, Start}
 
 use super::intent::{Held, intent};
 use super::{DesiredFlow, DesiredStep, FlowState};
-use crate::broker::topology::{Names, branch_tag};
+use crate::broker::topology::{Entries, Names, branch_tag, handover_tag};
 use crate::engine::{Image, ReplicaSpec};
 
 /// How many messages are in the hands of a replica when neither flow nor manifest says.
@@ -33,6 +33,10 @@ pub const CONCURRENCY_DEFAULT: u32 = 16;
 /// The most messages in a batch, however many its reader takes: beyond this nothing is gained, and
 /// what is given back when a replica goes is delivered again as a whole.
 pub const BATCH_MAX: u32 = 1024;
+
+/// The most messages in a batch that is handed to another flow, whose steps are not looked at here:
+/// few enough that its replicas share the work.
+const HANDOVER_BATCH_MAX: u32 = 32;
 
 /// How often a step may say "later" of one message. With the usual waits this is days.
 pub const REBOUNDS_MAX: u32 = 1_000;
@@ -131,6 +135,7 @@ pub fn desired_flow(
     version: u32,
     state: FlowState,
     facts: &BTreeMap<String, StepFacts>,
+    entries: &Entries,
 ) -> DesiredFlow {
     let held: Held = facts
         .iter()
@@ -144,7 +149,7 @@ pub fn desired_flow(
             DesiredStep {
                 state: intent.state,
                 because: intent.because,
-                ..desired_step(ground, &flow, step, facts)
+                ..desired_step(ground, &flow, step, facts, entries)
             }
         })
         .collect();
@@ -161,6 +166,7 @@ fn desired_step(
     flow: &Flow,
     step: &Step,
     facts: &BTreeMap<String, StepFacts>,
+    entries: &Entries,
 ) -> DesiredStep {
     let known = facts.get(&step.id);
     let exclusive = kind(flow, step) == Kind::Poll;
@@ -171,7 +177,7 @@ fn desired_step(
     };
     let drain = drain(step.timeout);
     let made = match known {
-        Some(known) => blueprint(ground, flow, step, known, facts),
+        Some(known) => blueprint(ground, flow, step, known, facts, entries),
         None => Err("nothing is known of it yet".to_owned()),
     };
     let blueprint = made.as_ref().ok().cloned().map(Arc::new);
@@ -200,6 +206,7 @@ fn blueprint(
     step: &Step,
     known: &StepFacts,
     facts: &BTreeMap<String, StepFacts>,
+    entries: &Entries,
 ) -> Result<Blueprint, String> {
     let image = known.image.clone()?;
     let filled = known.filled.clone()?;
@@ -230,7 +237,7 @@ fn blueprint(
             spec: String::new(),
         },
         kind,
-        routes: routes(&ground.names, flow, step, facts),
+        routes: routes(&ground.names, flow, step, facts, entries),
         config,
         env: filled.env,
         redact: filled.secrets.into_iter().collect(),
@@ -289,7 +296,7 @@ fn hash(key: &[u8; 32], made_from: &MadeFrom<'_>) -> Result<String, String> {
 fn kind(flow: &Flow, step: &Step) -> Kind {
     match flow.fires {
         _ if !step.is_trigger => Kind::Action,
-        Fires::Webhook => Kind::Webhook,
+        Fires::Webhook | Fires::Flows => Kind::Webhook,
         Fires::Every(_) => Kind::Poll,
     }
 }
@@ -306,7 +313,13 @@ fn concurrency(flow: &Flow, step: &Step, image: Option<&Image>) -> u32 {
         .max(1)
 }
 
-fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, StepFacts>) -> Routes {
+fn routes(
+    names: &Names,
+    flow: &Flow,
+    step: &Step,
+    facts: &BTreeMap<String, StepFacts>,
+    entries: &Entries,
+) -> Routes {
     let mut outputs = BTreeMap::new();
     for successor in &flow.steps {
         let image = facts
@@ -337,6 +350,29 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
                     output.batch_max = output.batch_max.min(takes);
                 }
             }
+        }
+    }
+    for handover in &flow.handovers {
+        let entry = entries.get(&handover.to).map(Vec::as_slice);
+        let tag = handover_tag(
+            handover.when.as_deref(),
+            &handover.to,
+            entry.unwrap_or_default(),
+        );
+        for (_, port) in handover.after.iter().filter(|(from, _)| *from == step.id) {
+            let output = outputs.entry(port.clone()).or_insert_with(|| Output {
+                key: None,
+                batch_max: BATCH_MAX,
+                branches: Vec::new(),
+            });
+            output.branches.push(Branch {
+                step: handover.id.clone(),
+                key: Names::branch_key(&step.id, port, &handover.id, &tag),
+                batch_max: HANDOVER_BATCH_MAX,
+                when: handover.when.clone(),
+                order_by: None,
+                partitions: 0,
+            });
         }
     }
     Routes {

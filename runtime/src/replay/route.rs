@@ -192,11 +192,11 @@ fn takers(flow: &LiveFlow) -> Vec<String> {
     let is_taker = |step: &&(String, Vec<(String, String)>)| {
         flow.trigger.every.is_none() || step.0 != flow.trigger.step
     };
-    flow.steps
-        .iter()
-        .filter(is_taker)
-        .map(|(step, _)| step.clone())
-        .collect()
+    let steps = flow.steps.iter().filter(is_taker);
+    let steps = steps.map(|(step, _)| step.clone());
+    // What is handed to another flow can be sent there again.
+    let handovers = flow.handovers.iter();
+    steps.chain(handovers.map(|it| it.step.clone())).collect()
 }
 
 /// The steps that would have had it next, if they are still there.
@@ -205,8 +205,11 @@ fn failed<'a>(flow: &'a LiveFlow, place: Place<'_>) -> Vec<&'a str> {
         Some(port) => after.iter().any(|it| it.0 == place.step && it.1 == port),
         None => step == place.step,
     };
-    flow.steps
-        .iter()
+    let steps = flow.steps.iter();
+    let steps = steps.map(|(step, after)| (step, after));
+    let handovers = flow.handovers.iter().map(|it| (&it.step, &it.after));
+    steps
+        .chain(handovers)
         .filter(|(step, after)| is_it(step, after))
         .map(|(step, _)| step.as_str())
         .collect()
@@ -221,11 +224,10 @@ fn before<'a>(flow: &'a LiveFlow, steps: &[&'a str]) -> BTreeSet<&'a str> {
             continue;
         }
         let after = flow.steps.iter().find(|it| it.0 == step);
-        open.extend(
-            after
-                .iter()
-                .flat_map(|it| it.1.iter().map(|it| it.0.as_str())),
-        );
+        let after = after.map(|it| &it.1);
+        let handover = flow.handovers.iter().find(|it| it.step == step);
+        let after = after.or(handover.map(|it| &it.after));
+        open.extend(after.into_iter().flatten().map(|it| it.0.as_str()));
     }
     found
 }
@@ -251,6 +253,7 @@ mod tests {
                 step: trigger.into(),
                 has_image: true,
                 every,
+                takes_flows: false,
             },
             steps: vec![
                 (trigger.into(), vec![]),
@@ -259,6 +262,7 @@ mod tests {
                 ("audit".into(), after("shape")),
             ],
             branches: BTreeMap::new(),
+            handovers: Vec::new(),
         }
     }
 

@@ -34,6 +34,7 @@ fn facts() -> Facts {
                 trigger: "poll".into(),
                 steps,
                 branches: BTreeSet::new(),
+                handovers: BTreeMap::new(),
             },
         )]),
         ready,

@@ -48,8 +48,8 @@ fn replica(desired: &Desired, step: &str) -> ReplicaSpec {
 fn the_same_gives_the_same_hash() {
     let flow = flow(FLOW);
     let facts = facts(&flow);
-    let one = desired_flow(&ground(), flow.clone(), 1, FlowState::Running, &facts);
-    let other = desired_flow(&ground(), flow, 2, FlowState::Paused, &facts);
+    let one = desired_flow(&ground(), flow.clone(), 1, FlowState::Running, &facts, &Entries::new());
+    let other = desired_flow(&ground(), flow, 2, FlowState::Paused, &facts, &Entries::new());
     for (one, other) in one.steps.iter().zip(&other.steps) {
         assert_eq!(one.spec, other.spec);
         assert_eq!(one.spec.len(), 32);
@@ -83,7 +83,7 @@ fn whatever_a_replica_is_made_from_changes_the_hash() {
     other.agent = "new".into();
     let flow = flow(FLOW);
     let known = facts(&flow);
-    let all = desired_flow(&other, flow, 1, FlowState::Running, &known);
+    let all = desired_flow(&other, flow, 1, FlowState::Running, &known, &Entries::new());
     assert!(
         all.steps
             .iter()
@@ -110,7 +110,7 @@ fn every_setting_of_a_step_changes_the_hash() {
         let text = FLOW.replace("  - id: audit\n", &format!("  - id: audit\n    {line}\n"));
         let flow = flow(&text);
         let known = facts(&flow);
-        let after = desired_flow(&ground(), flow, 1, FlowState::Running, &known);
+        let after = desired_flow(&ground(), flow, 1, FlowState::Running, &known, &Entries::new());
         let audit = after.steps.iter().find(|step| step.id == "audit").unwrap();
         assert_ne!(audit.spec, before["audit"], "`{line}` does not count");
     }
@@ -128,7 +128,7 @@ fn the_hash_says_nothing_without_the_key() {
     let known = facts(&flow);
     let mut other = ground();
     other.key = [8; 32];
-    let with_other_key = desired_flow(&other, flow, 1, FlowState::Running, &known);
+    let with_other_key = desired_flow(&other, flow, 1, FlowState::Running, &known, &Entries::new());
     assert!(
         with_other_key
             .steps
@@ -172,7 +172,7 @@ fn the_slowest_successor_says_how_large_a_batch_is() {
     );
     let flow = flow(&text);
     let known = facts(&flow);
-    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known);
+    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known, &Entries::new());
     let orders = all.steps[0].blueprint.as_ref().unwrap().replica(1, false);
     assert_eq!(orders.start.routes.outputs["out"].batch_max, 2);
 }
