@@ -228,3 +228,55 @@ fn a_condition_that_is_wrong_is_shown_with_its_place_and_changes_nothing() {
         }
     }
 }
+
+/// Takes what `hands` hands over.
+const TAKES: &str = r#"
+flow: takes
+trigger: { id: orders, from: flows }
+actions:
+  - { id: done, image: "towpath/log:test" }
+"#;
+
+const HANDS: &str = r#"
+flow: hands
+trigger: { id: hook, webhook: true }
+actions:
+  - { id: flood, image: "towpath/test-step:test" }
+  - { id: over, to: flow/takes, when: .number % 2 == 0 }
+"#;
+
+#[test]
+fn a_flow_hands_messages_to_another_that_is_paused_in_between_and_none_is_lost() {
+    let instance = Instance::start(BrokerVersion::V40);
+    let hands = instance.write("hands.yaml", HANDS);
+    let early = instance.run(&["apply", &hands]);
+    assert_eq!(early.code, 1, "the other flow is not there: {early:?}");
+    assert!(early.err.contains("F093"), "{early:?}");
+    instance.apply(TAKES);
+    instance.apply(HANDS);
+    let gone = instance.run(&["delete", "takes"]);
+    assert!(gone.err.contains("`hands` hands messages to it"), "{gone:?}");
+
+    let flood = |count: u64| {
+        let status = instance.status("hands");
+        let hook = status["webhook_url"].as_str().expect("a webhook").to_owned();
+        let body = json!({ "do": "flood", "count": count }).to_string();
+        let answer = http::send("POST", &hook, None, Some(&body)).expect("an answer");
+        assert_eq!(answer.status, 202, "{answer:?}");
+    };
+    let says = |key: &str, number: u64| {
+        eventually(&format!("`done` has {number} {key}"), LONG, || {
+            let status = instance.status("takes");
+            holds(status["steps"][0][key] == number, || status.to_string())
+        });
+    };
+    flood(1_000);
+    says("done", 500);
+    instance.run(&["pause", "takes"]).ok();
+    flood(1_000);
+    says("queued", 500);
+    instance.run(&["resume", "takes"]).ok();
+    says("done", 1_000);
+    let list = instance.run(&["dead", "list", "--output", "json"]).ok();
+    assert_eq!(list.json()["dead"], json!([]), "{list:?}");
+}
