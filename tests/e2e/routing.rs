@@ -274,7 +274,10 @@ fn a_flow_hands_messages_to_another_that_is_paused_in_between_and_none_is_lost()
     says("done", 500);
     instance.run(&["pause", "takes"]).ok();
     flood(1_000);
-    says("queued", 500);
+    eventually("they wait in its queue", LONG, || {
+        let status = instance.status("takes");
+        holds(status["steps"][0]["queued"].as_u64() > Some(0), || status.to_string())
+    });
     instance.run(&["resume", "takes"]).ok();
     says("done", 1_000);
     let list = instance.run(&["dead", "list", "--output", "json"]).ok();
