@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
-use towpath_flow::model::{self, Fires, Flow};
+use towpath_flow::model::{self, Fires, Flow, Missed, Overlap};
 use towpath_protocol::DEFAULT_PORT;
 
 use crate::broker::topology::{FlowTopology, Handover, branch_tag};
@@ -22,8 +21,12 @@ pub struct LiveFlow {
     pub name: String,
     /// Its version.
     pub version: u32,
+    /// When this version was applied, in milliseconds since 1970.
+    pub applied_at: u64,
     /// What its trigger should be doing: ticks and requests.
     pub state: FlowState,
+    /// Whether it is noted what comes of its runs.
+    pub track: bool,
     /// Its trigger.
     pub trigger: LiveTrigger,
     /// Its steps that have a queue, each with the (step, port) it takes messages from.
@@ -50,27 +53,29 @@ pub struct LiveTrigger {
     pub step: String,
     /// Whether it runs as containers: then it handles each request to a webhook first.
     pub has_image: bool,
-    /// How often it is fired; none if it is not fired by ticks.
-    pub every: Option<Duration>,
-    /// It takes what other flows hand over.
-    pub takes_flows: bool,
+    /// What sets it off.
+    pub fires: Fires,
+    /// What becomes of a firing while it still runs.
+    pub overlap: Overlap,
+    /// What becomes of firings that nobody was there for.
+    pub missed: Missed,
 }
 
 impl LiveFlow {
     /// Takes from a checked flow what matters here.
-    pub fn new(flow: &Flow, version: u32, state: FlowState) -> Self {
+    pub fn new(flow: &Flow, version: u32, applied_at: u64, state: FlowState) -> Self {
         Self {
             name: flow.name.clone(),
             version,
+            applied_at,
             state,
+            track: flow.track,
             trigger: LiveTrigger {
                 step: flow.trigger_id.clone(),
                 has_image: flow.steps.iter().any(|step| step.is_trigger),
-                every: match flow.fires {
-                    Fires::Every(every) => Some(every),
-                    Fires::Webhook | Fires::Flows => None,
-                },
-                takes_flows: flow.fires == Fires::Flows,
+                fires: flow.fires.clone(),
+                overlap: flow.overlap,
+                missed: flow.missed,
             },
             steps: flow
                 .steps
@@ -84,7 +89,7 @@ impl LiveFlow {
                 .filter_map(|step| {
                     let branch = LiveBranch {
                         when: step.when.clone(),
-                        tag: branch_tag(step.when.as_deref(), None, 0)?,
+                        tag: branch_tag(step.when.as_deref())?,
                     };
                     Some((step.id.clone(), branch))
                 })
@@ -110,6 +115,22 @@ impl LiveFlow {
         };
         entry.sort();
         entry
+
+    /// The steps that take all that enters the flow: the trigger, if it runs as containers, else
+    /// those after it that have no condition.
+    pub fn entry_steps(&self) -> Vec<String> {
+        if self.trigger.has_image {
+            return vec![self.trigger.step.clone()];
+        }
+        let follows = |sources: &[(String, String)]| {
+            let mut sources = sources.iter();
+            sources.any(|(step, port)| *step == self.trigger.step && port == DEFAULT_PORT)
+        };
+        self.steps
+            .iter()
+            .filter(|(step, sources)| follows(sources) && !self.branches.contains_key(step))
+            .map(|(step, _)| step.clone())
+            .collect()
     }
 
     /// What it needs on the broker.

@@ -37,6 +37,8 @@ struct Counts {
     recycled: IntCounterVec,
     ledger_claims: IntCounterVec,
     ledger_settled: IntCounterVec,
+    run_entries: IntCounterVec,
+    runs_finished: IntCounterVec,
 }
 
 /// How things are when the text is written.
@@ -139,6 +141,16 @@ impl Metrics {
             "Messages that agents said are settled.",
             &["flow", "step"],
         );
+        let run_entries = counter(
+            "towpath_run_entries_total",
+            "What agents reported of runs: a message that was emitted, or one that is done.",
+            &[],
+        );
+        let runs_finished = counter(
+            "towpath_runs_finished_total",
+            "Runs of which everything that came of them is settled.",
+            &[],
+        );
         Self {
             counts: Arc::new(Counts {
                 registry,
@@ -152,6 +164,8 @@ impl Metrics {
                 recycled,
                 ledger_claims,
                 ledger_settled,
+                run_entries,
+                runs_finished,
             }),
         }
     }
@@ -186,6 +200,7 @@ impl Metrics {
         let why = match why {
             Why::Schedule => "schedule",
             Why::Manual => "manual",
+            Why::Webhook => "webhook",
         };
         self.counts
             .ticks
@@ -253,6 +268,19 @@ impl Metrics {
             .inc_by(count);
     }
 
+    /// Counts what agents reported of runs, and the runs that are finished by it.
+    pub fn runs_noted(&self, entries: u64, finished: u64) {
+        let none: [&str; 0] = [];
+        self.counts
+            .run_entries
+            .with_label_values(&none)
+            .inc_by(entries);
+        self.counts
+            .runs_finished
+            .with_label_values(&none)
+            .inc_by(finished);
+    }
+
     /// Writes everything as Prometheus reads it.
     pub fn render(&self, reports: &Reports, snapshot: &Snapshot) -> String {
         let mut families = self.counts.registry.gather();
@@ -269,7 +297,7 @@ impl Metrics {
 type Count = (&'static str, &'static str, fn(&Totals) -> u64);
 
 /// What agents count, with its names.
-const COUNTS: [Count; 14] = [
+const COUNTS: [Count; 15] = [
     (
         "messages_received_total",
         "Messages taken from the queue.",
@@ -330,6 +358,11 @@ const COUNTS: [Count; 14] = [
         "messages_unmatched_total",
         "Messages sent on to nobody, because no condition (`when`) held.",
         |it| it.counters.unmatched,
+    ),
+    (
+        "messages_invalid_total",
+        "Messages whose body is not what the step takes (`validate`).",
+        |it| it.counters.invalid,
     ),
     (
         "step_process_restarts_total",
@@ -561,6 +594,7 @@ mod tests {
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
             last_lines: Vec::new(),
+            pacing: None,
         };
         reports.record(report, 1);
         reports

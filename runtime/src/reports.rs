@@ -342,6 +342,7 @@ fn map(one: &Counters, other: &Counters, with: fn(u64, u64) -> u64) -> Counters 
         crashed: with(one.crashed, other.crashed),
         repeated: with(one.repeated, other.repeated),
         unmatched: with(one.unmatched, other.unmatched),
+        invalid: with(one.invalid, other.invalid),
     }
 }
 
@@ -382,6 +383,7 @@ mod tests {
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
             last_lines: Vec::new(),
+            pacing: None,
         }
     }
 

@@ -25,15 +25,17 @@ use crate::control::error::ControlError;
 use crate::control::{Control, Parts};
 use crate::engine::docker::DockerEngine;
 use crate::engine::{AgentBinaries, AgentError, Engine, chain};
-use crate::ingress::{Ingress, Worker};
+use crate::ingress::{ANSWERED_MS, Gates, Ingress, Worker};
 use crate::inquiry::Inquiry;
 use crate::ledger::Sighting;
 use crate::metrics::Metrics;
 use crate::office::Office;
+use crate::rates::{Containers, Rates};
 use crate::reconcile::gauge::BrokerGauge;
 use crate::reconcile::run::{Handle, Pace, Reconciler};
 use crate::reconcile::spec::Ground;
 use crate::reports::Reports;
+use crate::run_watch::RunWatch;
 use crate::schedule::{Scheduler, system_clock};
 use crate::settings::{Settings, without_password};
 use crate::store::ledger::Sightings;
@@ -194,6 +196,10 @@ struct Plane {
 }
 
 impl Plane {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one part after the other, each made once"
+    )]
     async fn start(
         settings: &Settings,
         store: Store,
@@ -254,14 +260,28 @@ impl Plane {
             inquiry: inquiry.clone(),
             metrics: metrics.clone(),
             runs_changed,
+            flows: live.subscribe(),
             sightings: sightings(reports.clone(), handle.clone()),
+            rates: Rates::default(),
+            containers: containers(handle.clone()),
             clock: clock.clone(),
         };
         let program = std::env::current_exe().map_err(ServeError::Program)?;
+        let watch = RunWatch {
+            broker: Arc::clone(&broker),
+            store: store.clone(),
+            names: names.clone(),
+            flows: live.subscribe(),
+            reports: reports.clone(),
+            clock: clock.clone(),
+        };
+        let gates = Gates::default();
         let (ingress, worker) = Ingress::new(
             names,
+            gates.clone(),
             live.subscribe(),
             metrics.clone(),
+            store.clone(),
             clock,
             towpath_protocol::BODY_BYTES_MAX,
             program.clone(),
@@ -274,9 +294,11 @@ impl Plane {
             reports,
             inquiry,
             entered: ingress.recent(),
+            gates,
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
             program,
+            stalled_after_ms: settings.stalled_after_seconds.saturating_mul(1_000),
             live,
         })
         .await?;
@@ -286,6 +308,7 @@ impl Plane {
             reconciler,
             scheduler,
             office,
+            watch,
             worker,
             broker,
             store,
@@ -310,6 +333,7 @@ struct Loops {
     reconciler: Reconciler,
     scheduler: Scheduler,
     office: Office,
+    watch: RunWatch,
     worker: Worker,
     broker: Arc<dyn Broker>,
     store: Store,
@@ -352,6 +376,7 @@ impl Loops {
                 }
             }),
         );
+        spawn("watching runs", Box::pin(self.watch.run(stop.clone())));
         spawn(
             "the ingress",
             Box::pin(self.worker.run(self.broker, stop.clone())),
@@ -367,6 +392,10 @@ impl Loops {
         spawn(
             "forgetting",
             Box::pin(forget(self.store.clone(), stop.clone())),
+        );
+        spawn(
+            "forgetting answered requests",
+            Box::pin(forget_answered(self.store.clone(), stop.clone())),
         );
         spawn(
             "forgetting settlements",
@@ -388,6 +417,11 @@ fn sightings(reports: Reports, reconciler: Handle) -> Sightings {
             .map(|report| (report.incarnation, report.at)),
         ..reconciler.sighting(identity)
     })
+}
+
+/// The containers that the reconciler saw last.
+fn containers(reconciler: Handle) -> Arc<dyn Fn() -> Containers + Send + Sync> {
+    Arc::new(move || reconciler.containers())
 }
 
 fn binaries(settings: &Settings) -> AgentBinaries {
@@ -437,6 +471,26 @@ async fn forget_ledger(store: Store, kept_ms: u64, stop: CancellationToken) {
             Ok(_) => FORGET_PAUSE,
             Err(error) => {
                 tracing::warn!("cannot forget old settlements: {}", chain(&error));
+                FORGET_EVERY
+            }
+        };
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Forgets requests to webhooks that were answered long ago, a little at a time.
+async fn forget_answered(store: Store, stop: CancellationToken) {
+    loop {
+        let before = now_ms().saturating_sub(ANSWERED_MS);
+        let pause = match store.forget_answered(before, FORGET_AT_ONCE).await {
+            Ok(0) => FORGET_EVERY,
+            Ok(_) => FORGET_PAUSE,
+            Err(error) => {
+                tracing::warn!("cannot forget answered requests: {}", chain(&error));
                 FORGET_EVERY
             }
         };

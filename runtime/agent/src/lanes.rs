@@ -8,7 +8,8 @@
 //!
 //! - `an_idle_lane_sends_at_once`, `a_busy_lane_lets_the_next_batch_grow`.
 //! - `a_refused_batch_is_sent_again_before_anything_newer`.
-//! - `news_keep_their_order`: their lane has one open publish at most.
+//! - `news_keep_their_order`, and so do reports of runs: their lanes have one open publish at most.
+//! - `every_report_of_runs_can_be_read_by_itself`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use towpath_protocol::MessageId;
 use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY};
+use towpath_protocol::runs::{ENTRY_BYTES_MAX, Entry, Head, RUNS_KEY, write_run};
 use towpath_protocol::start::{Identity, Routes};
 
 use crate::broker::{Content, Publish};
@@ -42,6 +44,13 @@ pub const SETTLEMENT: u32 = u32::MAX;
 
 /// The epoch of a checkpoint.
 pub const CHECKPOINT: u32 = u32::MAX - 1;
+
+/// The record of what belongs to no record: that a report was lost.
+pub const NOBODY: u32 = u32::MAX;
+
+/// How many entries there are in one report of runs: the control plane writes some reports in one
+/// transaction, and others wait for it.
+const RUNS_BATCH_MAX: u32 = 4096;
 
 /// How many messages that go apart may await their confirms.
 const APART_OPEN_MAX: u32 = 64;
@@ -69,6 +78,8 @@ pub enum LaneId {
     Settled,
     /// To the ledger: messages that are in nobody's hands any more, and not settled.
     Released,
+    /// What came of runs.
+    Runs,
 }
 
 impl LaneId {
@@ -99,6 +110,7 @@ impl LaneId {
                 | Self::News
                 | Self::Settled
                 | Self::Released
+                | Self::Runs
         )
     }
 }
@@ -171,6 +183,8 @@ struct Frame {
     before: Vec<u8>,
     /// When the newest line was added, in milliseconds since 1970.
     at: u64,
+    /// Whether it is an entry of the ledger; else it is a report of runs, which needs no end.
+    is_entry: bool,
 }
 
 impl Frame {
@@ -190,10 +204,37 @@ impl Frame {
         Self {
             before: format!(r#"{{"{entry}":{open},"messages":["#).into_bytes(),
             at: 0,
+            is_entry: true,
+        }
+    }
+
+    /// Begins as a report of runs does.
+    fn of_runs(routes: &Routes, identity: &Identity) -> Self {
+        let head = Head {
+            identity: identity.clone(),
+            // In the order of [`Lanes::way`]: the ports, then the branches of each.
+            ways: {
+                let outputs = routes.outputs.values();
+                let branches = outputs.clone().flat_map(|it| &it.branches);
+                outputs
+                    .map(|it| it.steps.clone())
+                    .chain(branches.map(|it| vec![it.step.clone()]))
+                    .collect()
+            },
+        };
+        let mut before = Vec::new();
+        head.write(&mut before);
+        Self {
+            before,
+            at: 0,
+            is_entry: false,
         }
     }
 
     fn close(&self, lines: &[u8]) -> Vec<u8> {
+        if !self.is_entry {
+            return [self.before.as_slice(), lines].concat();
+        }
         let lines = lines.strip_suffix(b",").unwrap_or(lines);
         let after = format!(r#"],"at":{}}}}}"#, self.at);
         [self.before.as_slice(), lines, after.as_bytes()].concat()
@@ -285,6 +326,9 @@ pub struct Lanes {
     apart: Lane,
     settled: Lane,
     released: Lane,
+    runs: Lane,
+    /// Of which run the newest entry in the lane of runs is.
+    newest_run: Option<MessageId>,
     /// By units, and whether it is for suspects.
     delays: BTreeMap<(u32, bool), Lane>,
     open: HashMap<u64, (LaneId, Sealed)>,
@@ -365,6 +409,17 @@ impl Lanes {
             ),
             settled: ledger("settled"),
             released: ledger("released"),
+            runs: Lane {
+                frame: Some(Frame::of_runs(routes, identity)),
+                ..lane(
+                    &routes.office_exchange,
+                    RUNS_KEY,
+                    Content::Runs,
+                    RUNS_BATCH_MAX,
+                    1,
+                )
+            },
+            newest_run: None,
             dead: dead(),
             astray: dead(),
             news: lane(&routes.office_exchange, NEWS_KEY, Content::News, 1, 1),
@@ -469,6 +524,30 @@ impl Lanes {
         self.push(id, &line, member, now.instant);
     }
 
+    /// Adds what is said of a run.
+    pub fn report(&mut self, run: MessageId, entry: Entry, member: Member, now: Instant) {
+        let batch_bytes = self.limits.batch_bytes;
+        let mut numbers = self.numbers;
+        let is_full = self.runs.growing.payload.len() + ENTRY_BYTES_MAX > batch_bytes;
+        if is_full {
+            self.runs.seal(&mut numbers);
+        }
+        self.numbers = numbers;
+        let mut line = Vec::with_capacity(ENTRY_BYTES_MAX);
+        // Every report is read by itself.
+        if self.runs.growing.count == 0 || self.newest_run != Some(run) {
+            write_run(run, &mut line);
+            self.newest_run = Some(run);
+        }
+        entry.write(&mut line);
+        self.push(LaneId::Runs, &line, member, now);
+    }
+
+    /// Says whether something that was sent is a report of runs.
+    pub fn is_report(&self, number: u64) -> bool {
+        matches!(self.open.get(&number), Some((LaneId::Runs, _)))
+    }
+
     /// Adds a question to the lane of news; the answer has this correlation id.
     pub fn ask(&mut self, document: &[u8], member: Member, correlation: Arc<str>, now: Instant) {
         let mut numbers = self.numbers;
@@ -502,6 +581,7 @@ impl Lanes {
                 (LaneId::News, &mut self.news),
                 (LaneId::Settled, &mut self.settled),
                 (LaneId::Released, &mut self.released),
+                (LaneId::Runs, &mut self.runs),
             ]);
         for (id, lane) in all {
             while let Some(batch) = lane.next(now, age, &mut numbers) {
@@ -638,6 +718,7 @@ impl Lanes {
             &self.news,
             &self.settled,
             &self.released,
+            &self.runs,
         ])
     }
 
@@ -660,13 +741,14 @@ impl Lanes {
             LaneId::Apart => &mut self.apart,
             LaneId::Settled => &mut self.settled,
             LaneId::Released => &mut self.released,
+            LaneId::Runs => &mut self.runs,
             LaneId::Delay(units) | LaneId::Suspect(units) => {
                 let (routes, limits) = (&self.routes, &self.limits);
                 let is_suspect = matches!(id, LaneId::Suspect(_));
                 let (content, batch_max) = if is_suspect {
                     (Content::Returned(limits.suspect_returns), 1)
                 } else {
-                    (Content::Batch, 256)
+                    (Content::Batch, limits.delay_batch)
                 };
                 self.delays.entry((units, is_suspect)).or_insert_with(|| {
                     let (exchange, key) = match ladder::level(units) {
@@ -716,6 +798,7 @@ mod tests {
                     key: Some("s.out".into()),
                     batch_max: 3,
                     branches: vec![],
+                    steps: vec!["t".into()],
                 },
             )]),
             own_key: "f.s".into(),
@@ -880,6 +963,42 @@ mod tests {
         }
         assert!(lanes.disconnected().is_empty(), "it is told again");
         assert_eq!(sent(&mut lanes, now.instant).len(), 2);
+    }
+
+    #[test]
+    fn every_report_of_runs_can_be_read_by_itself() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        let id = |number: u32| {
+            let mut bytes = [7; 16];
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            MessageId::from_bytes(bytes)
+        };
+        let total = 2 * RUNS_BATCH_MAX + 10;
+        let mut said = Vec::new();
+        for number in 0..total {
+            let done = Entry::Done {
+                id: id(number),
+                replays: 0,
+            };
+            let run = id(number / 5000);
+            lanes.report(run, done, MEMBER, now);
+            said.push((run, done));
+        }
+        let mut read = Vec::new();
+        loop {
+            let publishes = sent(&mut lanes, now);
+            assert!(publishes.len() <= 1, "they keep their order");
+            let Some(publish) = publishes.into_iter().next() else {
+                break;
+            };
+            let (head, entries) = towpath_protocol::runs::read(&publish.payload).unwrap();
+            assert_eq!(head.ways, [["t"]]);
+            read.extend(entries);
+            assert!(lanes.is_report(publish.number));
+            lanes.accepted(publish.number);
+        }
+        assert_eq!(read, said);
+        assert!(lanes.disconnected().is_empty());
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Limits {
     pub batch_age: Duration,
     /// Batches of one lane that await their confirms.
     pub open_batches: u32,
+    /// Messages of one batch that go into the delay ladder together.
+    pub delay_batch: u32,
     /// Bytes waiting to be written to the step, above which nothing more is handed over.
     pub step_input_bytes: usize,
     /// How long a step may take to say `ready`: a cold virtual machine is slow.
@@ -84,6 +86,13 @@ pub struct Limits {
     pub suspect_returns: u32,
     /// How long a message of such a delivery waits for the ledger, unless the step is `once: true`.
     pub suspect_patience: Duration,
+    /// How long a trigger that runs for ever has to come to an end before it is cancelled: time for a
+    /// page and its checkpoint.
+    pub finish: Duration,
+    /// How often the tick of a trigger that runs for ever may come back, because its connection was
+    /// lost or the broker's consumer timeout passed, before it is ended to begin anew: well below the
+    /// delivery limit of 50, at which the broker gives it up.
+    pub stream_returns: u32,
     /// How long a step has to exit after `drain` once nothing is in its hands.
     pub leave: Duration,
 }
@@ -101,6 +110,7 @@ impl Default for Limits {
             batch_bytes: 512 << 10,
             batch_age: Duration::from_millis(10),
             open_batches: 8,
+            delay_batch: 256,
             step_input_bytes: 256 << 10,
             hello: Duration::from_secs(60),
             cancel_grace: Duration::from_secs(5),
@@ -125,6 +135,8 @@ impl Default for Limits {
             claim_lease: Duration::from_secs(600),
             suspect_returns: 2,
             suspect_patience: Duration::from_secs(30),
+            finish: Duration::from_secs(5),
+            stream_returns: 25,
             leave: Duration::from_secs(10),
         }
     }

@@ -29,6 +29,8 @@ pub enum Outcome {
     Undecodable,
     /// The step emitted something for it that cannot be sent on.
     BadOutput,
+    /// Its body is not what the step takes.
+    Invalid,
 }
 
 /// What becomes of it.
@@ -103,6 +105,9 @@ pub fn settle(
         Outcome::BadOutput => Decision::Dead {
             cause: DeadCause::Output,
         },
+        Outcome::Invalid => Decision::Dead {
+            cause: DeadCause::Invalid,
+        },
     }
 }
 
@@ -149,6 +154,8 @@ mod tests {
             },
             rebounds_max: 2,
             once: false,
+            stream: false,
+            track: false,
             body_bytes_max: 100,
             drain_ms: 0,
             memory_bytes: 0,
@@ -242,6 +249,14 @@ mod tests {
             0,
             Decision::Dead {
                 cause: DeadCause::Output,
+            },
+        );
+        check(
+            Outcome::Invalid,
+            1,
+            0,
+            Decision::Dead {
+                cause: DeadCause::Invalid,
             },
         );
     }

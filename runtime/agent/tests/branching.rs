@@ -5,9 +5,10 @@ mod simulated;
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use simulated::{Cut, Setting, World, ids};
+use simulated::{Cut, Setting, Told, World, ids};
 use towpath_protocol::MessageId;
 use towpath_protocol::manifest::Kind;
+use towpath_protocol::runs::Entry;
 
 fn bodies() -> Vec<Value> {
     let mut bodies = vec![json!({}); 5];
@@ -101,6 +102,41 @@ fn check(setting: Setting) -> usize {
 #[test]
 fn an_output_goes_to_exactly_the_branches_that_hold_for_it() {
     check(setting(Cut::Never, false));
+}
+
+#[test]
+fn what_goes_to_a_branch_is_reported_of_its_step() {
+    let bodies = bodies();
+    let run = |cut| {
+        let setting = Setting {
+            branches: true,
+            ..Setting::tracked(cut, Kind::Action, 1)
+        };
+        let (mut world, parents) = World::of(setting, &bodies);
+        world.run();
+        let reported = |branch: u16| -> BTreeSet<String> {
+            let told = world.broker.told.iter().filter_map(|told| match told {
+                Told::Run((_, Entry::Emitted { id, way, .. })) if *way == branch => Some(id),
+                _ => None,
+            });
+            told.map(ToString::to_string).collect()
+        };
+        let of = |holds: fn(u64) -> bool| expected(&bodies, &parents, holds);
+        assert_eq!(reported(1), of(|it| it % 2 == 1), "{cut:?}");
+        assert_eq!(reported(2), of(|it| it < 5), "{cut:?}");
+        assert_eq!(
+            reported(3),
+            of(|it| it == 2),
+            "{cut:?}: dead, so it was emitted"
+        );
+        assert!(reported(0).is_empty(), "nobody takes everything");
+        world.calls
+    };
+    let calls = run(Cut::Never);
+    for at in 1..=calls {
+        run(Cut::Agent(at));
+        run(Cut::Connection(at));
+    }
 }
 
 #[test]

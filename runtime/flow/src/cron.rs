@@ -35,12 +35,20 @@ const FIELDS: [(&str, &str); 6] = [
     ("hour", "0 to 23"),
     ("day of the month", "1 to 31, or `L` for the last"),
     ("month", "1 to 12, or JAN to DEC"),
-    ("day of the week", "0 to 7 (0 and 7 are Sunday), or SUN to SAT"),
+    (
+        "day of the week",
+        "0 to 7 (0 and 7 are Sunday), or SUN to SAT",
+    ),
 ];
 
 /// Words for expressions.
 const WORDS: [&str; 6] = [
-    "@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly",
+    "@yearly",
+    "@annually",
+    "@monthly",
+    "@weekly",
+    "@daily",
+    "@hourly",
 ];
 
 /// A schedule by the clock on the wall. It can only be one that fires.
@@ -246,8 +254,9 @@ fn explain(text: &str) -> Unreadable {
         return Unreadable {
             part: Some((*part).to_owned()),
             why: format!("this is no {name}"),
-            help: meant(name, part)
-                .unwrap_or_else(|| format!("the {name} is {range}; or `*`, a list `1,2`, a range `1-5`, a step `*/2`")),
+            help: meant(name, part).unwrap_or_else(|| {
+                format!("the {name} is {range}; or `*`, a list `1,2`, a range `1-5`, a step `*/2`")
+            }),
         };
     }
     whole("it is not a cron expression".to_owned(), form)
@@ -315,66 +324,268 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn a_daylight_saving_table_of_schedules_is_right_in_both_directions() {
         // Berlin, forward: 02:00 becomes 03:00 on 29 March 2026, at 01:00 UTC.
         let berlin = "Europe/Berlin";
         let before = "2026-03-27T12:00:00Z";
         // A time that does not exist is the moment at which the clocks go forward.
-        check("30 2 * * *", berlin, before, &["2026-03-28T01:30:00Z", "2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"]);
-        check("0 2 * * *", berlin, before, &["2026-03-28T01:00:00Z", "2026-03-29T01:00:00Z", "2026-03-30T00:00:00Z"]);
+        check(
+            "30 2 * * *",
+            berlin,
+            before,
+            &[
+                "2026-03-28T01:30:00Z",
+                "2026-03-29T01:00:00Z",
+                "2026-03-30T00:30:00Z",
+            ],
+        );
+        check(
+            "0 2 * * *",
+            berlin,
+            before,
+            &[
+                "2026-03-28T01:00:00Z",
+                "2026-03-29T01:00:00Z",
+                "2026-03-30T00:00:00Z",
+            ],
+        );
         // Several that do not exist, and one that is at that moment anyway: once.
-        check("0,20,40 2,3 * * *", berlin, "2026-03-29T00:30:00Z", &["2026-03-29T01:00:00Z", "2026-03-29T01:20:00Z", "2026-03-29T01:40:00Z", "2026-03-30T00:00:00Z"]);
-        check("59 1 * * *", berlin, "2026-03-28T12:00:00Z", &["2026-03-29T00:59:00Z", "2026-03-29T23:59:00Z"]);
-        check("0 3 * * *", berlin, "2026-03-28T12:00:00Z", &["2026-03-29T01:00:00Z", "2026-03-30T01:00:00Z"]);
+        check(
+            "0,20,40 2,3 * * *",
+            berlin,
+            "2026-03-29T00:30:00Z",
+            &[
+                "2026-03-29T01:00:00Z",
+                "2026-03-29T01:20:00Z",
+                "2026-03-29T01:40:00Z",
+                "2026-03-30T00:00:00Z",
+            ],
+        );
+        check(
+            "59 1 * * *",
+            berlin,
+            "2026-03-28T12:00:00Z",
+            &["2026-03-29T00:59:00Z", "2026-03-29T23:59:00Z"],
+        );
+        check(
+            "0 3 * * *",
+            berlin,
+            "2026-03-28T12:00:00Z",
+            &["2026-03-29T01:00:00Z", "2026-03-30T01:00:00Z"],
+        );
         // At its pace: the hour that does not exist is left out.
-        check("30 * * * *", berlin, "2026-03-29T00:00:00Z", &["2026-03-29T00:30:00Z", "2026-03-29T01:30:00Z"]);
-        check("*/20 * * * *", berlin, "2026-03-29T00:30:00Z", &["2026-03-29T00:40:00Z", "2026-03-29T01:00:00Z", "2026-03-29T01:20:00Z"]);
+        check(
+            "30 * * * *",
+            berlin,
+            "2026-03-29T00:00:00Z",
+            &["2026-03-29T00:30:00Z", "2026-03-29T01:30:00Z"],
+        );
+        check(
+            "*/20 * * * *",
+            berlin,
+            "2026-03-29T00:30:00Z",
+            &[
+                "2026-03-29T00:40:00Z",
+                "2026-03-29T01:00:00Z",
+                "2026-03-29T01:20:00Z",
+            ],
+        );
         // Back: 03:00 becomes 02:00 on 25 October 2026, at 01:00 UTC. A listed time: the first of the two.
-        check("30 2 * * *", berlin, "2026-10-24T12:00:00Z", &["2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"]);
-        check("30 2 * * *", berlin, "2026-10-25T01:10:00Z", &["2026-10-26T01:30:00Z"]);
-        check("15,45 1,2 * * *", berlin, "2026-10-25T00:00:00Z", &["2026-10-25T00:15:00Z", "2026-10-25T00:45:00Z", "2026-10-26T00:15:00Z"]);
-        check("0 3 * * *", berlin, "2026-10-24T12:00:00Z", &["2026-10-25T02:00:00Z", "2026-10-26T02:00:00Z"]);
+        check(
+            "30 2 * * *",
+            berlin,
+            "2026-10-24T12:00:00Z",
+            &["2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"],
+        );
+        check(
+            "30 2 * * *",
+            berlin,
+            "2026-10-25T01:10:00Z",
+            &["2026-10-26T01:30:00Z"],
+        );
+        check(
+            "15,45 1,2 * * *",
+            berlin,
+            "2026-10-25T00:00:00Z",
+            &[
+                "2026-10-25T00:15:00Z",
+                "2026-10-25T00:45:00Z",
+                "2026-10-26T00:15:00Z",
+            ],
+        );
+        check(
+            "0 3 * * *",
+            berlin,
+            "2026-10-24T12:00:00Z",
+            &["2026-10-25T02:00:00Z", "2026-10-26T02:00:00Z"],
+        );
         // At its pace: in both of the two hours.
-        check("30 * * * *", berlin, "2026-10-25T00:00:00Z", &["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z", "2026-10-25T02:30:00Z"]);
-        check("*/20 * * * *", berlin, "2026-10-25T00:35:00Z", &["2026-10-25T00:40:00Z", "2026-10-25T01:00:00Z", "2026-10-25T01:20:00Z", "2026-10-25T01:40:00Z", "2026-10-25T02:00:00Z"]);
+        check(
+            "30 * * * *",
+            berlin,
+            "2026-10-25T00:00:00Z",
+            &[
+                "2026-10-25T00:30:00Z",
+                "2026-10-25T01:30:00Z",
+                "2026-10-25T02:30:00Z",
+            ],
+        );
+        check(
+            "*/20 * * * *",
+            berlin,
+            "2026-10-25T00:35:00Z",
+            &[
+                "2026-10-25T00:40:00Z",
+                "2026-10-25T01:00:00Z",
+                "2026-10-25T01:20:00Z",
+                "2026-10-25T01:40:00Z",
+                "2026-10-25T02:00:00Z",
+            ],
+        );
 
         // New York: forward on 8 March 2026 at 07:00 UTC, back on 1 November at 06:00 UTC.
         let york = "America/New_York";
-        check("30 2 * * *", york, "2026-03-07T12:00:00Z", &["2026-03-08T07:00:00Z", "2026-03-09T06:30:00Z"]);
-        check("30 1 * * *", york, "2026-10-31T12:00:00Z", &["2026-11-01T05:30:00Z", "2026-11-02T06:30:00Z"]);
-        check("30 * * * *", york, "2026-11-01T05:00:00Z", &["2026-11-01T05:30:00Z", "2026-11-01T06:30:00Z", "2026-11-01T07:30:00Z"]);
-        check("0 0 * * *", york, "2026-10-31T12:00:00Z", &["2026-11-01T04:00:00Z", "2026-11-02T05:00:00Z"]);
+        check(
+            "30 2 * * *",
+            york,
+            "2026-03-07T12:00:00Z",
+            &["2026-03-08T07:00:00Z", "2026-03-09T06:30:00Z"],
+        );
+        check(
+            "30 1 * * *",
+            york,
+            "2026-10-31T12:00:00Z",
+            &["2026-11-01T05:30:00Z", "2026-11-02T06:30:00Z"],
+        );
+        check(
+            "30 * * * *",
+            york,
+            "2026-11-01T05:00:00Z",
+            &[
+                "2026-11-01T05:30:00Z",
+                "2026-11-01T06:30:00Z",
+                "2026-11-01T07:30:00Z",
+            ],
+        );
+        check(
+            "0 0 * * *",
+            york,
+            "2026-10-31T12:00:00Z",
+            &["2026-11-01T04:00:00Z", "2026-11-02T05:00:00Z"],
+        );
 
         // Lord Howe: half an hour. Back on 5 April 2026 (02:00 becomes 01:30, at 15:00 UTC the day
         // before), forward on 4 October (02:00 becomes 02:30, at 15:30 UTC the day before).
         let howe = "Australia/Lord_Howe";
-        check("45 1 * * *", howe, "2026-04-04T12:00:00Z", &["2026-04-04T14:45:00Z", "2026-04-05T15:15:00Z"]);
-        check("15 1 * * *", howe, "2026-04-04T12:00:00Z", &["2026-04-04T14:15:00Z", "2026-04-05T14:45:00Z"]);
-        check("*/15 * * * *", howe, "2026-04-04T14:20:00Z", &["2026-04-04T14:30:00Z", "2026-04-04T14:45:00Z", "2026-04-04T15:00:00Z", "2026-04-04T15:15:00Z", "2026-04-04T15:30:00Z", "2026-04-04T15:45:00Z"]);
-        check("15 2 * * *", howe, "2026-10-03T12:00:00Z", &["2026-10-03T15:30:00Z", "2026-10-04T15:15:00Z"]);
-        check("45 2 * * *", howe, "2026-10-03T12:00:00Z", &["2026-10-03T15:45:00Z", "2026-10-04T15:45:00Z"]);
-        check("15 * * * *", howe, "2026-10-03T14:00:00Z", &["2026-10-03T14:45:00Z", "2026-10-03T16:15:00Z"]);
+        check(
+            "45 1 * * *",
+            howe,
+            "2026-04-04T12:00:00Z",
+            &["2026-04-04T14:45:00Z", "2026-04-05T15:15:00Z"],
+        );
+        check(
+            "15 1 * * *",
+            howe,
+            "2026-04-04T12:00:00Z",
+            &["2026-04-04T14:15:00Z", "2026-04-05T14:45:00Z"],
+        );
+        check(
+            "*/15 * * * *",
+            howe,
+            "2026-04-04T14:20:00Z",
+            &[
+                "2026-04-04T14:30:00Z",
+                "2026-04-04T14:45:00Z",
+                "2026-04-04T15:00:00Z",
+                "2026-04-04T15:15:00Z",
+                "2026-04-04T15:30:00Z",
+                "2026-04-04T15:45:00Z",
+            ],
+        );
+        check(
+            "15 2 * * *",
+            howe,
+            "2026-10-03T12:00:00Z",
+            &["2026-10-03T15:30:00Z", "2026-10-04T15:15:00Z"],
+        );
+        check(
+            "45 2 * * *",
+            howe,
+            "2026-10-03T12:00:00Z",
+            &["2026-10-03T15:45:00Z", "2026-10-04T15:45:00Z"],
+        );
+        check(
+            "15 * * * *",
+            howe,
+            "2026-10-03T14:00:00Z",
+            &["2026-10-03T14:45:00Z", "2026-10-03T16:15:00Z"],
+        );
 
         // One without, on the days of the others.
         let kolkata = "Asia/Kolkata";
-        check("30 2 * * *", kolkata, "2026-03-28T00:00:00Z", &["2026-03-28T21:00:00Z", "2026-03-29T21:00:00Z"]);
-        check("30 2 * * *", "UTC", "2026-10-24T12:00:00Z", &["2026-10-25T02:30:00Z", "2026-10-26T02:30:00Z"]);
-        check("30 * * * *", "UTC", "2026-10-25T00:00:00Z", &["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z"]);
+        check(
+            "30 2 * * *",
+            kolkata,
+            "2026-03-28T00:00:00Z",
+            &["2026-03-28T21:00:00Z", "2026-03-29T21:00:00Z"],
+        );
+        check(
+            "30 2 * * *",
+            "UTC",
+            "2026-10-24T12:00:00Z",
+            &["2026-10-25T02:30:00Z", "2026-10-26T02:30:00Z"],
+        );
+        check(
+            "30 * * * *",
+            "UTC",
+            "2026-10-25T00:00:00Z",
+            &["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z"],
+        );
     }
 
     #[test]
     fn what_expressions_can_say() {
         let from = "2026-11-27T10:00:00Z"; // A Friday.
-        check("0 6 * * MON-FRI", "UTC", from, &["2026-11-30T06:00:00Z", "2026-12-01T06:00:00Z"]);
+        check(
+            "0 6 * * MON-FRI",
+            "UTC",
+            from,
+            &["2026-11-30T06:00:00Z", "2026-12-01T06:00:00Z"],
+        );
         check("0 6 1 jan *", "UTC", from, &["2027-01-01T06:00:00Z"]);
         check("@daily", "Europe/Berlin", from, &["2026-11-27T23:00:00Z"]);
         check("@hourly", "UTC", from, &["2026-11-27T11:00:00Z"]);
-        check("*/10 * * * * *", "UTC", from, &["2026-11-27T10:00:10Z", "2026-11-27T10:00:20Z"]);
-        check("0 0 29 2 *", "UTC", from, &["2028-02-29T00:00:00Z", "2032-02-29T00:00:00Z"]);
-        check("0 0 L * *", "UTC", from, &["2026-11-30T00:00:00Z", "2026-12-31T00:00:00Z"]);
+        check(
+            "*/10 * * * * *",
+            "UTC",
+            from,
+            &["2026-11-27T10:00:10Z", "2026-11-27T10:00:20Z"],
+        );
+        check(
+            "0 0 29 2 *",
+            "UTC",
+            from,
+            &["2028-02-29T00:00:00Z", "2032-02-29T00:00:00Z"],
+        );
+        check(
+            "0 0 L * *",
+            "UTC",
+            from,
+            &["2026-11-30T00:00:00Z", "2026-12-31T00:00:00Z"],
+        );
         check("0 0 * * 7", "UTC", from, &["2026-11-29T00:00:00Z"]);
         // Of a day of the month and one of the week, either is enough, as in every cron.
-        check("0 0 1 * SUN", "UTC", from, &["2026-11-29T00:00:00Z", "2026-12-01T00:00:00Z", "2026-12-06T00:00:00Z"]);
+        check(
+            "0 0 1 * SUN",
+            "UTC",
+            from,
+            &[
+                "2026-11-29T00:00:00Z",
+                "2026-12-01T00:00:00Z",
+                "2026-12-06T00:00:00Z",
+            ],
+        );
     }
 
     #[test]
@@ -407,12 +618,22 @@ mod tests {
     fn what_was_meant_is_said() {
         check_help("0 25 * * *", Some("25"), "no hour", "0 to 23");
         check_help("60 * * * *", Some("60"), "no minute", "0 to 59");
-        check_help("0 6 * * MONDAY", Some("MONDAY"), "no day of the week", "`MON`");
+        check_help(
+            "0 6 * * MONDAY",
+            Some("MONDAY"),
+            "no day of the week",
+            "`MON`",
+        );
         check_help("0 6 * january *", Some("january"), "no month", "`JAN`");
         check_help("/5 * * * *", Some("/5"), "no minute", "`*/5`");
         check_help("0/5 * * * *", Some("0/5"), "no minute", "`0-59/5`");
         check_help("0 6 * *", None, "4 fields", "five fields");
-        check_help("0 0 6 * * * 2027", None, "seven fields", "no field for the year");
+        check_help(
+            "0 0 6 * * * 2027",
+            None,
+            "seven fields",
+            "no field for the year",
+        );
         check_help("@dayly", None, "no word", "`@daily`");
         check_help("30s", None, "a duration", "`every: 30s`");
         check_help("", None, "nothing in it", "five fields");

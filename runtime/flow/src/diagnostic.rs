@@ -134,6 +134,18 @@ codes! {
     UnknownZone = "F072", Error;
     /// A key has no meaning for the way the trigger fires.
     NeedsSchedule = "F073", Error;
+    /// A key of `auth` or `handshake` has no meaning with its type.
+    AuthKey = "F080", Error;
+    /// A secret is written into the file.
+    WrittenSecret = "F081", Error;
+    /// `id` does not say where the id of a request is.
+    BadRequestId = "F082", Error;
+    /// The rate of a webhook cannot be read.
+    BadRate = "F083", Error;
+    /// An API key is in two places, or in none.
+    ApiKeyPlace = "F084", Error;
+    /// The name of a header cannot be read.
+    BadHeader = "F085", Error;
     /// A condition cannot be compiled.
     BadCondition = "F090", Error;
     /// A condition stands where nobody could evaluate it.
@@ -144,6 +156,14 @@ codes! {
     UnknownFlow = "F093", Error;
     /// Flows hand messages to each other in a loop.
     FlowLoop = "F094", Error;
+    /// What a step emits can never be what the next one takes.
+    NeverFits = "F105", Error;
+    /// What a step emits may not be what the next one takes.
+    MayNotFit = "F106", Warning;
+    /// Bodies are to be held against a schema that the image does not have.
+    NothingToValidate = "F107", Error;
+    /// A rate cannot be read.
+    BadStepRate = "F108", Error;
 }
 
 impl fmt::Display for Code {

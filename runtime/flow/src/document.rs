@@ -13,10 +13,15 @@ use crate::model::{Fires, Missed, Overlap, Replicas, Step};
 use crate::read::{Reader, head, is_name};
 use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
+use crate::webhook::Webhook;
 
+mod handing;
 mod replicas;
 mod schedule;
 mod step;
+mod webhook;
+
+pub(crate) use webhook::AUTH_TYPES;
 
 /// A flow whose parts were read, one by one.
 #[derive(Debug)]
@@ -26,6 +31,10 @@ pub(crate) struct Document<'t> {
     pub(crate) fires: Option<Fires>,
     pub(crate) overlap: Overlap,
     pub(crate) missed: Missed,
+    /// What `track` says, if it says something.
+    pub(crate) track: Option<bool>,
+    /// What its webhook asks of requests, if it has one.
+    pub(crate) webhook: Option<Webhook>,
     /// The trigger first, if there is one, then the actions.
     pub(crate) drafts: Vec<Draft<'t>>,
 }
@@ -48,6 +57,7 @@ pub(crate) struct Draft<'t> {
     pub(crate) to: Option<String>,
     pub(crate) to_span: Range<usize>,
     pub(crate) with: Option<&'t Entry>,
+    pub(crate) validate: Option<&'t Entry>,
 }
 
 /// An entry of `after`.
@@ -70,6 +80,8 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
         fires: None,
         overlap: Overlap::default(),
         missed: Missed::default(),
+        track: None,
+        webhook: None,
         drafts: Vec::new(),
     };
     let reader = &mut steps.reader;
@@ -95,11 +107,18 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
     if let Some(entry) = root.entry("description") {
         document.description = steps.description(&entry.value);
     }
+    if let Some(entry) = root.entry("track") {
+        document.track = steps.reader.flag(&entry.value, "`track`");
+    }
     match root.entry("trigger") {
         Some(entry) => {
             let (draft, fires) = steps.trigger(&entry.value);
             (document.overlap, document.missed) = steps.policies(&entry.value, fires.as_ref());
             document.fires = fires;
+            document.webhook = entry
+                .value
+                .entry("webhook")
+                .map(|entry| steps.webhook(&entry.value));
             document.drafts.extend(draft);
         }
         None => steps.reader.missing(

@@ -16,6 +16,7 @@ use crate::placeholder::{Piece, pieces};
 use crate::text::{did_you_mean, list, nearest, shown};
 use crate::tree::Node;
 
+mod bodies;
 mod with;
 mod words;
 
@@ -32,6 +33,7 @@ pub(crate) fn check(
     for (at, draft) in document.drafts.iter().enumerate() {
         for edge in &graph.edges[at] {
             found.extend(port(document, facts, draft, edge));
+            bodies::check(document, facts, draft, edge, found);
         }
         found.extend(condition(draft, facts));
         found.extend(after_handover(document, draft, &graph.edges[at]));
@@ -40,6 +42,7 @@ pub(crate) fn check(
         if !draft.has_image {
             continue;
         }
+        bodies::check_validate(draft, facts, found);
         match facts.image(&draft.step.image) {
             ImageFact::Unknown => unknown.push(draft.step.id.as_str()),
             ImageFact::Missing => found.push(missing(facts, draft)),
@@ -442,7 +445,7 @@ fn placeholder_texts(root: &Node) -> Vec<(&Node, &str)> {
     trigger
         .into_iter()
         .chain(actions)
-        .flat_map(|step| ["with", "env", "command"].map(|key| step.entry(key)))
+        .flat_map(|step| ["with", "env", "command", "webhook"].map(|key| step.entry(key)))
         .flatten()
         .flat_map(|entry| entry.value.texts())
         .collect()

@@ -21,6 +21,10 @@ pub(crate) const FLOW: &[Key] = &[
     key("description", "What the flow does, in a sentence."),
     key("trigger", "The step that brings messages in."),
     key(
+        "track",
+        "Whether it is noted what comes of each run, message by message; `true` unless the trigger is a webhook.",
+    ),
+    key(
         "actions",
         "The steps that handle messages, each after the one before unless `after` says otherwise.",
     ),
@@ -107,7 +111,7 @@ pub(crate) const TRIGGER: &[Key] = &[
     ),
     key(
         "webhook",
-        "`true` gives the flow a URL; each request to it is a message.",
+        "Gives the flow a URL; each request to it is a message. `true`, or what is asked of requests.",
     ),
     key(
         "from",
@@ -128,6 +132,14 @@ pub(crate) const ACTION: &[Key] = &[
     key(
         "to",
         "In place of an image: `flow/<name>` hands every message to another flow, whose trigger says `from: flows`.",
+    ),
+    key(
+        "validate",
+        "What becomes of a message whose body is not what the manifest of the image says it takes: `off`, `warn` or `dead-letter`.",
+    ),
+    key(
+        "rate",
+        "How many messages all replicas together are handed, at most: `10/s`, `600/m`, `1000/h`.",
     ),
 ];
 
@@ -163,13 +175,76 @@ pub(crate) const AUTOSCALE: &[Key] = &[
     ),
 ];
 
+/// Of `webhook`, where it is not `true`.
+pub(crate) const WEBHOOK: &[Key] = &[
+    key(
+        "auth",
+        "How a request shows who sent it, beside knowing the URL; `none` or a mapping.",
+    ),
+    key(
+        "types",
+        "The kinds of bodies that are taken: `json`, `form`, `text`, `xml`, `bytes`. Others are answered 415.",
+    ),
+    key(
+        "id",
+        "Where a request says which one it is: `header.x-shop-id` or `body.event.id`. A second request with the same id makes no second message.",
+    ),
+    key(
+        "rate",
+        "The most messages in a time: `100/s`, `600/m`, `5000/h`. What is more is answered 429.",
+    ),
+    key(
+        "handshake",
+        "How the sender makes sure that the URL is yours: `slack`, or `{ type: meta, secret }`.",
+    ),
+];
+
+/// Of `auth`.
+pub(crate) const AUTH: &[Key] = &[
+    key(
+        "type",
+        "In which form: `basic`, `api-key`, `hmac`, `github`, `shopify`, `slack`, `standard-webhooks`, `stripe` or `none`.",
+    ),
+    key(
+        "secret",
+        "The secret, or the list of those that are good: `${secrets.name}`.",
+    ),
+    key("user", "For `basic`: the name of the user."),
+    key(
+        "header",
+        "For `hmac` and `api-key`: the header that has the signature or the key.",
+    ),
+    key(
+        "query",
+        "For `api-key`: the parameter of the query that has the key.",
+    ),
+    key(
+        "prefix",
+        "For `hmac` and `api-key`: what stands before the signature or the key.",
+    ),
+    key("algorithm", "For `hmac`: `sha256`, `sha512` or `sha1`."),
+    key("encoding", "For `hmac`: `hex` or `base64`."),
+    key(
+        "tolerance",
+        "For `slack`, `standard-webhooks` and `stripe`: how far the time of a request may be from ours.",
+    ),
+];
+
+/// Of `handshake`, where it is not a word.
+pub(crate) const HANDSHAKE: &[Key] = &[
+    key("type", "Which: `slack` or `meta`."),
+    key(
+        "secret",
+        "For `meta`: the `hub.verify_token`, or the list of those that are good.",
+    ),
+];
+
 /// Words of later versions, each with what to do until then.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
     (
         "order_by",
         "use `replicas: 1` and `concurrency: 1` where the order matters",
     ),
-    ("rate", "limit it with `replicas` and `concurrency`"),
     ("batch", "each message is handled alone"),
     ("connection", "a flow has one connection, `default`"),
     ("connections", "a flow has one connection, `default`"),
@@ -191,9 +266,11 @@ mod tests {
 
     #[test]
     fn the_manual_has_every_key() {
-        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY, AUTOSCALE]
-            .into_iter()
-            .flatten()
+        for key in [
+            FLOW, STEP, TRIGGER, ACTION, RETRY, AUTOSCALE, WEBHOOK, AUTH, HANDSHAKE,
+        ]
+        .into_iter()
+        .flatten()
         {
             let row = MANUAL.lines().any(|line| {
                 line.starts_with(&format!("| `{}`", key.name))

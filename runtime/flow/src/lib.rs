@@ -40,6 +40,7 @@ mod substitute;
 mod text;
 mod tree;
 mod units;
+pub mod webhook;
 
 pub use cron::{Cron, ZONE_DEFAULT};
 pub use diagnostic::{Code, Diagnostics, Severity};

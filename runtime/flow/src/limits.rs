@@ -46,6 +46,10 @@ pub const SCALE_LATENCY: RangeInclusive<Duration> =
 /// How many messages may be in the hands of one replica.
 pub const CONCURRENCY: RangeInclusive<u64> = 1..=4096;
 
+/// How many messages there may be in the time of a `rate`: beyond a million a second there is nothing
+/// to hold back.
+pub const RATE_COUNT: RangeInclusive<u64> = 1..=1_000_000;
+
 /// How often a trigger may fire: a container is not a real-time clock.
 pub const EVERY: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(365 * 24 * 3600);
@@ -102,3 +106,22 @@ pub const RETRY_DEFAULT: Retry = Retry {
     max_ms: 600_000,
     jitter: 0.2,
 };
+
+/// The most secrets that are good at a time: the one before, the one now, the one to come, and some.
+pub const WEBHOOK_SECRETS_MAX: usize = 8;
+
+/// The most characters of a header's name, a user or a prefix: each request is compared with them.
+pub const WEBHOOK_TEXT_CHARS_MAX: usize = 128;
+
+/// The most keys on the way to the id in a body.
+pub const WEBHOOK_ID_KEYS_MAX: usize = 16;
+
+/// How far the time of a signed request may be from ours.
+pub const WEBHOOK_TOLERANCE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+
+/// How far when the flow says nothing: what Stripe, Slack and Standard Webhooks recommend.
+pub const WEBHOOK_TOLERANCE_DEFAULT: Duration = Duration::from_secs(5 * 60);
+
+/// How many messages a webhook may be limited to; more than one broker takes is no limit.
+pub const WEBHOOK_RATE: RangeInclusive<u64> = 1..=100_000;

@@ -8,9 +8,11 @@ use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
+use towpath_protocol::handing::Rate;
 use towpath_protocol::start::{Mode, Retry};
 
 use crate::cron::Cron;
+use crate::webhook::Webhook;
 
 /// A flow: one trigger and the actions that follow it.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +28,10 @@ pub struct Flow {
     pub overlap: Overlap,
     /// What becomes of firings that nobody was there for.
     pub missed: Missed,
+    /// Whether it is noted what comes of each run.
+    pub track: bool,
+    /// What its webhook asks of requests; none if it is fired in another way.
+    pub webhook: Option<Webhook>,
     /// The trigger's step; none for a webhook trigger without an image, whose messages go straight
     /// to the actions that follow it.
     pub trigger_id: String,
@@ -56,10 +62,10 @@ pub enum Fires {
     /// A schedule: `every: 30s`.
     Every(Duration),
     /// A schedule by the clock on the wall: `cron: "0 6 * * MON-FRI"`.
-    Cron(Cron),
+    Cron(Box<Cron>),
     /// It runs for ever: `stream: true`.
     Stream,
-    /// A request to the flow's URL: `webhook: true`.
+    /// A request to the flow's URL: `webhook`.
     Webhook,
     /// A message that another flow hands over: `from: flows`.
     Flows,
@@ -129,8 +135,32 @@ pub struct Step {
     /// Whether a message that is settled is recognised and never handled again (`once: true`);
     /// false for triggers.
     pub once: bool,
+    /// How messages are handed to it.
+    pub handing: Handing,
     /// What a replica may use.
     pub limits: Limits,
+}
+
+/// How messages are handed to a step.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Handing {
+    /// Whether bodies are held against what the image says it takes.
+    pub validate: Validate,
+    /// How many messages all replicas together are handed, at most.
+    pub rate: Option<Rate>,
+}
+
+/// What becomes of a message whose body is not what its step takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Validate {
+    /// Nobody looks: the step finds out.
+    #[default]
+    Off,
+    /// It is logged and counted, and handed over.
+    Warn,
+    /// It is a dead letter, at once.
+    DeadLetter,
 }
 
 /// How many replicas a step has.

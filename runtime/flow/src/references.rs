@@ -10,6 +10,7 @@ use crate::model::Flow;
 use crate::placeholder::{Piece, pieces};
 use crate::source::Source;
 use crate::tree::{self, Content};
+use crate::webhook::Webhook;
 
 /// What a flow speaks of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,6 +49,9 @@ impl References {
 /// What a checked flow speaks of.
 pub fn references(flow: &Flow) -> References {
     let mut references = References::default();
+    for text in flow.webhook.iter().flat_map(Webhook::texts) {
+        references.text(text);
+    }
     for step in &flow.steps {
         references.images.insert(step.image.clone());
         references.conditions.extend(step.when.clone());
@@ -84,7 +88,7 @@ pub fn references_in(source: &Source) -> References {
         {
             references.conditions.insert(when.clone());
         }
-        for key in ["with", "env", "command"] {
+        for key in ["with", "env", "command", "webhook"] {
             for (_, text) in step
                 .entry(key)
                 .map(|entry| entry.value.texts())

@@ -3,9 +3,11 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::document::AUTH_TYPES;
 use crate::keys::{self, Key};
 use crate::limits;
 use crate::text;
+use crate::webhook::BodyType;
 
 /// The schema: JSON Schema 2020-12, kept in `docs/flow.schema.json`.
 pub fn schema() -> Value {
@@ -27,6 +29,9 @@ pub fn schema() -> Value {
         "after": { "type": "string", "minLength": 1, "examples": ["orders", "orders.rejected"] },
         "retry": object(&[keys::RETRY], &[]),
         "autoscale": autoscale(),
+        "webhook": object_of(&[keys::WEBHOOK], &[], webhook_value),
+        "auth": object_of(&[keys::AUTH], &["type"], auth_value),
+        "handshake": object_of(&[keys::HANDSHAKE], &["type"], handshake_value),
         "trigger": trigger,
         "action": action,
     });
@@ -70,6 +75,65 @@ fn autoscale_value(key: &str) -> Value {
     }
 }
 
+fn webhook_value(key: &str) -> Value {
+    match key {
+        "auth" => json!({ "anyOf": [{ "const": "none" }, { "$ref": "#/$defs/auth" }] }),
+        "types" => json!({
+            "type": "array",
+            "items": { "enum": BodyType::ALL.map(|(word, _)| word) },
+            "minItems": 1,
+        }),
+        "id" => json!({
+            "type": "string",
+            "pattern": "^(header|body)\\..+$",
+            "examples": ["header.x-shop-id", "body.event.id"],
+        }),
+        "rate" => json!({
+            "type": "string",
+            "pattern": "^ *[0-9]+ */ *[smh] *$",
+            "examples": ["100/s"],
+        }),
+        "handshake" => json!({ "anyOf": [{ "enum": ["slack"] }, { "$ref": "#/$defs/handshake" }] }),
+        // A test holds that every key has a case above.
+        _ => json!({ "not": {} }),
+    }
+}
+
+fn auth_value(key: &str) -> Value {
+    let text =
+        || json!({ "type": "string", "minLength": 1, "maxLength": limits::WEBHOOK_TEXT_CHARS_MAX });
+    match key {
+        "type" => json!({ "enum": AUTH_TYPES }),
+        "secret" => json!({
+            "anyOf": [
+                { "type": "string" },
+                {
+                    "type": "array",
+                    "items": { "type": "string" },
+                    "minItems": 1,
+                    "maxItems": limits::WEBHOOK_SECRETS_MAX,
+                },
+            ],
+        }),
+        "user" | "header" | "query" | "prefix" => text(),
+        "algorithm" => json!({ "enum": ["sha256", "sha512", "sha1"], "default": "sha256" }),
+        "encoding" => json!({ "enum": ["hex", "base64"], "default": "hex" }),
+        "tolerance" => json!({
+            "$ref": "#/$defs/duration",
+            "default": text::duration(limits::WEBHOOK_TOLERANCE_DEFAULT),
+        }),
+        // A test holds that every key has a case above.
+        _ => json!({ "not": {} }),
+    }
+}
+
+fn handshake_value(key: &str) -> Value {
+    match key {
+        "type" => json!({ "enum": ["slack", "meta"] }),
+        _ => auth_value(key),
+    }
+}
+
 fn object_of(tables: &[&[Key]], required: &[&str], value: fn(&str) -> Value) -> Value {
     let properties: Map<String, Value> = tables
         .iter()
@@ -102,6 +166,7 @@ fn value(key: &str) -> Value {
         "flow" | "id" => json!({ "$ref": "#/$defs/name" }),
         "description" => json!({ "type": "string", "maxLength": limits::DESCRIPTION_CHARS_MAX }),
         "trigger" => json!({ "$ref": "#/$defs/trigger" }),
+        "track" => json!({ "type": "boolean" }),
         "actions" => json!({
             "type": "array",
             "items": { "$ref": "#/$defs/action" },
@@ -143,8 +208,10 @@ fn value(key: &str) -> Value {
                 _ => schema,
             }
         }
-        "webhook" | "stream" => json!({ "const": true }),
-        "cron" => json!({ "type": "string", "minLength": 1, "examples": ["0 6 * * MON-FRI", "@daily"] }),
+        "stream" => json!({ "const": true }),
+        "cron" => {
+            json!({ "type": "string", "minLength": 1, "examples": ["0 6 * * MON-FRI", "@daily"] })
+        }
         "timezone" => json!({
             "type": "string",
             "minLength": 1,
@@ -153,6 +220,7 @@ fn value(key: &str) -> Value {
         }),
         "overlap" => json!({ "enum": ["skip", "queue-one"], "default": "skip" }),
         "missed" => json!({ "enum": ["skip", "once"] }),
+        "webhook" => json!({ "anyOf": [{ "const": true }, { "$ref": "#/$defs/webhook" }] }),
         "after" => json!({
             "anyOf": [
                 { "$ref": "#/$defs/after" },
@@ -171,6 +239,10 @@ fn value(key: &str) -> Value {
             "maxLength": limits::CONDITION_BYTES_MAX,
             "examples": [".total > 100"],
         }),
+        "rate" => {
+            json!({ "type": "string", "pattern": "^[0-9]+/(s|m|h)$", "examples": ["10/s", "600/m"] })
+        }
+        "validate" => json!({ "enum": ["off", "warn", "dead-letter"], "default": "off" }),
         "attempts" => with_default(whole(&limits::RETRY_ATTEMPTS), json!(retry.attempts)),
         "factor" => with_default(real(&limits::RETRY_FACTOR), json!(retry.factor)),
         "jitter" => with_default(real(&limits::RETRY_JITTER), json!(retry.jitter)),
@@ -183,6 +255,8 @@ fn value(key: &str) -> Value {
 mod tests {
     use super::*;
 
+    type Table = (&'static [Key], fn(&str) -> Value);
+
     #[test]
     fn every_key_has_a_schema() {
         let tables = [
@@ -194,6 +268,16 @@ mod tests {
         ];
         for key in tables.iter().flat_map(|table| table.iter()) {
             assert_ne!(value(key.name), json!({ "not": {} }), "{}", key.name);
+        }
+        let tables: [Table; 3] = [
+            (keys::WEBHOOK, webhook_value),
+            (keys::AUTH, auth_value),
+            (keys::HANDSHAKE, handshake_value),
+        ];
+        for (table, value) in tables {
+            for key in table {
+                assert_ne!(value(key.name), json!({ "not": {} }), "{}", key.name);
+            }
         }
         for key in keys::AUTOSCALE {
             let schema = autoscale_value(key.name);

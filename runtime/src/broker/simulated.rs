@@ -476,6 +476,7 @@ impl Consumer {
             {
                 let (settle, settled) = oneshot::channel::<bool>();
                 let delivery = Delivery {
+                    is_redelivered: false,
                     kind: parcel.kind.clone(),
                     body: parcel.body.clone(),
                     key: parcel.key.clone(),

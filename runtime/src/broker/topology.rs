@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY, REPORT_KEY, WAITING_KEY};
+use towpath_protocol::runs::RUNS_KEY;
 use towpath_protocol::start::{DELAY_LEVELS, DELAY_UNIT_MS};
 
 /// How often a batch may come back unsettled (an agent died with it) before the broker gives it up.
@@ -59,6 +60,14 @@ const WAITING_MAX: u64 = 20_000;
 /// The most bytes of such notes: 256 MiB.
 const WAITING_BYTES_MAX: u64 = 256 << 20;
 
+/// The most reports of what came of runs that wait while the control plane is away or behind. A full
+/// queue refuses them, and agents go on without: the runs then say that not all of them is known. A
+/// report is about up to thousands of messages, and in a quiet flow about one.
+const RUNS_MAX: u64 = 500_000;
+
+/// The most bytes of such reports: 512 MiB, some ten million messages for a flow of three steps.
+const RUNS_BYTES_MAX: u64 = 512 << 20;
+
 /// The names of one instance on its broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
@@ -92,6 +101,10 @@ impl Names {
     /// The queue of the ledger.
     pub fn ledger(&self) -> String {
         format!("{}.ledger", self.instance)
+    }
+    /// The queue of reports of what came of runs.
+    pub fn runs(&self) -> String {
+        format!("{}.runs", self.instance)
     }
     /// The queue of notes about messages that wait in the delay ladder.
     pub fn waiting(&self) -> String {
@@ -181,20 +194,9 @@ impl Names {
     }
 }
 
-/// Names what makes a step a branch, for its routing key: its condition, and how it is kept in order.
-/// None if it takes everything as it comes.
-pub fn branch_tag(when: Option<&str>, order_by: Option<&str>, partitions: u32) -> Option<String> {
-    if when.is_none() && order_by.is_none() {
-        return None;
-    }
-    let mut hasher = blake3::Hasher::new();
-    for text in [when, order_by] {
-        let text = text.unwrap_or_default();
-        hasher.update(&(text.len() as u64).to_le_bytes());
-        hasher.update(text.as_bytes());
-    }
-    hasher.update(&partitions.to_le_bytes());
-    Some(hasher.finalize().to_hex()[..8].to_owned())
+/// Names what makes a step a branch, for its routing key: its condition. None if it takes everything.
+pub fn branch_tag(when: Option<&str>) -> Option<String> {
+    when.map(|when| blake3::hash(when.as_bytes()).to_hex()[..8].to_owned())
 }
 
 /// Names what makes the way of messages that are handed to another flow, for its routing key: the
@@ -541,6 +543,12 @@ fn instance_declarations(names: &Names) -> Vec<Declaration> {
             ..Queue::durable(names.waiting())
         }),
         bind(names.office(), WAITING_KEY, names.waiting()),
+        Declaration::Queue(Queue {
+            deliveries_max: RUNS_MAX,
+            bytes_max: RUNS_BYTES_MAX,
+            ..Queue::durable(names.runs())
+        }),
+        bind(names.office(), RUNS_KEY, names.runs()),
         exchange(names.steps(), ExchangeKind::Topic),
     ]
 }

@@ -293,7 +293,7 @@ fn what_still_comes_for_a_step_that_was_renamed_goes_to_the_other() {
 
 #[test]
 fn a_branch_has_a_way_of_its_own() {
-    let tag = |when: &str| branch_tag(Some(when), None, 0).unwrap();
+    let tag = |when: &str| branch_tag(Some(when)).unwrap();
     let mut topology = topology();
     let branches = BTreeMap::from([("audit".to_owned(), tag(".a"))]);
     topology.flows[0].branches = branches;
@@ -323,5 +323,5 @@ fn a_branch_has_a_way_of_its_own() {
     let stale = stale_bindings(&topology, &old.flows);
     let stale: Vec<&str> = stale.iter().map(|binding| binding.key.as_str()).collect();
     assert_eq!(stale, [keys[1].as_str()]);
-    assert_eq!(branch_tag(None, None, 0), None, "it takes everything");
+    assert_eq!(branch_tag(None), None, "it takes everything");
 }

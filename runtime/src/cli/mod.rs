@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 mod apply;
 mod check;
+mod checkpoint;
 mod choices;
 mod client;
 mod completions;
@@ -27,6 +28,7 @@ mod printer;
 mod problem;
 mod retries;
 mod run;
+mod runs;
 mod scale;
 mod secret;
 mod serve;
@@ -34,6 +36,7 @@ mod status;
 mod step;
 mod verbs;
 mod versions;
+mod webhook;
 mod why;
 mod words;
 
@@ -129,6 +132,12 @@ enum Command {
     Scale(scale::Scale),
     /// Fires a flow's trigger now
     Run(run::Run),
+    /// Shows and changes where a flow's trigger is in its source
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Checkpoint),
+    /// Lists a flow's runs, says what came of one, or cancels it
+    #[command(subcommand)]
+    Runs(runs::Runs),
     /// A flow or a step stops consuming; containers and messages stay
     Pause(verbs::Target),
     /// Undoes pause, drain and stop
@@ -150,6 +159,9 @@ enum Command {
     /// Sets, lists and deletes secrets
     #[command(subcommand)]
     Secret(secret::Secret),
+    /// Gives webhooks new URLs
+    #[command(subcommand)]
+    Webhook(webhook::Webhook),
     /// Packs steps into images, and shows what they say of themselves
     #[command(subcommand)]
     Step(step::Step),
@@ -242,6 +254,8 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Logs(command) => logs::run(&command, context).await,
         Command::Scale(command) => scale::run(&command, context).await,
         Command::Run(command) => run::run(&command, context).await,
+        Command::Checkpoint(command) => checkpoint::run(command, context).await,
+        Command::Runs(command) => runs::run(&command, context).await,
         Command::Pause(target) => verbs::run("pause", &target, context).await,
         Command::Resume(target) => verbs::run("resume", &target, context).await,
         Command::Drain(command) => drain::run(&command, context).await,
@@ -251,6 +265,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Why(command) => why::run(&command, context).await,
         Command::Retries(command) => retries::run(&command, context).await,
         Command::Secret(command) => secret::run(&command, context).await,
+        Command::Webhook(command) => webhook::run(&command, context).await,
         Command::Step(command) => step::run(&command, context).await,
         Command::Completions(command) => Ok(completions::run(&command, context)),
     }

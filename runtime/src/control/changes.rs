@@ -6,7 +6,7 @@
 //! - `what_is_not_named_is_not_touched`: a step is replaced exactly if the hash of what it is made
 //!   from differs.
 
-use towpath_flow::{Fires, ScaleBy, Step};
+use towpath_flow::{Fires, Missed, Overlap, ScaleBy, Step};
 
 use super::view::{Change, ChangeAction};
 use crate::reconcile::{DesiredFlow, DesiredStep};
@@ -35,9 +35,21 @@ pub(super) fn changes(
     if from.fires != to.fires {
         let reason = format!(
             "it fires `{}` in place of `{}`",
-            fires(to.fires),
-            fires(from.fires)
+            fires(&to.fires),
+            fires(&from.fires)
         );
+        changes.push(change(ChangeAction::Update, Some(&to.trigger_id), reason));
+    }
+    if (from.overlap, from.missed) != (to.overlap, to.missed) {
+        let reason = format!(
+            "what is due while it runs {}, and what is due while nobody is there {}",
+            overlap(to.overlap),
+            missed(to.missed)
+        );
+        changes.push(change(ChangeAction::Update, Some(&to.trigger_id), reason));
+    }
+    if from.fires == to.fires && from.webhook != to.webhook {
+        let reason = "what its webhook asks of requests changed".to_owned();
         changes.push(change(ChangeAction::Update, Some(&to.trigger_id), reason));
     }
     for step in &new.steps {
@@ -101,11 +113,27 @@ fn replicas(step: &DesiredStep) -> String {
 }
 
 /// What sets a flow off, in a word or two.
-pub(super) fn fires(fires: Fires) -> String {
+pub(super) fn fires(fires: &Fires) -> String {
     match fires {
         Fires::Webhook => "webhook".to_owned(),
         Fires::Flows => "from flows".to_owned(),
-        Fires::Every(duration) => format!("every {}", span(duration)),
+        Fires::Stream => "stream".to_owned(),
+        Fires::Cron(cron) => format!("cron {cron}"),
+        Fires::Every(duration) => format!("every {}", span(*duration)),
+    }
+}
+
+fn overlap(overlap: Overlap) -> &'static str {
+    match overlap {
+        Overlap::Skip => "is left out",
+        Overlap::QueueOne => "comes once when it has ended",
+    }
+}
+
+fn missed(missed: Missed) -> &'static str {
+    match missed {
+        Missed::Skip => "is left out",
+        Missed::Once => "comes once",
     }
 }
 
@@ -177,7 +205,7 @@ mod tests {
             assert_eq!(span(Duration::from_millis(ms)), expect);
         }
         assert_eq!(
-            fires(Fires::Every(Duration::from_secs(43_200))),
+            fires(&Fires::Every(Duration::from_secs(43_200))),
             "every 12h"
         );
     }

@@ -187,7 +187,7 @@ fn holds_still(flow: &Flow, step: &str) -> String {
         let what = match flow.fires {
             Fires::Webhook => "requests are asked to come again",
             Fires::Flows => "what other flows hand over waits",
-            Fires::Every(_) => "no tick is sent",
+            Fires::Every(_) | Fires::Cron(_) | Fires::Stream => "no tick is sent",
         };
         return format!("{what} until it is resumed");
     }

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use towpath_flow::{Fires, Flow};
+use towpath_flow::Flow;
 use towpath_protocol::office::{AgentState, Report};
 use towpath_protocol::start::Identity;
 

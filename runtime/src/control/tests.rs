@@ -1,5 +1,6 @@
 //! The verbs on a simulated engine and broker.
 
+use super::RunFilter;
 use super::error::ErrorKind;
 use super::testing::{Bench, FLOW, draft, image};
 use super::view::ChangeAction;
@@ -47,9 +48,9 @@ async fn applying_twice_is_applying_once() {
         .unwrap()
         .to_owned();
     assert!(key.len() >= 32, "{key}");
-    assert!(bench.control.is_webhook_key("orders", &key));
-    assert!(!bench.control.is_webhook_key("orders", "x"));
-    assert!(!bench.control.is_webhook_key("other", &key));
+    assert!(bench.gates.open("orders", &key, 0).is_some());
+    assert!(bench.gates.open("orders", "x", 0).is_none());
+    assert!(bench.gates.open("other", &key, 0).is_none());
 }
 
 #[tokio::test]
@@ -296,10 +297,7 @@ async fn a_trigger_is_not_scaled_and_fires_when_asked() {
         .run("orders", Some(serde_json::json!({"a": 1})))
         .await
         .unwrap();
-    assert_eq!(
-        (run.state.as_str(), run.why.as_str()),
-        ("published", "manual")
-    );
+    assert_eq!((run.state.as_str(), run.why.as_str()), ("queued", "manual"));
     assert_eq!(bench.broker.ready(&queue("poll")).len(), 1);
     assert_eq!(
         bench.control.run("orders", None).await.unwrap_err().code,
@@ -313,7 +311,13 @@ async fn a_trigger_is_not_scaled_and_fires_when_asked() {
         "not_running"
     );
     assert_eq!(
-        bench.control.runs("orders", None).await.unwrap().runs.len(),
+        bench
+            .control
+            .runs("orders", &RunFilter::default())
+            .await
+            .unwrap()
+            .runs
+            .len(),
         1
     );
 }

@@ -131,7 +131,7 @@ impl Control {
                         (it.id.clone(), (it.to.clone(), entry))
                     })
                     .collect(),
-                branches: LiveFlow::new(&flow, record.version, record.state)
+                branches: LiveFlow::new(&flow, record.version, record.applied_at, record.state)
                     .branches
                     .into_keys()
                     .collect(),

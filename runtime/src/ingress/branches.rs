@@ -139,7 +139,7 @@ impl Branches {
     ) -> Result<Vec<Holds>, IngressError> {
         let permit = self.waiting.try_acquire();
         let _permit = permit.map_err(|_| IngressError::Full)?;
-        let judge = self.judge(conditions);
+        let judge = self.judge(&conditions);
         let mut trouble = |why: &str| tracing::error!(why, "a webhook has to wait");
         let judged = judge.judge(vec![raw(line)], &mut trouble);
         match timeout(VERDICT_MAX, judged).await {
@@ -148,15 +148,15 @@ impl Branches {
         }
     }
 
-    /// The judge of these conditions. Those that nobody asked for longest make room.
-    fn judge(&self, conditions: Vec<String>) -> Arc<Judge> {
+    /// The judge of these conditions. Where there are too many, those that nobody waits for make room.
+    fn judge(&self, conditions: &[String]) -> Arc<Judge> {
         // Nothing in here panics half-way through a change.
         let mut judges = self.judges.lock().unwrap_or_else(PoisonError::into_inner);
-        if judges.len() >= JUDGES_MAX && !judges.contains_key(&conditions) {
+        if judges.len() >= JUDGES_MAX && !judges.contains_key(conditions) {
             judges.retain(|_, judge| Arc::strong_count(judge) > 1);
         }
-        let new = || Arc::new(Judge::new(self.program.clone(), conditions.clone()));
-        Arc::clone(judges.entry(conditions.clone()).or_insert_with(new))
+        let new = || Arc::new(Judge::new(self.program.clone(), conditions.to_vec()));
+        Arc::clone(judges.entry(conditions.to_vec()).or_insert_with(new))
     }
 }
 

@@ -206,6 +206,7 @@ mod tests {
     fn delivery(exchange: &str, key: &str, kind: &str, body: &str) -> Delivery {
         let (settle, _) = tokio::sync::oneshot::channel();
         Delivery {
+            is_redelivered: false,
             kind: kind.into(),
             body: Bytes::copy_from_slice(body.as_bytes()),
             key: key.into(),

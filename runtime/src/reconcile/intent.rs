@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use towpath_flow::model::{Fires, Flow, Step};
+use towpath_flow::model::{Flow, Step};
 
 use super::FlowState;
 

@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use towpath_flow::model::{Fires, Flow, Limits, Step};
+use towpath_flow::model::{Fires, Flow, Limits, Step, Validate};
 use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
+use towpath_protocol::handing::{BURST_PART, Handing, Misfit, Rate, Validation};
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::start::{Branch, Identity, Output, Routes, Settings, Start};
 
@@ -248,10 +249,13 @@ fn blueprint(
             retry: step.retry.clone(),
             rebounds_max: REBOUNDS_MAX,
             once: step.once,
+            stream: step.is_trigger && flow.fires == Fires::Stream,
+            track: flow.track,
             body_bytes_max: ground.body_bytes_max,
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,
         },
+        handing: handing(step, &image),
         paused: false,
     };
     let made_from = MadeFrom {
@@ -272,6 +276,23 @@ fn blueprint(
         drain,
         start,
     })
+}
+
+/// How messages are handed to a step.
+fn handing(step: &Step, image: &Image) -> Handing {
+    let misfit = match step.handing.validate {
+        Validate::Off => None,
+        Validate::Warn => Some(Misfit::Warn),
+        Validate::DeadLetter => Some(Misfit::DeadLetter),
+    };
+    let manifest = image.manifest.as_ref();
+    let schema = manifest.and_then(|manifest| manifest.input.clone());
+    Handing {
+        validate: misfit
+            .zip(schema)
+            .map(|(misfit, schema)| Validation { schema, misfit }),
+        rate: step.handing.rate,
+    }
 }
 
 /// Everything that a replica is made from, but its number and whether it begins paused.
@@ -297,7 +318,7 @@ fn kind(flow: &Flow, step: &Step) -> Kind {
     match flow.fires {
         _ if !step.is_trigger => Kind::Action,
         Fires::Webhook | Fires::Flows => Kind::Webhook,
-        Fires::Every(_) => Kind::Poll,
+        Fires::Every(_) | Fires::Cron(_) | Fires::Stream => Kind::Poll,
     }
 }
 
@@ -313,6 +334,18 @@ fn concurrency(flow: &Flow, step: &Step, image: Option<&Image>) -> u32 {
         .max(1)
 }
 
+/// The most messages in a batch for a step with a rate: what it is handed in the tenth of a second.
+/// All of a batch wait in one replica for their turn.
+fn batch_of_rate(rate: Rate) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is not negative, and cut"
+    )]
+    let count = (rate.per_second() * BURST_PART).min(f64::from(BATCH_MAX)) as u32;
+    count.max(1)
+}
+
 fn routes(
     names: &Names,
     flow: &Flow,
@@ -325,7 +358,9 @@ fn routes(
         let image = facts
             .get(&successor.id)
             .and_then(|facts| facts.image.as_ref().ok());
-        let takes = concurrency(flow, successor, image).min(BATCH_MAX);
+        let takes = concurrency(flow, successor, image)
+            .min(BATCH_MAX)
+            .min(successor.handing.rate.map_or(BATCH_MAX, batch_of_rate));
         for (from, port) in &successor.after {
             if *from != step.id {
                 continue;
@@ -333,22 +368,21 @@ fn routes(
             let output = outputs.entry(port.clone()).or_insert_with(|| Output {
                 key: None,
                 batch_max: BATCH_MAX,
+                steps: Vec::new(),
                 branches: Vec::new(),
             });
-            match branch_of(successor) {
-                Some(tag) => output.branches.push(Branch {
+            if let Some(tag) = branch_of(successor) {
+                output.branches.push(Branch {
                     step: successor.id.clone(),
                     key: Names::branch_key(&step.id, port, &successor.id, &tag),
                     batch_max: takes,
                     when: successor.when.clone(),
-                    order_by: None,
-                    partitions: 0,
-                }),
-                None => {
-                    let others = successors(flow, &step.id, port);
-                    output.key = Some(Names::port_key(&step.id, port, others));
-                    output.batch_max = output.batch_max.min(takes);
-                }
+                });
+            } else {
+                let others = successors(flow, &step.id, port);
+                output.key = Some(Names::port_key(&step.id, port, others));
+                output.steps.push(successor.id.clone());
+                output.batch_max = output.batch_max.min(takes);
             }
         }
     }
@@ -389,7 +423,7 @@ fn routes(
 
 /// What makes a step a branch, as routing keys have it; none if it takes everything.
 fn branch_of(step: &Step) -> Option<String> {
-    branch_tag(step.when.as_deref(), None, 0)
+    branch_tag(step.when.as_deref())
 }
 
 /// The steps that take everything that leaves by a port.

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-mod checkpoints;
+pub mod answered;
+pub mod checkpoints;
 mod columns;
 pub mod dead_groups;
 pub mod dead_letters;
@@ -31,9 +32,11 @@ pub mod records;
 #[cfg(test)]
 mod records_tests;
 pub mod replay_jobs;
-mod runs;
+pub mod runs;
 pub mod secrets;
+pub mod tracking;
 pub mod waiting;
+pub mod webhook_keys;
 
 /// How long a statement waits for a lock that another reader of the file holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::handing::Handing;
 use crate::manifest::Kind;
 
 /// The document.
@@ -34,6 +35,9 @@ pub struct Start {
     pub redact: Vec<String>,
     /// How it is to be treated.
     pub settings: Settings,
+    /// How messages are handed to it.
+    #[serde(default)]
+    pub handing: Handing,
     /// Start without consuming, until told to (see [`PAUSE_SIGNAL`]).
     #[serde(default)]
     pub paused: bool,
@@ -91,12 +95,15 @@ pub struct Output {
     /// The most messages to put in one batch: a slow successor wants small ones, so that its
     /// replicas share the work.
     pub batch_max: u32,
+    /// The steps that the key leads to: each gets every output.
+    #[serde(default)]
+    pub steps: Vec<String>,
     /// The steps that have a way of their own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub branches: Vec<Branch>,
 }
 
-/// A step that does not take everything, or not as it comes: its own way out of a port.
+/// A step that does not take everything: its own way out of a port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Branch {
     /// The step.
@@ -108,17 +115,6 @@ pub struct Branch {
     /// A jq condition on the body: what it does not hold for does not go there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
-    /// A jq expression on the body: messages for which it gives the same are kept in order.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub order_by: Option<String>,
-    /// How many partitions the messages are spread over, if they are kept in order; else 0.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub partitions: u32,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks it so")]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
 }
 
 /// The finest delay, in milliseconds. A delay is a number of these, and its bits are the levels
@@ -163,6 +159,14 @@ pub struct Settings {
     /// message in the ledger before they hand it over; see [`crate::office::Claim`].
     #[serde(default)]
     pub once: bool,
+    /// It is a trigger that runs for ever (`stream: true`): it is told when it is to come to an end,
+    /// and its run then ends well.
+    #[serde(default)]
+    pub stream: bool,
+    /// What comes of each message is reported, so that it is known when a run is finished; see
+    /// [`crate::runs`].
+    #[serde(default)]
+    pub track: bool,
     /// The largest body, in bytes.
     pub body_bytes_max: usize,
     /// How long a drain may take before the step is killed, in milliseconds.

@@ -203,7 +203,7 @@ impl Core {
                     copies += 1;
                 }
                 Holds::No => {}
-                Holds::Failed(why) => letters.push((step.clone(), why)),
+                Holds::Failed(why) => letters.push((*lane, step.clone(), why)),
             }
         }
         if !goes_anyway && copies == 0 && letters.is_empty() {
@@ -215,11 +215,17 @@ impl Core {
             };
             self.journal.push(output.id, now.wall_ms, event);
         }
-        for (step, why) in letters {
+        let tracked = self.run_of(output.member.record);
+        for (lane, step, why) in letters {
             let letter = self.letter_of(output, &step, &why, now);
             self.lanes
                 .push(LaneId::Astray, &letter, output.member, now.instant);
             copies += 1;
+            // What is dead at a step was emitted for it.
+            if let (Some(run), Some(way)) = (tracked, self.lanes.way(lane)) {
+                self.report_output(run, output.id, way, output.member, now);
+                copies += 1;
+            }
         }
         let record = self.records.get(output.member.record);
         record.unconfirmed += u64::from(copies);

@@ -9,7 +9,7 @@ use super::{Consuming, Core};
 use crate::broker::{Command, Event};
 use crate::clock::Now;
 use crate::journal;
-use crate::lanes::{CHECKPOINT, Member, SETTLEMENT};
+use crate::lanes::{CHECKPOINT, Member, NOBODY, SETTLEMENT};
 use crate::record::{Resolution, State};
 use crate::settle::Outcome;
 
@@ -34,6 +34,10 @@ impl Core {
                 number,
                 accepted: true,
             } => self.on_accepted(number, now),
+            Event::Confirmed {
+                number,
+                accepted: false,
+            } if self.lanes.is_report(number) => self.report_is_lost(number, now),
             Event::Confirmed {
                 number,
                 accepted: false,
@@ -155,13 +159,25 @@ impl Core {
         for member in accepted.members {
             if let Some(way) = way {
                 let parent = self.records.get(member.record).id;
+                let tracked = self.run_of(member.record);
                 for id in outputs.by_ref().take(member.count as usize) {
                     let parent = parent.unwrap_or(id);
                     let event = journal::Event::Emitted { parent, way };
                     self.journal.push(id, now.wall_ms, event);
+                    if let Some(run) = tracked {
+                        self.report_output(run, id, way, member, now);
+                    }
+                }
+                // An output counts as confirmed once its report is.
+                if tracked.is_some() {
+                    continue;
                 }
             }
-            self.on_confirmed(member, now);
+            if member.record == NOBODY {
+                self.untold.is_told();
+            } else {
+                self.on_confirmed(member, now);
+            }
         }
     }
 
@@ -182,9 +198,11 @@ impl Core {
     fn on_answer(&mut self, answer: &[u8], now: Now) {
         self.moved_at = now.instant;
         match serde_json::from_slice::<ToAgent>(answer) {
-            Ok(ToAgent::Checkpoint(answer)) => self.checkpoint_is_known(answer),
+            Ok(ToAgent::Checkpoint(answer)) => self.checkpoint_is_known(answer, now),
             Ok(ToAgent::Find(find)) => self.on_find(&find, now),
             Ok(ToAgent::Claimed(answer)) => self.on_claimed(&answer, now),
+            Ok(ToAgent::Cancel(cancel)) => self.cancel_run(cancel.run, now),
+            Ok(ToAgent::Share(share)) => self.on_share(&share, now),
             Err(error) => {
                 let text = format!("what the control plane says is not understood: {error}");
                 self.logger.agent("error", None, &text);

@@ -23,7 +23,7 @@ pub(super) struct Mishap {
 
 impl Core {
     /// Returns what the broker owes, if it is the broker's turn.
-    fn owed(&self) -> Option<String> {
+    fn owed(&self, now: Now) -> Option<String> {
         let is_excused = !self.is_up
             || self.is_blocked
             || self.lanes.is_refused()
@@ -43,6 +43,14 @@ impl Core {
             // It is ours.
             return None;
         }
+        if self
+            .pace
+            .as_ref()
+            .is_some_and(|pace| pace.is_closed(now.instant))
+        {
+            // What is held waits for its turn.
+            return None;
+        }
         let held = self.deliveries.unacknowledged();
         (held > 0 && self.step == Step::Ready && self.in_hand == 0)
             .then(|| format!("{held} deliveries were held and none of them handled"))
@@ -55,7 +63,7 @@ impl Core {
         if now.instant < self.moved_at + limit {
             return;
         }
-        if let Some(owed) = self.owed() {
+        if let Some(owed) = self.owed(now) {
             let limit = duration(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
             self.moved_at = now.instant;
             self.tell(Command::Recycle {

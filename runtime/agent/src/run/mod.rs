@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
+use towpath_protocol::handing::Rate;
 use towpath_protocol::log::LogSource;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::start::{Settings, Start};
@@ -26,6 +27,7 @@ use crate::clock::Now;
 use crate::core::{self, Core, Question};
 use crate::limits::Limits;
 use crate::log::Logger;
+use crate::pace::is_slow;
 use crate::reaper::{Ended, Reaper};
 use crate::redact::Redact;
 use judging::Judged;
@@ -79,16 +81,19 @@ fn password(url: &str) -> Option<String> {
 
 /// Returns how many deliveries may be unacknowledged: enough to keep the step busy while earlier
 /// ones are confirmed, and few where messages are slow, so that replicas share the work.
-fn prefetch(kind: Kind, settings: &Settings) -> u16 {
+fn prefetch(kind: Kind, settings: &Settings, rate: Option<Rate>) -> u16 {
     if kind == Kind::Poll {
         return 2;
+    }
+    if rate.is_some_and(is_slow) {
+        return 1;
     }
     let concurrency = settings.concurrency;
     let deliveries = (2 * concurrency)
         .clamp(2, 16)
         .max((concurrency + 2).min(64));
     // Messages that have to be claimed are under way for longer before they are handed over.
-    let deliveries = if settings.once {
+    let deliveries = if settings.once && rate.is_none() {
         4 * deliveries
     } else {
         deliveries
@@ -127,7 +132,7 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
             identity.instance, identity.flow, identity.step, identity.replica
         ),
         queue: start.routes.queue.clone(),
-        prefetch: prefetch(start.kind, &start.settings),
+        prefetch: prefetch(start.kind, &start.settings, start.handing.rate),
     };
     let (command_sender, command_receiver) = mpsc::channel(CHANNEL);
     let (event_sender, event_receiver) = mpsc::channel(CHANNEL);

@@ -36,10 +36,7 @@ pub(super) fn way(node: &Node) -> &'static str {
 impl Steps<'_, '_> {
     /// What sets the trigger off.
     pub(super) fn fires(&mut self, node: &Node) -> Option<Fires> {
-        let mut ways: Vec<&Entry> = WAYS
-            .iter()
-            .filter_map(|(way, _)| node.entry(way))
-            .collect();
+        let mut ways: Vec<&Entry> = WAYS.iter().filter_map(|(way, _)| node.entry(way)).collect();
         ways.sort_by_key(|entry| entry.key_span.start);
         let mut read: Vec<Option<Fires>> = ways
             .iter()
@@ -51,6 +48,8 @@ impl Steps<'_, '_> {
                     .choice(&entry.value, "`from`", &["flows"])
                     .map(|_| Fires::Flows),
                 "stream" => self.only_true(entry).map(|()| Fires::Stream),
+                // What is in a mapping is read with the webhook itself.
+                _ if matches!(entry.value.content, Content::Mapping(_)) => Some(Fires::Webhook),
                 _ => self.only_true(entry).map(|()| Fires::Webhook),
             })
             .collect();
@@ -156,17 +155,16 @@ impl Steps<'_, '_> {
             }
             Err(Fault::Never) => {
                 self.reader.report(
-                    Diagnostic::new(
-                        Code::CronNever,
-                        format!("{} never fires", shown(text)),
-                    )
-                    .at(node.span.clone())
-                    .label("no month has such a day")
-                    .help("`L` in the third field is the last day of a month"),
+                    Diagnostic::new(Code::CronNever, format!("{} never fires", shown(text)))
+                        .at(node.span.clone())
+                        .label("no month has such a day")
+                        .help("`L` in the third field is the last day of a month"),
                 );
                 None
             }
-            Err(Fault::NoZone(_)) | Ok(_) => Cron::read(text, place?).ok().map(Fires::Cron),
+            Err(Fault::NoZone(_)) | Ok(_) => {
+                Cron::read(text, place?).ok().map(Box::new).map(Fires::Cron)
+            }
         }
     }
 
@@ -174,15 +172,21 @@ impl Steps<'_, '_> {
         let what = format!("`{}`", entry.key);
         let flag = self.reader.flag(&entry.value, &what);
         if flag == Some(false) {
-            let help = if entry.key == "webhook" {
-                "leave it out if the flow has no webhook"
+            let (label, help) = if entry.key == "webhook" {
+                (
+                    "it can be `true` or a mapping",
+                    "leave it out if the flow has no webhook",
+                )
             } else {
-                "leave it out if the trigger does not run for ever"
+                (
+                    "it can be `true`",
+                    "leave it out if the trigger does not run for ever",
+                )
             };
             self.reader.report(
                 Diagnostic::new(Code::BadChoice, format!("{what} cannot be `false`"))
                     .at(entry.value.span.clone())
-                    .label("it can be `true`")
+                    .label(label)
                     .help(help),
             );
         }
@@ -236,7 +240,9 @@ impl Steps<'_, '_> {
             return; // That the trigger has no way to fire is said already.
         }
         let why = match (&*entry.key, way(node)) {
-            ("timezone", "every") => "an interval is the same everywhere: leave it out, or write `cron` in place of `every`",
+            ("timezone", "every") => {
+                "an interval is the same everywhere: leave it out, or write `cron` in place of `every`"
+            }
             (_, "stream") => "what runs for ever is never due while it runs: leave it out",
             (_, "webhook") => "a request comes when it comes: leave it out",
             _ => "leave it out",

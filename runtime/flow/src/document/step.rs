@@ -11,7 +11,7 @@ use super::{Draft, Steps, within};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
 use crate::limits;
-use crate::model::{Limits, Replicas, Step};
+use crate::model::{Handing, Limits, Replicas, Step};
 use crate::placeholder::{self, Piece};
 use crate::read::head;
 use crate::text::{self, shown};
@@ -36,6 +36,7 @@ impl Steps<'_, '_> {
             to: None,
             to_span: 0..0,
             with: node.entry("with"),
+            validate: node.entry("validate"),
         };
         match node.entry("id") {
             Some(entry) => {
@@ -60,6 +61,7 @@ impl Steps<'_, '_> {
         self.texts(node, &mut draft.step);
         self.numbers(node, &mut draft.step);
         self.once(node, &mut draft.step);
+        self.handing(node, &mut draft.step.handing);
         self.limits(node, &mut draft.step.limits);
         draft
     }
@@ -281,7 +283,7 @@ impl Steps<'_, '_> {
     }
 
     /// Every placeholder in it must be one.
-    fn placeholders(&mut self, node: &Node) {
+    pub(super) fn placeholders(&mut self, node: &Node) {
         for (at, text) in node.texts() {
             let bad: Vec<_> = placeholder::pieces(text)
                 .into_iter()
@@ -322,6 +324,7 @@ fn plain_step(is_trigger: bool, timeout: Duration) -> Step {
         timeout,
         retry: limits::RETRY_DEFAULT,
         once: false,
+        handing: Handing::default(),
         limits: Limits {
             memory_bytes: limits::MEMORY_BYTES_DEFAULT,
             cpus: limits::CPUS_DEFAULT,

@@ -448,6 +448,8 @@ fn a_run_is_known_by_its_record() {
         next_at,
         reason: None,
         payload: None,
+        tracked: false,
+        cancel_at: None,
     };
     for (record, place) in [
         (run(RunState::Done, None), Place::Settled),

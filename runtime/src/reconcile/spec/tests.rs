@@ -117,6 +117,15 @@ fn every_setting_of_a_step_changes_the_hash() {
 }
 
 #[test]
+fn whether_runs_are_tracked_changes_the_hash_of_every_step() {
+    let flow = flow(&FLOW.replace("trigger:", "track: false\ntrigger:"));
+    let known = facts(&flow);
+    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known);
+    let before = as_it_is();
+    assert!(all.steps.iter().all(|it| it.spec != before[&it.id]));
+}
+
+#[test]
 fn a_change_elsewhere_does_not_change_the_hash() {
     let scaled = replaced(|facts| facts.get_mut("crm").unwrap().replicas = Some(9));
     assert_eq!(scaled, Vec::<String>::new());

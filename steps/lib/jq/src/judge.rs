@@ -253,7 +253,7 @@ mod tests {
         let message = r#"{"id":"7","headers":{"kind":"b"},"body":{"n":3,"none":null,"list":[]}}"#;
         assert_eq!(
             judge(&[condition], message),
-            [expect.clone()],
+            std::slice::from_ref(expect),
             "{condition}"
         );
     }
