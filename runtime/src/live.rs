@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use towpath_flow::model::{self, Fires, Flow, Missed, Overlap};
+use towpath_flow::model::{Fires, Flow, Missed, Overlap};
 use towpath_protocol::DEFAULT_PORT;
 
-use crate::broker::topology::{FlowTopology, Handover, branch_tag};
+use crate::broker::topology::{Entries, FlowTopology, Handover, branch_tag};
 use crate::reconcile::FlowState;
 
 /// All flows that are applied, by name; whoever changes a flow sends a new map.
@@ -82,7 +82,7 @@ impl LiveFlow {
                 .iter()
                 .map(|step| (step.id.clone(), step.after.clone()))
                 .collect(),
-            handovers: flow.handovers.iter().map(handover).collect(),
+            handovers: flow.handovers.iter().map(Handover::new).collect(),
             branches: flow
                 .steps
                 .iter()
@@ -99,22 +99,30 @@ impl LiveFlow {
 
     /// The steps that take what other flows hand to it, in order; none if it takes nothing.
     pub fn entry(&self) -> Vec<String> {
-        let trigger = &self.trigger;
-        if !trigger.takes_flows {
+        if self.trigger.fires != Fires::Flows {
             return Vec::new();
         }
-        let mut entry = if trigger.has_image {
-            vec![trigger.step.clone()]
-        } else {
-            let first = |after: &[(String, String)]| {
-                let mut after = after.iter();
-                after.any(|(step, port)| *step == trigger.step && port == DEFAULT_PORT)
-            };
-            let steps = self.steps.iter().filter(|(_, after)| first(after));
-            steps.map(|(step, _)| step.clone()).collect()
-        };
+        let mut entry = self.entry_steps();
         entry.sort();
         entry
+    }
+
+    /// Puts in what it hands over where it leads to: the steps that take it, by flow.
+    pub fn join(&mut self, entries: &Entries) {
+        for handover in &mut self.handovers {
+            handover.entry = entries.get(&handover.to).cloned().unwrap_or_default();
+        }
+    }
+
+    /// Whether it hands messages to other flows.
+    pub fn hands_over(&self) -> bool {
+        !self.handovers.is_empty()
+    }
+
+    /// What an action hands to another flow, if it is one that does.
+    pub fn handover(&self, step: &str) -> Option<&Handover> {
+        self.handovers.iter().find(|it| it.step == step)
+    }
 
     /// The steps that take all that enters the flow: the trigger, if it runs as containers, else
     /// those after it that have no condition.
@@ -161,11 +169,59 @@ impl LiveFlow {
     }
 }
 
-fn handover(of: &model::Handover) -> Handover {
-    Handover {
-        step: of.id.clone(),
-        after: of.after.clone(),
-        when: of.when.clone(),
-        to: of.to.clone(),
+/// The other flows that what enters a flow may come to.
+pub fn reached<'f>(flows: &'f BTreeMap<String, LiveFlow>, flow: &str) -> Vec<&'f LiveFlow> {
+    let mut found: Vec<&LiveFlow> = Vec::new();
+    let mut open = vec![flow.to_owned()];
+    while let Some(name) = open.pop() {
+        let handovers = flows.get(&name).map(|flow| &flow.handovers);
+        for handover in handovers.into_iter().flatten() {
+            if let Some(other) = flows.get(&handover.to)
+                && found.iter().all(|it| it.name != other.name)
+            {
+                found.push(other);
+                open.push(other.name.clone());
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_flow::{Facts, Source, check};
+
+    use super::*;
+
+    fn flow(name: &str, to: &[&str]) -> LiveFlow {
+        let over = to.iter().map(|to| format!("  - {{ id: to-{to}, after: a, to: flow/{to} }}\n"));
+        let text = format!(
+            "flow: {name}\ntrigger: {{ id: t, from: flows }}\nactions:\n  - {{ id: a, image: a }}\n{}",
+            over.collect::<String>()
+        );
+        let checked = check(&Source::new("f", text), &Facts::default());
+        let checked = checked.unwrap_or_else(|found| panic!("{found}"));
+        LiveFlow::new(&checked.flow, 1, 0, FlowState::Running)
+    }
+
+    #[test]
+    fn what_enters_a_flow_may_come_to_all_that_it_is_handed_to_from_there() {
+        let flows = [
+            flow("one", &["two", "three"]),
+            flow("two", &["four"]),
+            flow("three", &["four"]),
+            flow("four", &[]),
+        ];
+        let flows: BTreeMap<String, LiveFlow> =
+            flows.map(|flow| (flow.name.clone(), flow)).into();
+        let reached = |from: &str| {
+            let mut names: Vec<&str> = reached(&flows, from).iter().map(|it| &*it.name).collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(reached("one"), ["four", "three", "two"]);
+        assert_eq!(reached("three"), ["four"]);
+        assert!(reached("four").is_empty() && reached("five").is_empty());
+        assert_eq!(flows["two"].entry(), ["a"]);
     }
 }

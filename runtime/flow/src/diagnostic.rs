@@ -148,8 +148,8 @@ codes! {
     BadHeader = "F085", Error;
     /// A condition cannot be compiled.
     BadCondition = "F090", Error;
-    /// A condition stands where nobody could evaluate it.
-    NobodyEvaluates = "F091", Error;
+    /// A condition or a `to` stands where nobody could decide.
+    NobodyDecides = "F091", Error;
     /// A step follows one that hands its messages to another flow.
     AfterHandover = "F092", Error;
     /// Messages are handed to a flow that takes none.

@@ -107,7 +107,8 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
     if let Some(entry) = root.entry("description") {
         document.description = steps.description(&entry.value);
     }
-    if let Some(entry) = root.entry("track") {
+    let track = root.entry("track");
+    if let Some(entry) = track {
         document.track = steps.reader.flag(&entry.value, "`track`");
     }
     match root.entry("trigger") {
@@ -115,6 +116,9 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
             let (draft, fires) = steps.trigger(&entry.value);
             (document.overlap, document.missed) = steps.policies(&entry.value, fires.as_ref());
             document.fires = fires;
+            if let (Some(Fires::Flows), Some(track)) = (&document.fires, track) {
+                steps.reader.report(schedule::tracked_elsewhere(track));
+            }
             document.webhook = entry
                 .value
                 .entry("webhook")
@@ -247,7 +251,9 @@ impl Steps<'_, '_> {
             return;
         };
         for other in entries {
-            if other.key != "id" && keys::STEP.iter().any(|key| key.name == other.key) {
+            let is_known = |keys: &[keys::Key]| keys.iter().any(|key| key.name == other.key);
+            let is_used = matches!(&*other.key, "id" | "after" | "when" | "to");
+            if !is_used && (is_known(keys::STEP) || is_known(keys::ACTION)) {
                 self.reader.report(
                     Diagnostic::new(
                         Code::NeedsImage,
@@ -282,12 +288,13 @@ impl Steps<'_, '_> {
             limits::TIMEOUT_DEFAULT
         };
         let mut draft = self.step(node, "the trigger", true, timeout);
-        if !draft.has_image {
+        if fires == Some(Fires::Flows) {
+            draft.has_image = false;
+            self.runs_nowhere(node);
+        } else if !draft.has_image {
             if is_poll {
                 self.need_image(node, &draft);
-            } else if matches!(fires, Some(Fires::Webhook | Fires::Flows))
-                && node.entry("image").is_none()
-            {
+            } else if fires == Some(Fires::Webhook) && node.entry("image").is_none() {
                 self.without_image(node);
             }
         }
@@ -344,7 +351,7 @@ impl Steps<'_, '_> {
                     )
                     .at(entry.key_span.clone())
                     .label("this needs an `image`")
-                    .help("without an image, what comes goes straight to the first action"),
+                    .help("without an image, requests go straight to the first action"),
                 );
             }
         }

@@ -37,7 +37,7 @@ pub(crate) fn check(
         }
         found.extend(condition(draft, facts));
         found.extend(after_handover(document, draft, &graph.edges[at]));
-        found.extend(nobody_evaluates(document, draft, &graph.edges[at]));
+        found.extend(nobody_decides(document, draft, &graph.edges[at]));
         found.extend(handover(document, draft, facts));
         if !draft.has_image {
             continue;
@@ -94,11 +94,7 @@ fn condition(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
 }
 
 /// What a step before hands to another flow does not come to this one.
-fn after_handover(
-    document: &Document<'_>,
-    draft: &Draft<'_>,
-    edges: &[Edge],
-) -> Vec<Diagnostic> {
+fn after_handover(document: &Document<'_>, draft: &Draft<'_>, edges: &[Edge]) -> Vec<Diagnostic> {
     let from = |edge: &&Edge| document.drafts[edge.from].to.is_some();
     let diagnostic = |edge: &Edge| {
         let before = &document.drafts[edge.from];
@@ -117,29 +113,33 @@ fn after_handover(
     edges.iter().filter(from).map(diagnostic).collect()
 }
 
-/// The agents of other flows do not know the conditions of this one: without an image of its own the
-/// trigger has nobody to evaluate them.
-fn nobody_evaluates(
+/// The agents of other flows do not know the conditions of this one, nor what it hands over: what
+/// follows its trigger must be a step that runs, and takes everything.
+fn nobody_decides(
     document: &Document<'_>,
     draft: &Draft<'_>,
     edges: &[Edge],
 ) -> Option<Diagnostic> {
-    if document.fires != Some(Fires::Flows) || draft.step.when.is_none() {
+    let from_trigger = |edge: &Edge| document.drafts[edge.from].step.is_trigger;
+    if document.fires != Some(Fires::Flows) || !edges.iter().any(from_trigger) {
         return None;
     }
-    let trigger = edges
-        .iter()
-        .map(|edge| &document.drafts[edge.from])
-        .find(|from| from.step.is_trigger && !from.has_image)?;
+    let (span, what) = if draft.step.when.is_some() {
+        (&draft.when_span, "its condition")
+    } else if draft.to.is_some() {
+        (&draft.to_span, "it")
+    } else {
+        return None;
+    };
+    let message = format!(
+        "{} cannot be first where other flows hand messages over",
+        describe(&draft.step)
+    );
     Some(
-        Diagnostic::new(
-            Code::NobodyEvaluates,
-            format!("the condition of {} cannot stand here", describe(&draft.step)),
-        )
-        .at(draft.when_span.clone())
-        .label("nobody could evaluate it")
-        .related(trigger.place.clone(), "the trigger has no image")
-        .help("give the trigger an image, or put the condition where the messages are handed over"),
+        Diagnostic::new(Code::NobodyDecides, message)
+            .at(span.clone())
+            .label(format!("nothing runs before {what} that could decide"))
+            .help("put a step that runs before it, or this where the messages are handed over"),
     )
 }
 
@@ -267,8 +267,8 @@ fn manifest_fits(
     }
     let expected = match (draft.step.is_trigger, fires) {
         (true, Some(fires)) if fires.by_ticks() => Some(Kind::Poll),
-        (true, Some(_)) => Some(Kind::Webhook),
-        (true, None) => None,
+        (true, Some(Fires::Webhook)) => Some(Kind::Webhook),
+        (true, _) => None,
         (false, _) => Some(Kind::Action),
     };
     if let Some(expected) = expected.filter(|expected| *expected != manifest.kind) {

@@ -13,12 +13,14 @@
 //! - `a_message_never_goes_by_an_old_and_a_new_way`: the key of a port names the steps it leads to,
 //!   so that a replica of an earlier version goes on sending by the ways of that version. Bindings
 //!   cannot be exchanged in one instant; keys can.
+//! - `what_is_handed_over_goes_to_the_first_steps_of_the_other_flow_alone`, by a key that names them.
 //! - `a_branch_has_a_way_of_its_own`: a step that does not take everything, or not as it comes, is
 //!   reached by a key that names it and what makes it a branch, and by none that leads elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use towpath_flow::model;
 use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY, REPORT_KEY, WAITING_KEY};
 use towpath_protocol::runs::RUNS_KEY;
 use towpath_protocol::start::{DELAY_LEVELS, DELAY_UNIT_MS};
@@ -199,27 +201,14 @@ pub fn branch_tag(when: Option<&str>) -> Option<String> {
     when.map(|when| blake3::hash(when.as_bytes()).to_hex()[..8].to_owned())
 }
 
-/// Names what makes the way of messages that are handed to another flow, for its routing key: the
-/// condition, the flow, and the steps that take them there, so that the key names what it leads to.
-pub fn handover_tag(when: Option<&str>, to: &str, entry: &[String]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"flow ").update(to.as_bytes());
-    for step in entry {
-        // No id holds a space.
-        hasher.update(b" ").update(step.as_bytes());
-    }
-    hasher.update(b" when ");
-    hasher.update(when.unwrap_or_default().as_bytes());
-    hasher.finalize().to_hex()[..8].to_owned()
-}
-
 /// The steps that take what other flows hand to a flow, by the name of the flow.
 pub type Entries = BTreeMap<String, Vec<String>>;
 
-/// Messages that are handed to another flow.
+/// An action that hands messages to another flow. It runs nowhere and has no queue: they go straight
+/// to those of the other flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handover {
-    /// The action that says so. It has no queue.
+    /// The action.
     pub step: String,
     /// The (step, port) that it takes messages from.
     pub after: Vec<(String, String)>,
@@ -227,6 +216,53 @@ pub struct Handover {
     pub when: Option<String>,
     /// The other flow.
     pub to: String,
+    /// The steps of that flow that take them, in order.
+    pub entry: Vec<String>,
+}
+
+impl Handover {
+    /// What an action hands over; to whom there is seen when all flows are known.
+    pub fn new(of: &model::Handover) -> Self {
+        Self {
+            step: of.id.clone(),
+            after: of.after.clone(),
+            when: of.when.clone(),
+            to: of.to.clone(),
+            entry: Vec::new(),
+        }
+    }
+
+    /// Names what makes its way, for its routing key, as [`branch_tag`] does: the condition, the
+    /// flow, and the steps there, so that the key names what it leads to.
+    pub fn tag(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.to.as_bytes());
+        for step in &self.entry {
+            // No name holds a space.
+            hasher.update(b" ").update(step.as_bytes());
+        }
+        if let Some(when) = &self.when {
+            hasher.update(b" when ").update(when.as_bytes());
+        }
+        hasher.finalize().to_hex()[..8].to_owned()
+    }
+
+    /// The key that leads to it from a port, in the exchange of its own flow.
+    pub fn key_after(&self, step: &str, port: &str) -> String {
+        Names::branch_key(step, port, &self.step, &self.tag())
+    }
+
+    /// The keys that lead to it, in the exchange of its own flow: each of them to the same steps.
+    pub fn keys(&self) -> impl Iterator<Item = String> {
+        let after = self.after.iter();
+        after.map(|(step, port)| self.key_after(step, port))
+    }
+
+    /// The steps that it leads to, as they are called outside of their flow: `<flow>/<step>`.
+    pub fn leads_to(&self) -> Vec<String> {
+        let name = |step: &String| format!("{}/{step}", self.to);
+        self.entry.iter().map(name).collect()
+    }
 }
 
 /// Everything that should be on the broker.
@@ -253,6 +289,20 @@ pub struct FlowTopology {
     pub entry: Vec<String>,
     /// Steps that it had once, each with the step that takes what still comes for it.
     pub aliases: Vec<(String, String)>,
+}
+
+impl Topology {
+    /// Puts in what flows hand over where it leads to, as the flows are now.
+    pub fn join(&mut self) {
+        let entries: Entries = self
+            .flows
+            .iter()
+            .map(|flow| (flow.flow.clone(), flow.entry.clone()))
+            .collect();
+        for handover in self.flows.iter_mut().flat_map(|flow| &mut flow.handovers) {
+            handover.entry = entries.get(&handover.to).cloned().unwrap_or_default();
+        }
+    }
 }
 
 impl FlowTopology {
@@ -425,14 +475,8 @@ pub fn declarations_bounded(topology: &Topology, step_deliveries_max: u64) -> Ve
     let names = &topology.names;
     let mut all = instance_declarations(names);
     all.extend(delay_ladder(names));
-    let entries = entries(topology);
     for flow in &topology.flows {
-        all.extend(flow_declarations(
-            names,
-            flow,
-            &entries,
-            step_deliveries_max,
-        ));
+        all.extend(flow_declarations(names, flow, step_deliveries_max));
     }
     // Bindings last: both of their ends are there then.
     all.sort_by_key(|declaration| match declaration {
@@ -448,10 +492,7 @@ pub fn stale_bindings(topology: &Topology, former: &[FlowTopology]) -> Vec<Bindi
     let wanted: BTreeSet<Declaration> = declarations(topology).into_iter().collect();
     let former: BTreeSet<Declaration> = former
         .iter()
-        .flat_map(|flow| {
-            let entries = entries(topology);
-            flow_declarations(&topology.names, flow, &entries, STEP_QUEUE_DELIVERIES_MAX)
-        })
+        .flat_map(|flow| flow_declarations(&topology.names, flow, STEP_QUEUE_DELIVERIES_MAX))
         .collect();
     former
         .difference(&wanted)
@@ -460,42 +501,6 @@ pub fn stale_bindings(topology: &Topology, former: &[FlowTopology]) -> Vec<Bindi
             Declaration::Exchange(_) | Declaration::Queue(_) => None,
         })
         .collect()
-}
-
-fn entries(topology: &Topology) -> Entries {
-    let flows = topology.flows.iter();
-    flows
-        .map(|flow| (flow.flow.clone(), flow.entry.clone()))
-        .collect()
-}
-
-/// The ways of what a flow hands to others. Queues of another flow get it straight; what the delay
-/// ladder or a replay sends to the action goes the same way.
-fn handover_bindings(names: &Names, flow: &FlowTopology, entries: &Entries) -> Vec<Declaration> {
-    let mut all = Vec::new();
-    for handover in &flow.handovers {
-        let entry = entries.get(&handover.to).map(Vec::as_slice);
-        let entry = entry.unwrap_or_default();
-        let tag = handover_tag(handover.when.as_deref(), &handover.to, entry);
-        let mut keys = vec![(
-            names.steps(),
-            format!("#.{}", Names::step_key(&flow.flow, &handover.step)),
-        )];
-        keys.extend(handover.after.iter().map(|(step, port)| {
-            let key = Names::branch_key(step, port, &handover.step, &tag);
-            (names.flow(&flow.flow), key)
-        }));
-        for (source, key) in keys {
-            all.extend(entry.iter().map(|step| {
-                Declaration::Binding(Binding {
-                    source: source.clone(),
-                    key: key.clone(),
-                    destination: Destination::Queue(names.queue(&handover.to, step)),
-                })
-            }));
-        }
-    }
-    all
 }
 
 fn instance_declarations(names: &Names) -> Vec<Declaration> {
@@ -591,7 +596,6 @@ fn delay_level(names: &Names, level: usize) -> [Declaration; 4] {
 fn flow_declarations(
     names: &Names,
     flow: &FlowTopology,
-    entries: &Entries,
     step_deliveries_max: u64,
 ) -> Vec<Declaration> {
     let mut all = vec![Declaration::Exchange(Exchange {
@@ -624,7 +628,17 @@ fn flow_declarations(
             all.push(bind(names.flow(&flow.flow), key));
         }
     }
-    all.extend(handover_bindings(names, flow, entries));
+    for handover in &flow.handovers {
+        for key in handover.keys() {
+            all.extend(handover.entry.iter().map(|step| {
+                Declaration::Binding(Binding {
+                    source: names.flow(&flow.flow),
+                    key: key.clone(),
+                    destination: Destination::Queue(names.queue(&handover.to, step)),
+                })
+            }));
+        }
+    }
     for (former, successor) in &flow.aliases {
         all.push(Declaration::Binding(Binding {
             source: names.steps(),

@@ -9,9 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use towpath_flow::{
-    Facts, Finding, Fires, Flow, FlowFact, ImageFact, Source, check, references_in,
-};
+use towpath_flow::{Facts, Finding, Fires, Flow, ImageFact, Source, check, references_in};
 
 use super::Control;
 use super::changes::changes;
@@ -213,6 +211,7 @@ impl Control {
             });
         }
         topology.flows.push(next);
+        topology.join();
         self.broker.declare(&topology, &former).await?;
 
         let key = (flow.fires == Fires::Webhook).then(super::webhooks::new_key);
@@ -307,40 +306,6 @@ impl Control {
         })
     }
 
-    /// What is known of the flows there are.
-    async fn flow_facts(&self) -> Result<BTreeMap<String, FlowFact>, ControlError> {
-        let flows = self.catalog.live_flows().await?;
-        let facts = flows.into_iter().map(|(name, flow)| {
-            let to = flow.handovers.into_iter().map(|it| it.to).collect();
-            let takes = flow.trigger.takes_flows;
-            (name, FlowFact { takes, to })
-        });
-        Ok(facts.collect())
-    }
-
-    /// Refuses what would leave messages that another flow hands over without a place to go.
-    pub(super) async fn refuse_if_handed_to(
-        &self,
-        flow: &str,
-        then: &str,
-    ) -> Result<(), ControlError> {
-        let flows = self.catalog.live_flows().await?;
-        let hands = |other: &&LiveFlow| other.handovers.iter().any(|it| it.to == flow);
-        let Some(other) = flows.values().find(hands) else {
-            return Ok(());
-        };
-        let message = format!(
-            "`{flow}` {then}, and `{}` hands messages to it",
-            other.name
-        );
-        Err(
-            ControlError::new(ErrorKind::Conflict, "flow_is_handed_to", message).hint(format!(
-                "take `to: flow/{flow}` out of `{}` first",
-                other.name
-            )),
-        )
-    }
-
     /// Which conditions compile.
     async fn conditions(
         &self,
@@ -395,7 +360,8 @@ impl Control {
         let Some(before) = &checked.before else {
             return Ok(changes(None, None, &self.desired_draft(checked).await?));
         };
-        let old = self.catalog.desired_of(before).await.map_err(|error| {
+        let entries = self.catalog.entries().await?;
+        let old = self.catalog.desired_of(before, &entries).await.map_err(|error| {
             tracing::warn!(
                 flow = before.name,
                 "cannot compare with what runs: {error:#}"
@@ -406,11 +372,23 @@ impl Control {
                 format!("{error:#}"),
             )
         })?;
-        Ok(changes(
+        let mut changes = changes(
             Some(before),
             Some(&old),
             &self.desired_draft(checked).await?,
-        ))
+        );
+        let entry = LiveFlow::new(&checked.flow, 0, 0, FlowState::Running).entry();
+        if entries.get(&before.name) != Some(&entry) {
+            let senders = self.handed_by(&before.name).await?;
+            changes.extend(senders.into_iter().map(|sender| Change {
+                action: ChangeAction::Update,
+                step: None,
+                reason: format!(
+                    "other steps are first: those of `{sender}` that hand messages to them are replaced"
+                ),
+            }));
+        }
+        Ok(changes)
     }
 
     /// What should be if the draft were applied.

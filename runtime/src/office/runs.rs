@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
+use towpath_flow::Fires;
 use towpath_protocol::runs;
 
 use super::{Office, WINDOW, settle, until_stored};
@@ -82,7 +83,7 @@ impl Office {
             else {
                 continue;
             };
-            if flow.track && !flow.trigger.fires.by_ticks() {
+            if flow.track && flow.trigger.fires == Fires::Webhook {
                 let takers = flow.entry_steps();
                 let runs = WebhookRuns {
                     version: flow.version,

@@ -25,7 +25,7 @@ use towpath_protocol::start::{Branch, Identity, Output, Routes, Settings, Start}
 
 use super::intent::{Held, intent};
 use super::{DesiredFlow, DesiredStep, FlowState};
-use crate::broker::topology::{Entries, Names, branch_tag, handover_tag};
+use crate::broker::topology::{Entries, Handover, Names, branch_tag};
 use crate::engine::{Image, ReplicaSpec};
 
 /// How many messages are in the hands of a replica when neither flow nor manifest says.
@@ -251,6 +251,7 @@ fn blueprint(
             once: step.once,
             stream: step.is_trigger && flow.fires == Fires::Stream,
             track: flow.track,
+            from_flows: flow.fires == Fires::Flows,
             body_bytes_max: ground.body_bytes_max,
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,
@@ -317,6 +318,7 @@ fn hash(key: &[u8; 32], made_from: &MadeFrom<'_>) -> Result<String, String> {
 fn kind(flow: &Flow, step: &Step) -> Kind {
     match flow.fires {
         _ if !step.is_trigger => Kind::Action,
+        // A trigger that takes what other flows hand over does not run.
         Fires::Webhook | Fires::Flows => Kind::Webhook,
         Fires::Every(_) | Fires::Cron(_) | Fires::Stream => Kind::Poll,
     }
@@ -353,6 +355,12 @@ fn routes(
     facts: &BTreeMap<String, StepFacts>,
     entries: &Entries,
 ) -> Routes {
+    let no_output = || Output {
+        key: None,
+        batch_max: BATCH_MAX,
+        steps: Vec::new(),
+        branches: Vec::new(),
+    };
     let mut outputs = BTreeMap::new();
     for successor in &flow.steps {
         let image = facts
@@ -365,18 +373,14 @@ fn routes(
             if *from != step.id {
                 continue;
             }
-            let output = outputs.entry(port.clone()).or_insert_with(|| Output {
-                key: None,
-                batch_max: BATCH_MAX,
-                steps: Vec::new(),
-                branches: Vec::new(),
-            });
+            let output = outputs.entry(port.clone()).or_insert_with(no_output);
             if let Some(tag) = branch_of(successor) {
                 output.branches.push(Branch {
                     step: successor.id.clone(),
                     key: Names::branch_key(&step.id, port, &successor.id, &tag),
                     batch_max: takes,
                     when: successor.when.clone(),
+                    handed_to: Vec::new(),
                 });
             } else {
                 let others = successors(flow, &step.id, port);
@@ -387,25 +391,21 @@ fn routes(
         }
     }
     for handover in &flow.handovers {
-        let entry = entries.get(&handover.to).map(Vec::as_slice);
-        let tag = handover_tag(
-            handover.when.as_deref(),
-            &handover.to,
-            entry.unwrap_or_default(),
-        );
-        for (_, port) in handover.after.iter().filter(|(from, _)| *from == step.id) {
-            let output = outputs.entry(port.clone()).or_insert_with(|| Output {
-                key: None,
-                batch_max: BATCH_MAX,
-                branches: Vec::new(),
-            });
+        let handover = Handover {
+            entry: entries.get(&handover.to).cloned().unwrap_or_default(),
+            ..Handover::new(handover)
+        };
+        for ((from, port), key) in handover.after.iter().zip(handover.keys()) {
+            if *from != step.id {
+                continue;
+            }
+            let output = outputs.entry(port.clone()).or_insert_with(no_output);
             output.branches.push(Branch {
-                step: handover.id.clone(),
-                key: Names::branch_key(&step.id, port, &handover.id, &tag),
+                step: handover.step.clone(),
+                key,
                 batch_max: HANDOVER_BATCH_MAX,
                 when: handover.when.clone(),
-                order_by: None,
-                partitions: 0,
+                handed_to: handover.leads_to(),
             });
         }
     }

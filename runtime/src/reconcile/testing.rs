@@ -9,7 +9,7 @@ use towpath_protocol::manifest::Manifest;
 
 use super::spec::{Ground, StepFacts, desired_flow};
 use super::{Desired, FlowState};
-use crate::broker::topology::Names;
+use crate::broker::topology::{Entries, Names};
 use crate::engine::Image;
 
 /// A trigger, `shape`, `crm` twice, and `audit` beside `shape`.

@@ -120,7 +120,7 @@ fn every_setting_of_a_step_changes_the_hash() {
 fn whether_runs_are_tracked_changes_the_hash_of_every_step() {
     let flow = flow(&FLOW.replace("trigger:", "track: false\ntrigger:"));
     let known = facts(&flow);
-    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known);
+    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known, &Entries::new());
     let before = as_it_is();
     assert!(all.steps.iter().all(|it| it.spec != before[&it.id]));
 }
@@ -237,4 +237,39 @@ fn the_secrets_of_a_step_are_redacted_in_what_it_says() {
         replica(&desired, "shape").start.redact,
         Vec::<String>::new()
     );
+}
+
+const HANDS: &str = "
+flow: hands
+trigger: { id: hook, webhook: true }
+actions:
+  - { id: shape, image: \"towpath/jq:1\" }
+  - { id: over, to: flow/invoices, when: .total > 0 }
+  - { id: log, after: hook, image: \"towpath/log:1\" }
+";
+
+#[test]
+fn a_step_before_one_that_hands_over_knows_where_that_leads() {
+    let flow = flow(HANDS);
+    let known = facts(&flow);
+    let desired = |entry: &[&str]| {
+        let entry = entry.iter().map(|step| (*step).to_owned()).collect();
+        let entries = Entries::from([("invoices".to_owned(), entry)]);
+        desired_flow(&ground(), flow.clone(), 1, FlowState::Running, &known, &entries)
+    };
+    let (old, new) = (desired(&["bill"]), desired(&["bill", "mail"]));
+    let ids: Vec<&str> = old.steps.iter().map(|step| &*step.id).collect();
+    assert_eq!(ids, ["shape", "log"], "what hands over runs nowhere");
+    let replica = old.steps[0].blueprint.as_ref().unwrap().replica(1, false);
+    let output = &replica.start.routes.outputs["out"];
+    assert_eq!((&output.key, output.steps.len()), (&None, 0));
+    let [branch] = &output.branches[..] else {
+        panic!("{output:?}")
+    };
+    assert_eq!(branch.step, "over");
+    assert_eq!(branch.when.as_deref(), Some(".total > 0"));
+    assert_eq!(branch.handed_to, ["invoices/bill"]);
+    // When other steps are first there, those that send to them are replaced, and no others.
+    assert_ne!(old.steps[0].spec, new.steps[0].spec);
+    assert_eq!(old.steps[1].spec, new.steps[1].spec);
 }
