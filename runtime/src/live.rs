@@ -194,7 +194,9 @@ mod tests {
     use super::*;
 
     fn flow(name: &str, to: &[&str]) -> LiveFlow {
-        let over = to.iter().map(|to| format!("  - {{ id: to-{to}, after: a, to: flow/{to} }}\n"));
+        let over = to
+            .iter()
+            .map(|to| format!("  - {{ id: to-{to}, after: a, to: flow/{to} }}\n"));
         let text = format!(
             "flow: {name}\ntrigger: {{ id: t, from: flows }}\nactions:\n  - {{ id: a, image: a }}\n{}",
             over.collect::<String>()
@@ -212,8 +214,7 @@ mod tests {
             flow("three", &["four"]),
             flow("four", &[]),
         ];
-        let flows: BTreeMap<String, LiveFlow> =
-            flows.map(|flow| (flow.name.clone(), flow)).into();
+        let flows: BTreeMap<String, LiveFlow> = flows.map(|flow| (flow.name.clone(), flow)).into();
         let reached = |from: &str| {
             let mut names: Vec<&str> = reached(&flows, from).iter().map(|it| &*it.name).collect();
             names.sort_unstable();

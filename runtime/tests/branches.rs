@@ -252,7 +252,10 @@ async fn a_request_is_handed_to_another_flow_if_the_condition_holds() {
         let lines = world.lines(queue);
         assert_eq!(lines.len(), count, "{queue}");
         for line in lines {
-            assert_eq!(line["lineage"]["flow"], "orders", "it says where it is from");
+            assert_eq!(
+                line["lineage"]["flow"], "orders",
+                "it says where it is from"
+            );
         }
     }
     assert!(world.bodies("t.lost").is_empty());

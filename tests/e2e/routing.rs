@@ -267,7 +267,9 @@ actions:
 "#;
 
 fn run_of(instance: &Instance, flow: &str) -> Value {
-    let list = instance.run(&["runs", "list", flow, "--output", "json"]).ok();
+    let list = instance
+        .run(&["runs", "list", flow, "--output", "json"])
+        .ok();
     list.json()["runs"][0].clone()
 }
 
@@ -300,7 +302,7 @@ fn a_flow_hands_messages_to_another_that_is_killed_and_stopped_and_none_is_lost(
     }
     arrived(1_000);
     instance.run(&["stop", "takes"]).ok();
-    let gone = instance.run(&["delete", "takes", "--drop-messages"]);
+    let gone = instance.run(&["delete", "takes", "--drop-messages", "--yes"]);
     assert_eq!(gone.code, 1, "{gone:?}");
     assert!(
         gone.err.contains("`hands` hands messages to it"),
@@ -385,13 +387,22 @@ fn what_was_handed_over_can_be_found_and_replayed_while_the_other_flow_changes()
         });
     };
     // It dies there: the letter is of that flow, and says where the message came from.
-    let parent = pass(&instance, &json!({ "do": "permanent", "total": { "net": 1 } }));
+    let parent = pass(
+        &instance,
+        &json!({ "do": "permanent", "total": { "net": 1 } }),
+    );
     let letter = dead_letter(&instance);
-    assert_eq!((&letter["flow"], &letter["step"]), (&json!("last"), &json!("end")));
+    assert_eq!(
+        (&letter["flow"], &letter["step"]),
+        (&json!("last"), &json!("end"))
+    );
     assert_eq!(letter["entered"], "conditions", "{letter}");
     let id = letter["id"].as_str().expect("an id");
     let page = instance.run(&["dead", "show", id]).ok().out;
-    assert!(page.contains("conditions, version 1, which handed it over"), "{page}");
+    assert!(
+        page.contains("conditions, version 1, which handed it over"),
+        "{page}"
+    );
     let found = is(&instance, &parent, "settled");
     let child = found["children"][0]["id"].as_str().expect("its child");
     let found = is(&instance, child, "dead");
@@ -401,7 +412,10 @@ fn what_was_handed_over_can_be_found_and_replayed_while_the_other_flow_changes()
     // Its condition fails: the letter is of the action, and is handed over when it is replayed.
     pass(&instance, &json!({ "do": "ok", "total": 7 }));
     let letter = dead_letter(&instance);
-    assert_eq!((&letter["flow"], &letter["step"]), (&json!("conditions"), &json!("over")));
+    assert_eq!(
+        (&letter["flow"], &letter["step"]),
+        (&json!("conditions"), &json!("over"))
+    );
     assert_eq!(letter["cause"], "condition");
     replay(&instance, &letter);
     done("end", 1);
@@ -418,14 +432,18 @@ fn what_was_handed_over_can_be_found_and_replayed_while_the_other_flow_changes()
         pass(&instance, &json!({ "do": "ok", "total": { "net": 1 } }));
     }
     done("begin", 20);
-    eventually("the container that handed over is another one", LONG, || {
-        let now = instance.containers("conditions", Some("pass"));
-        holds(now.len() == 1 && now != before, || format!("{now:?}"))
-    });
+    eventually(
+        "the container that handed over is another one",
+        LONG,
+        || {
+            let now = instance.containers("conditions", Some("pass"));
+            holds(now.len() == 1 && now != before, || format!("{now:?}"))
+        },
+    );
     let list = instance.run(&["dead", "list", "--output", "json"]).ok();
     assert_eq!(list.json()["dead"], json!([]), "{list:?}");
 
     // Once nothing is handed to it, it may go.
-    instance.run(&["delete", "conditions"]).ok();
-    instance.run(&["delete", "last"]).ok();
+    instance.run(&["delete", "conditions", "--yes"]).ok();
+    instance.run(&["delete", "last", "--yes"]).ok();
 }

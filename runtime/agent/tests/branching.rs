@@ -125,7 +125,11 @@ fn what_goes_to_a_branch_is_reported_of_its_step() {
         let of = |holds: fn(u64) -> bool| expected(&bodies, &parents, holds);
         assert_eq!(reported(1), of(|it| it % 2 == 1), "{cut:?}");
         // What goes to another flow is reported if that flow reports what becomes of it.
-        let small = if tracked { of(|it| it < 5) } else { of(|_| false) };
+        let small = if tracked {
+            of(|it| it < 5)
+        } else {
+            of(|_| false)
+        };
         assert_eq!(reported(2), small, "{cut:?}");
         assert!(reported(3).is_empty(), "{cut:?}: it never came there");
         assert_eq!(

@@ -351,7 +351,7 @@ impl Steps<'_, '_> {
                     )
                     .at(entry.key_span.clone())
                     .label("this needs an `image`")
-                    .help("without an image, requests go straight to the first action"),
+                    .help("without an image, each request goes straight to the first action"),
                 );
             }
         }

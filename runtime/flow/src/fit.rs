@@ -158,7 +158,10 @@ fn handover(document: &Document<'_>, draft: &Draft<'_>, facts: &Facts) -> Option
     let Some(flows) = &facts.flows else {
         return Some(Diagnostic::new(
             Code::NotChecked,
-            format!("other flows were not looked at: {} may be missing", shown(to)),
+            format!(
+                "other flows were not looked at: {} may be missing",
+                shown(to)
+            ),
         ));
     };
     let Some(target) = flows.get(to) else {
@@ -171,8 +174,12 @@ fn handover(document: &Document<'_>, draft: &Draft<'_>, facts: &Facts) -> Option
     if !target.takes {
         let message = format!("the flow {} takes no messages of other flows", shown(to));
         return Some(
-            at(Code::UnknownFlow, message, "its trigger fires in another way")
-                .help("its trigger must say `from: flows`"),
+            at(
+                Code::UnknownFlow,
+                message,
+                "its trigger fires in another way",
+            )
+            .help("its trigger must say `from: flows`"),
         );
     }
     let way = way_back(to, &document.name, flows)?;

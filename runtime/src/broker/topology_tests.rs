@@ -371,7 +371,10 @@ fn what_is_handed_over_goes_to_the_first_steps_of_the_other_flow_alone() {
     check(&key(&new), &["bill", "log"]);
     assert_eq!(Names::parse_branch_key(&key(&new)), Some("over"));
     let own = router.route("t.flow.orders", &old.flows[0].port_key("shape", "out"));
-    assert_eq!(own.unwrap(), BTreeSet::from(["t.flow.orders.crm".to_owned()]));
+    assert_eq!(
+        own.unwrap(),
+        BTreeSet::from(["t.flow.orders.crm".to_owned()])
+    );
     let stale = stale_bindings(&new, &old.flows);
     let stale: Vec<&str> = stale.iter().map(|it| it.key.as_str()).collect();
     assert_eq!(stale, [key(&old)]);

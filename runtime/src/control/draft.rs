@@ -361,17 +361,21 @@ impl Control {
             return Ok(changes(None, None, &self.desired_draft(checked).await?));
         };
         let entries = self.catalog.entries().await?;
-        let old = self.catalog.desired_of(before, &entries).await.map_err(|error| {
-            tracing::warn!(
-                flow = before.name,
-                "cannot compare with what runs: {error:#}"
-            );
-            ControlError::new(
-                ErrorKind::Unavailable,
-                "engine_unavailable",
-                format!("{error:#}"),
-            )
-        })?;
+        let old = self
+            .catalog
+            .desired_of(before, &entries)
+            .await
+            .map_err(|error| {
+                tracing::warn!(
+                    flow = before.name,
+                    "cannot compare with what runs: {error:#}"
+                );
+                ControlError::new(
+                    ErrorKind::Unavailable,
+                    "engine_unavailable",
+                    format!("{error:#}"),
+                )
+            })?;
         let mut changes = changes(
             Some(before),
             Some(&old),

@@ -52,7 +52,11 @@ impl Control {
     pub(super) async fn handed_by(&self, flow: &str) -> Result<Vec<String>, ControlError> {
         let flows = self.catalog.live_flows().await?;
         let hands = |other: &&LiveFlow| other.handovers.iter().any(|it| it.to == flow);
-        Ok(flows.values().filter(hands).map(|it| it.name.clone()).collect())
+        Ok(flows
+            .values()
+            .filter(hands)
+            .map(|it| it.name.clone())
+            .collect())
     }
 
     /// What a flow hands to others.

@@ -3,7 +3,7 @@
 use super::super::testing::{Bench, draft};
 use super::super::view::{ChangeAction, PlanView};
 use super::*;
-use crate::broker::Publication;
+use crate::broker::{Broker as _, Publication};
 use crate::reconcile::FlowState;
 
 const TAKES: &str = "
@@ -39,7 +39,10 @@ async fn bench() -> Bench {
 async fn hand_over(bench: &Bench) {
     let key = {
         let flows = bench.live.borrow();
-        flows["hands"].handover("over").unwrap().key_after("shape", "out")
+        flows["hands"]
+            .handover("over")
+            .unwrap()
+            .key_after("shape", "out")
     };
     let publication = Publication {
         exchange: "t.flow.hands".into(),
@@ -67,9 +70,15 @@ async fn what_a_flow_hands_over_is_in_the_queue_of_the_other_whatever_that_does(
     let [over] = &status.hands[..] else {
         panic!("{:?}", status.hands)
     };
-    assert_eq!((&*over.step, &*over.to, over.state), ("over", "takes", FlowState::Stopped));
+    assert_eq!(
+        (&*over.step, &*over.to, over.state),
+        ("over", "takes", FlowState::Stopped)
+    );
     let status = control.status("takes").await.unwrap();
-    assert_eq!((&*status.fires, &status.handed_by[..]), ("from flows", &["hands".to_owned()][..]));
+    assert_eq!(
+        (&*status.fires, &status.handed_by[..]),
+        ("from flows", &["hands".to_owned()][..])
+    );
 }
 
 #[tokio::test]
@@ -78,19 +87,37 @@ async fn a_flow_that_others_hand_messages_to_stays() {
     let control = &bench.control;
     for drop_messages in [false, true] {
         let error = control.delete("takes", drop_messages).await.unwrap_err();
-        assert_eq!((error.kind, error.code), (ErrorKind::Conflict, "flow_is_handed_to"));
-        assert!(error.message.contains("`hands` hands messages to it"), "{error:?}");
-        assert!(error.hint.unwrap().contains("take `to: flow/takes` out of `hands`"));
+        assert_eq!(
+            (error.kind, error.code),
+            (ErrorKind::Conflict, "flow_is_handed_to")
+        );
+        assert!(
+            error.message.contains("`hands` hands messages to it"),
+            "{error:?}"
+        );
+        assert!(
+            error
+                .hint
+                .unwrap()
+                .contains("take `to: flow/takes` out of `hands`")
+        );
     }
     let other = TAKES.replace("from: flows", "webhook: true");
     let error = apply(&bench, &other).await.unwrap_err();
     assert_eq!(error.code, "flow_is_handed_to");
     let without = HANDS.replace("  - { id: over, to: flow/takes }\n", "");
     let plan = apply(&bench, &without).await.unwrap();
-    let shown: Vec<_> = plan.changes.iter().map(|it| (it.action, it.step.as_deref())).collect();
+    let shown: Vec<_> = plan
+        .changes
+        .iter()
+        .map(|it| (it.action, it.step.as_deref()))
+        .collect();
     assert_eq!(
         shown,
-        [(ChangeAction::Replace, Some("shape")), (ChangeAction::Remove, Some("over"))]
+        [
+            (ChangeAction::Replace, Some("shape")),
+            (ChangeAction::Remove, Some("over"))
+        ]
     );
     control.delete("takes", false).await.unwrap();
 }
@@ -106,7 +133,10 @@ async fn messages_are_handed_to_flows_that_are_there_and_take_them_and_never_bac
         (finding.code.clone(), finding.message.clone())
     };
     let (early, message) = code(HANDS).await;
-    assert_eq!((&*early, &*message), ("F093", "the flow `takes` does not exist"));
+    assert_eq!(
+        (&*early, &*message),
+        ("F093", "the flow `takes` does not exist")
+    );
     apply(&bench, TAKES).await.unwrap();
     apply(&bench, HANDS).await.unwrap();
     let (closed, _) = code(&HANDS.replace("flow/takes", "flow/hands")).await;
@@ -122,7 +152,10 @@ actions:
     let back = format!("{TAKES}  - {{ id: back, to: flow/middle }}\n");
     let (looped, message) = code(&back).await;
     assert_eq!(looped, "F094");
-    assert!(message.contains("`takes` -> `middle` -> `takes`"), "{message}");
+    assert!(
+        message.contains("`takes` -> `middle` -> `takes`"),
+        "{message}"
+    );
 }
 
 #[tokio::test]
@@ -134,7 +167,11 @@ async fn when_other_steps_are_first_those_that_send_to_them_are_replaced_before_
     let mut renamed = draft(&renamed);
     renamed.moves.insert("bill".into(), "invoice".into());
     let plan = bench.control.plan(&renamed).await.unwrap();
-    let said = plan.changes.iter().find(|change| change.step.is_none()).unwrap();
+    let said = plan
+        .changes
+        .iter()
+        .find(|change| change.step.is_none())
+        .unwrap();
     assert!(said.reason.contains("those of `hands`"), "{}", said.reason);
     bench.control.apply(&renamed).await.unwrap();
     // A container of `hands` still knows the old way: nothing of it is taken away.
@@ -145,7 +182,10 @@ async fn when_other_steps_are_first_those_that_send_to_them_are_replaced_before_
         let name = before.iter().find(|name| name.contains(step)).unwrap();
         kept.contains(name)
     };
-    assert!(!is_kept(".shape.") && is_kept(".log."), "{before:?} {kept:?}");
+    assert!(
+        !is_kept(".shape.") && is_kept(".log."),
+        "{before:?} {kept:?}"
+    );
     assert_eq!(bench.control.remove_queues().await.unwrap(), 0);
     hand_over(&bench).await;
     assert_eq!(bench.broker.ready("t.flow.takes.invoice").len(), 2);
@@ -156,7 +196,9 @@ async fn when_other_steps_are_first_those_that_send_to_them_are_replaced_before_
 async fn an_action_that_hands_over_has_no_container_to_be_told_something() {
     let bench = bench().await;
     let tell = async |flow: &str, step: &str| {
-        let told = bench.control.tell_step(flow, step, super::super::Verb::Pause);
+        let told = bench
+            .control
+            .tell_step(flow, step, super::super::Verb::Pause);
         let error = told.await.unwrap_err();
         (error.code, error.hint.unwrap())
     };

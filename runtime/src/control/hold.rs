@@ -133,7 +133,10 @@ fn refuse_without_container(flow: &Flow, step: &str) -> Result<(), ControlError>
     let (code, message, hint) = match handover {
         Some(handover) => (
             "action_without_container",
-            format!("`{step}` hands messages to `{}`: it has no container", handover.to),
+            format!(
+                "`{step}` hands messages to `{}`: it has no container",
+                handover.to
+            ),
             format!(
                 "`towpath pause {}` holds them there; `towpath pause {}` hands over no more",
                 handover.to, flow.name

@@ -416,10 +416,15 @@ impl Office {
                 return false;
             }
         }
-        let Some(key) = handover.keys().next().filter(|_| !handover.entry.is_empty()) else {
+        let Some(key) = handover
+            .keys()
+            .next()
+            .filter(|_| !handover.entry.is_empty())
+        else {
             return false;
         };
-        self.send_on(record, self.names.flow(&record.flow), key).await
+        self.send_on(record, self.names.flow(&record.flow), key)
+            .await
     }
 
     /// Sends a message that missed its queue to a step. Says whether it did.

@@ -516,9 +516,12 @@ async fn what_was_handed_over_by_a_former_way_goes_to_the_steps_there_are() {
         to: to.into(),
         entry: entry.iter().map(|step| (*step).to_owned()).collect(),
     };
-    let text = "flow: orders\ntrigger: {id: poll, image: a, every: 1s}\nactions: [{id: crm, image: a}]";
+    let text =
+        "flow: orders\ntrigger: {id: poll, image: a, every: 1s}\nactions: [{id: crm, image: a}]";
     let source = towpath_flow::Source::new("f", text);
-    let flow = towpath_flow::check(&source, &towpath_flow::Facts::default()).unwrap().flow;
+    let flow = towpath_flow::check(&source, &towpath_flow::Facts::default())
+        .unwrap()
+        .flow;
     let mut flow = LiveFlow::new(&flow, 1, 0, crate::reconcile::FlowState::Running);
     let way = |handover: &Handover| Publication {
         exchange: "t.flow.orders".into(),
@@ -554,13 +557,21 @@ async fn what_was_handed_over_by_a_former_way_goes_to_the_steps_there_are() {
         .await;
     assert!(world.dead().await.is_empty());
 
-    world.broker.delete_queue("t.flow.takes.mail", true).await.unwrap();
+    world
+        .broker
+        .delete_queue("t.flow.takes.mail", true)
+        .await
+        .unwrap();
     world.publish(way(&handover("takes", &["bill"]))).await;
     world
         .eventually("kept", async |world| world.dead().await.len() == 1)
         .await;
     let letter = world.dead().await.remove(0);
     assert_eq!((&*letter.flow, &*letter.step), ("orders", "over"));
-    assert!(letter.reason.contains("the flow `takes`"), "{}", letter.reason);
+    assert!(
+        letter.reason.contains("the flow `takes`"),
+        "{}",
+        letter.reason
+    );
     world.stop().await;
 }

@@ -94,7 +94,14 @@ pub(crate) fn desired(
     let flow = flow(FLOW);
     let mut facts = facts(&flow);
     change(&mut facts);
-    let flows = vec![desired_flow(&ground(), flow, 1, state, &facts, &Entries::new())];
+    let flows = vec![desired_flow(
+        &ground(),
+        flow,
+        1,
+        state,
+        &facts,
+        &Entries::new(),
+    )];
     Desired {
         instance: "i".to_owned(),
         flows,
@@ -105,7 +112,14 @@ pub(crate) fn desired(
 pub(crate) fn replica(text: &str, step: &str) -> crate::engine::ReplicaSpec {
     let flow = flow(text);
     let known = facts(&flow);
-    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known, &Entries::new());
+    let all = desired_flow(
+        &ground(),
+        flow,
+        1,
+        FlowState::Running,
+        &known,
+        &Entries::new(),
+    );
     let step = all
         .steps
         .iter()

@@ -370,7 +370,11 @@ pub(super) fn replayed(
         }
         for step in died_at {
             // If it goes elsewhere, it is nobody's any more there.
-            let rank = if elsewhere.is_empty() { open } else { open + DONE };
+            let rank = if elsewhere.is_empty() {
+                open
+            } else {
+                open + DONE
+            };
             book.raise(run, &step, id, rank)?;
         }
     }

@@ -71,8 +71,7 @@ impl Core {
     /// Returns the run of a message, if it is reported that what was made of it went this way. The
     /// agents of another flow report what is done there only if the lineage says so.
     pub(super) fn run_of_way(&mut self, number: u32, way: u16) -> Option<MessageId> {
-        let is_reported =
-            !self.lanes.leaves_the_flow(way) || is_tracked(self.records.get(number));
+        let is_reported = !self.lanes.leaves_the_flow(way) || is_tracked(self.records.get(number));
         self.run_of(number).filter(|_| is_reported)
     }
 

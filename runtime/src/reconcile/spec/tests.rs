@@ -48,8 +48,22 @@ fn replica(desired: &Desired, step: &str) -> ReplicaSpec {
 fn the_same_gives_the_same_hash() {
     let flow = flow(FLOW);
     let facts = facts(&flow);
-    let one = desired_flow(&ground(), flow.clone(), 1, FlowState::Running, &facts, &Entries::new());
-    let other = desired_flow(&ground(), flow, 2, FlowState::Paused, &facts, &Entries::new());
+    let one = desired_flow(
+        &ground(),
+        flow.clone(),
+        1,
+        FlowState::Running,
+        &facts,
+        &Entries::new(),
+    );
+    let other = desired_flow(
+        &ground(),
+        flow,
+        2,
+        FlowState::Paused,
+        &facts,
+        &Entries::new(),
+    );
     for (one, other) in one.steps.iter().zip(&other.steps) {
         assert_eq!(one.spec, other.spec);
         assert_eq!(one.spec.len(), 32);
@@ -110,7 +124,14 @@ fn every_setting_of_a_step_changes_the_hash() {
         let text = FLOW.replace("  - id: audit\n", &format!("  - id: audit\n    {line}\n"));
         let flow = flow(&text);
         let known = facts(&flow);
-        let after = desired_flow(&ground(), flow, 1, FlowState::Running, &known, &Entries::new());
+        let after = desired_flow(
+            &ground(),
+            flow,
+            1,
+            FlowState::Running,
+            &known,
+            &Entries::new(),
+        );
         let audit = after.steps.iter().find(|step| step.id == "audit").unwrap();
         assert_ne!(audit.spec, before["audit"], "`{line}` does not count");
     }
@@ -120,7 +141,14 @@ fn every_setting_of_a_step_changes_the_hash() {
 fn whether_runs_are_tracked_changes_the_hash_of_every_step() {
     let flow = flow(&FLOW.replace("trigger:", "track: false\ntrigger:"));
     let known = facts(&flow);
-    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known, &Entries::new());
+    let all = desired_flow(
+        &ground(),
+        flow,
+        1,
+        FlowState::Running,
+        &known,
+        &Entries::new(),
+    );
     let before = as_it_is();
     assert!(all.steps.iter().all(|it| it.spec != before[&it.id]));
 }
@@ -181,7 +209,14 @@ fn the_slowest_successor_says_how_large_a_batch_is() {
     );
     let flow = flow(&text);
     let known = facts(&flow);
-    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known, &Entries::new());
+    let all = desired_flow(
+        &ground(),
+        flow,
+        1,
+        FlowState::Running,
+        &known,
+        &Entries::new(),
+    );
     let orders = all.steps[0].blueprint.as_ref().unwrap().replica(1, false);
     assert_eq!(orders.start.routes.outputs["out"].batch_max, 2);
 }
@@ -255,7 +290,14 @@ fn a_step_before_one_that_hands_over_knows_where_that_leads() {
     let desired = |entry: &[&str]| {
         let entry = entry.iter().map(|step| (*step).to_owned()).collect();
         let entries = Entries::from([("invoices".to_owned(), entry)]);
-        desired_flow(&ground(), flow.clone(), 1, FlowState::Running, &known, &entries)
+        desired_flow(
+            &ground(),
+            flow.clone(),
+            1,
+            FlowState::Running,
+            &known,
+            &entries,
+        )
     };
     let (old, new) = (desired(&["bill"]), desired(&["bill", "mail"]));
     let ids: Vec<&str> = old.steps.iter().map(|step| &*step.id).collect();
