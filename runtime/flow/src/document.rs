@@ -58,6 +58,7 @@ pub(crate) struct Draft<'t> {
     pub(crate) to_span: Range<usize>,
     pub(crate) with: Option<&'t Entry>,
     pub(crate) validate: Option<&'t Entry>,
+    pub(crate) folders: Option<&'t Entry>,
 }
 
 /// An entry of `after`.

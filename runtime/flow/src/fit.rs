@@ -1,22 +1,21 @@
 //! What can only be checked with facts: whether steps fit their images, and whether secrets and
 //! variables are there.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
 use towpath_protocol::CONTRACT;
 use towpath_protocol::manifest::{Kind, Manifest};
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{CONDITION_HELP, Document, Draft, describe, within};
-use crate::facts::{Facts, FlowFact, ImageFact};
+use crate::facts::{Facts, ImageFact};
 use crate::graph::{Edge, Graph};
 use crate::limits::DIAGNOSTICS_MAX;
 use crate::model::Fires;
 use crate::placeholder::{Piece, pieces};
 use crate::text::{did_you_mean, list, nearest, shown};
-use crate::tree::Node;
+use crate::tree::{Content, Node};
 
 mod bodies;
+mod handovers;
 mod with;
 mod words;
 
@@ -36,9 +35,8 @@ pub(crate) fn check(
             bodies::check(document, facts, draft, edge, found);
         }
         found.extend(condition(draft, facts));
-        found.extend(after_handover(document, draft, &graph.edges[at]));
-        found.extend(nobody_decides(document, draft, &graph.edges[at]));
-        found.extend(handover(document, draft, facts));
+        handovers::check(document, draft, &graph.edges[at], facts, found);
+        found.extend(folders(draft, facts));
         if !draft.has_image {
             continue;
         }
@@ -93,125 +91,38 @@ fn condition(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
     }
 }
 
-/// What a step before hands to another flow does not come to this one.
-fn after_handover(document: &Document<'_>, draft: &Draft<'_>, edges: &[Edge]) -> Vec<Diagnostic> {
-    let from = |edge: &&Edge| document.drafts[edge.from].to.is_some();
-    let diagnostic = |edge: &Edge| {
-        let before = &document.drafts[edge.from];
-        let span = edge.span.clone().unwrap_or_else(|| draft.place.clone());
-        Diagnostic::new(
-            Code::AfterHandover,
-            format!("no message ever reaches {}", describe(&draft.step)),
-        )
-        .at(span)
-        .label(format!(
-            "{} hands its messages to another flow",
-            describe(&before.step)
-        ))
-        .help("name another step in `after`, or do it in the other flow")
+/// Folders must be some that the control plane has.
+fn folders(draft: &Draft<'_>, facts: &Facts) -> Vec<Diagnostic> {
+    let Some(Content::Mapping(entries)) = draft.folders.map(|entry| &entry.value.content) else {
+        return Vec::new();
     };
-    edges.iter().filter(from).map(diagnostic).collect()
-}
-
-/// The agents of other flows do not know the conditions of this one, nor what it hands over: what
-/// follows its trigger must be a step that runs, and takes everything.
-fn nobody_decides(
-    document: &Document<'_>,
-    draft: &Draft<'_>,
-    edges: &[Edge],
-) -> Option<Diagnostic> {
-    let from_trigger = |edge: &Edge| document.drafts[edge.from].step.is_trigger;
-    if document.fires != Some(Fires::Flows) || !edges.iter().any(from_trigger) {
-        return None;
-    }
-    let (span, what) = if draft.step.when.is_some() {
-        (&draft.when_span, "its condition")
-    } else if draft.to.is_some() {
-        (&draft.to_span, "it")
-    } else {
-        return None;
-    };
-    let message = format!(
-        "{} cannot be first where other flows hand messages over",
-        describe(&draft.step)
-    );
-    Some(
-        Diagnostic::new(Code::NobodyDecides, message)
-            .at(span.clone())
-            .label(format!("nothing runs before {what} that could decide"))
-            .help("put a step that runs before it, or this where the messages are handed over"),
-    )
-}
-
-/// The flow that messages are handed to must be there, take them, and not hand them back.
-fn handover(document: &Document<'_>, draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
-    let to = draft.to.as_deref().filter(|to| !to.is_empty())?;
-    let at = |code, message: String, label: &str| {
-        Diagnostic::new(code, message)
-            .at(draft.to_span.clone())
-            .label(label)
-    };
-    if to == document.name {
-        let message = format!("{} hands messages to its own flow", describe(&draft.step));
-        return Some(at(Code::FlowLoop, message, "this is the flow itself"));
-    }
-    let Some(flows) = &facts.flows else {
-        return Some(Diagnostic::new(
+    let Some(known) = &facts.folders else {
+        return vec![Diagnostic::new(
             Code::NotChecked,
             format!(
-                "other flows were not looked at: {} may be missing",
-                shown(to)
+                "the folders of {} were not looked for",
+                describe(&draft.step)
             ),
-        ));
+        )];
     };
-    let Some(target) = flows.get(to) else {
-        let message = format!("the flow {} does not exist", shown(to));
-        let help = did_you_mean(to, flows.keys().map(String::as_str));
-        return Some(at(Code::UnknownFlow, message, "no such flow").help(
-            help.unwrap_or_else(|| "apply it first: what is handed over must not get lost".into()),
-        ));
-    };
-    if !target.takes {
-        let message = format!("the flow {} takes no messages of other flows", shown(to));
-        return Some(
-            at(
-                Code::UnknownFlow,
-                message,
-                "its trigger fires in another way",
+    let unknown = entries.iter().filter(|entry| !known.contains(&entry.key));
+    unknown
+        .map(|entry| {
+            let meant = did_you_mean(&entry.key, known.iter().map(String::as_str));
+            Diagnostic::new(
+                Code::UnknownFolder,
+                format!("there is no folder {}", shown(&entry.key)),
             )
-            .help("its trigger must say `from: flows`"),
-        );
-    }
-    let way = way_back(to, &document.name, flows)?;
-    let way: Vec<String> = way.iter().map(|flow| shown(flow)).collect();
-    let message = format!("flows form a loop: {}", way.join(" -> "));
-    Some(
-        at(Code::FlowLoop, message, "messages would come back")
-            .help("a message would go round for ever: let one of them end"),
-    )
-}
-
-/// The flows that messages go through from `from` back to `own`, `own` at both ends.
-fn way_back<'f>(
-    from: &'f str,
-    own: &'f str,
-    flows: &'f BTreeMap<String, FlowFact>,
-) -> Option<Vec<&'f str>> {
-    let mut ways = VecDeque::from([vec![own, from]]);
-    let mut seen = BTreeSet::from([from]);
-    while let Some(way) = ways.pop_front() {
-        let next = flows.get(*way.last()?).map(|flow| &flow.to);
-        for next in next.into_iter().flatten() {
-            let way = [way.as_slice(), &[next]].concat();
-            if next == own {
-                return Some(way);
-            }
-            if seen.insert(next) {
-                ways.push_back(way);
-            }
-        }
-    }
-    None
+            .at(entry.key_span.clone())
+            .label("the control plane has none of that name")
+            .help(meant.unwrap_or_else(|| {
+                format!(
+                    "name it in the settings of the control plane: `folders: {{ {}: /srv/… }}`",
+                    entry.key
+                )
+            }))
+        })
+        .collect()
 }
 
 fn missing(facts: &Facts, draft: &Draft<'_>) -> Diagnostic {

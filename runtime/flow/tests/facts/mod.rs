@@ -82,6 +82,7 @@ pub(crate) fn facts() -> Facts {
             ("ping".to_owned(), flow(true, &["pong"])),
             ("pong".to_owned(), flow(true, &["a"])),
         ])),
+        folders: Some(BTreeSet::from(["inbox".to_owned()])),
         conditions: BTreeMap::from([
             (".total > 100".to_owned(), Ok(())),
             (
