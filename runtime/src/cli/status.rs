@@ -91,17 +91,7 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
         lines.push(format!("  left     {}", drain::words_of(left)));
     }
     lines.push(format!("  fires    {}", fires(status, now)));
-    for handover in &status.hands {
-        let HandoverView { step, to, state } = handover;
-        let waits = match state {
-            FlowState::Running => String::new(),
-            state => format!(
-                ", which is {}: it waits there",
-                printer.tone(state_word(*state), flow_tone(*state))
-            ),
-        };
-        lines.push(format!("  {step} hands over to {to}{waits}"));
-    }
+    lines.extend(status.hands.iter().map(|it| hands(it, printer)));
     if let Some(url) = &status.webhook_url {
         lines.push(format!("  webhook  {url}"));
         for until in &status.webhook_former_until {
@@ -237,6 +227,19 @@ fn dead_letters(count: u64) -> String {
     } else {
         format!("{count} dead letters are")
     }
+}
+
+/// What an action hands to another flow, and whether it waits there.
+fn hands(handover: &HandoverView, printer: Printer) -> String {
+    let HandoverView { step, to, state } = handover;
+    let waits = match state {
+        FlowState::Running => String::new(),
+        state => format!(
+            ", which is {}: it waits there",
+            printer.tone(state_word(*state), flow_tone(*state))
+        ),
+    };
+    format!("  {step} hands over to {to}{waits}")
 }
 
 fn fires(status: &FlowStatus, now: u64) -> String {
