@@ -251,6 +251,7 @@ actions:
     )
 }
 
+/// Its rate leaves the time to stop it in the middle.
 const TAKES: &str = r#"
 flow: takes
 trigger: { id: given, from: flows }
@@ -258,7 +259,7 @@ actions:
   - { id: shape, image: "towpath/jq:test", replicas: 2, with: { filter: "{id: \"n-\\(.id)\"}" } }
   - id: crm
     image: towpath/http-request:test
-    concurrency: 4
+    rate: 200/s
     retry: { attempts: 20, initial: 500ms, factor: 1.5, max: 5s }
     with:
       method: PUT
