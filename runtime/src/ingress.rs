@@ -523,6 +523,9 @@ impl Ingress {
         let lineage = Lineage {
             run: id,
             version: flow.version,
+            flow: flow.hands_over().then(|| flow.name.clone()),
+            // A request is a run up to where it is handed over.
+            tracked: false,
             at: (self.clock)(),
             connection: DEFAULT_CONNECTION.to_owned(),
             trace: Some(trace.map_or_else(|| trace_of(id), ToOwned::to_owned)),

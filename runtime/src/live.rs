@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use towpath_flow::model::{Fires, Flow, Missed, Overlap};
 use towpath_protocol::DEFAULT_PORT;
 
-use crate::broker::topology::{FlowTopology, branch_tag};
+use crate::broker::topology::{Entries, FlowTopology, Handover, branch_tag};
 use crate::reconcile::FlowState;
 
 /// All flows that are applied, by name; whoever changes a flow sends a new map.
@@ -33,6 +33,8 @@ pub struct LiveFlow {
     pub steps: Vec<(String, Vec<(String, String)>)>,
     /// Those of them that do not take everything, or not as it comes.
     pub branches: BTreeMap<String, LiveBranch>,
+    /// What it hands to other flows.
+    pub handovers: Vec<Handover>,
 }
 
 /// What makes a step a branch.
@@ -80,6 +82,7 @@ impl LiveFlow {
                 .iter()
                 .map(|step| (step.id.clone(), step.after.clone()))
                 .collect(),
+            handovers: flow.handovers.iter().map(Handover::new).collect(),
             branches: flow
                 .steps
                 .iter()
@@ -92,6 +95,33 @@ impl LiveFlow {
                 })
                 .collect(),
         }
+    }
+
+    /// The steps that take what other flows hand to it, in order; none if it takes nothing.
+    pub fn entry(&self) -> Vec<String> {
+        if self.trigger.fires != Fires::Flows {
+            return Vec::new();
+        }
+        let mut entry = self.entry_steps();
+        entry.sort();
+        entry
+    }
+
+    /// Puts in what it hands over where it leads to: the steps that take it, by flow.
+    pub fn join(&mut self, entries: &Entries) {
+        for handover in &mut self.handovers {
+            handover.entry = entries.get(&handover.to).cloned().unwrap_or_default();
+        }
+    }
+
+    /// Whether it hands messages to other flows.
+    pub fn hands_over(&self) -> bool {
+        !self.handovers.is_empty()
+    }
+
+    /// What an action hands to another flow, if it is one that does.
+    pub fn handover(&self, step: &str) -> Option<&Handover> {
+        self.handovers.iter().find(|it| it.step == step)
     }
 
     /// The steps that take all that enters the flow: the trigger, if it runs as containers, else
@@ -121,6 +151,8 @@ impl LiveFlow {
                 .iter()
                 .map(|(step, branch)| (step.clone(), branch.tag.clone()))
                 .collect(),
+            handovers: self.handovers.clone(),
+            entry: self.entry(),
             aliases: Vec::new(),
         }
     }
@@ -134,5 +166,63 @@ impl LiveFlow {
     /// exchange.
     pub fn port_key(&self, step: &str, port: &str) -> String {
         self.topology().port_key(step, port)
+    }
+}
+
+/// The other flows that what enters a flow may come to.
+pub fn reached<'f>(flows: &'f BTreeMap<String, LiveFlow>, flow: &str) -> Vec<&'f LiveFlow> {
+    let mut found: Vec<&LiveFlow> = Vec::new();
+    let mut open = vec![flow.to_owned()];
+    while let Some(name) = open.pop() {
+        let handovers = flows.get(&name).map(|flow| &flow.handovers);
+        for handover in handovers.into_iter().flatten() {
+            if let Some(other) = flows.get(&handover.to)
+                && found.iter().all(|it| it.name != other.name)
+            {
+                found.push(other);
+                open.push(other.name.clone());
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_flow::{Facts, Source, check};
+
+    use super::*;
+
+    fn flow(name: &str, to: &[&str]) -> LiveFlow {
+        let over = to
+            .iter()
+            .map(|to| format!("  - {{ id: to-{to}, after: a, to: flow/{to} }}\n"));
+        let text = format!(
+            "flow: {name}\ntrigger: {{ id: t, from: flows }}\nactions:\n  - {{ id: a, image: a }}\n{}",
+            over.collect::<String>()
+        );
+        let checked = check(&Source::new("f", text), &Facts::default());
+        let checked = checked.unwrap_or_else(|found| panic!("{found}"));
+        LiveFlow::new(&checked.flow, 1, 0, FlowState::Running)
+    }
+
+    #[test]
+    fn what_enters_a_flow_may_come_to_all_that_it_is_handed_to_from_there() {
+        let flows = [
+            flow("one", &["two", "three"]),
+            flow("two", &["four"]),
+            flow("three", &["four"]),
+            flow("four", &[]),
+        ];
+        let flows: BTreeMap<String, LiveFlow> = flows.map(|flow| (flow.name.clone(), flow)).into();
+        let reached = |from: &str| {
+            let mut names: Vec<&str> = reached(&flows, from).iter().map(|it| &*it.name).collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(reached("one"), ["four", "three", "two"]);
+        assert_eq!(reached("three"), ["four"]);
+        assert!(reached("four").is_empty() && reached("five").is_empty());
+        assert_eq!(flows["two"].entry(), ["a"]);
     }
 }

@@ -179,9 +179,7 @@ impl Replayer {
         let sent = self.send(&letter, body.as_deref(), from).await;
         let mark = async || {
             if sent.is_ok() {
-                store
-                    .dead_letter_sent(id, from.map(ToOwned::to_owned))
-                    .await
+                store.dead_letter_sent(id, self.takers(&letter, from)).await
             } else {
                 let (from, to) = (DeadState::Replaying, DeadState::Open);
                 store.change_dead_letter(id, from, to).await
@@ -320,6 +318,15 @@ impl Replayer {
         };
         let (exchange, key) = match self.route(place, from)? {
             Route::Step(step) => (names.steps(), Names::step_key(&letter.flow, &step)),
+            Route::Handover(step) => {
+                let flows = self.scheduler.flows.borrow();
+                let handover = flows
+                    .get(&letter.flow)
+                    .and_then(|flow| flow.handover(&step));
+                // By any of its ways it comes to the same steps.
+                let key = handover.and_then(|it| it.keys().next());
+                (names.flow(&letter.flow), key.unwrap_or_default())
+            }
             Route::Port { step, port } => {
                 let flows = self.scheduler.flows.borrow();
                 let flow = flows.get(&letter.flow);
@@ -343,6 +350,18 @@ impl Replayer {
             key,
             line,
         })
+    }
+
+    /// The steps that have a dead letter when it is sent, if not the one it died at: as runs call
+    /// them.
+    fn takers(&self, letter: &KeptLetter, from: Option<&str>) -> Vec<String> {
+        let flows = self.scheduler.flows.borrow();
+        let flow = flows.get(&letter.flow);
+        let handover = flow.and_then(|flow| flow.handover(from.unwrap_or(&letter.step)));
+        match handover {
+            Some(handover) => handover.leads_to(),
+            None => from.map(ToOwned::to_owned).into_iter().collect(),
+        }
     }
 
     /// Says where a dead letter goes, as the flows are now.

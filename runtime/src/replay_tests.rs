@@ -47,6 +47,7 @@ pub(super) async fn world() -> World {
             ("crm".into(), vec![("poll".into(), "out".into())]),
         ],
         branches: BTreeMap::new(),
+        handovers: Vec::new(),
     };
     let store = Store::in_memory().unwrap();
     let version = NewVersion {

@@ -7,7 +7,7 @@
 //!   by everything that can be seen its flow holds nothing.
 //! - A cancelled run is told of again until whoever has its tick says that it left it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use towpath_protocol::office::{AgentState, CancelRun, ToAgent};
 use crate::broker::topology::Names;
 use crate::broker::{Broker, BrokerError};
 use crate::engine::chain;
-use crate::live::{LiveFlow, LiveFlows};
+use crate::live::{LiveFlow, LiveFlows, reached};
 use crate::reports::Reports;
 use crate::schedule::Clock;
 use crate::store::records::RunRecord;
@@ -123,7 +123,7 @@ impl RunWatch {
         let flows = Arc::clone(&self.flows.borrow());
         quiet_since.retain(|flow, _| flows.contains_key(flow));
         for flow in flows.values().filter(|flow| flow.track) {
-            self.look_for_lost(flow, quiet_since, now).await?;
+            self.look_for_lost(&flows, flow, quiet_since, now).await?;
         }
         Ok(())
     }
@@ -150,6 +150,7 @@ impl RunWatch {
 
     async fn look_for_lost(
         &self,
+        flows: &BTreeMap<String, LiveFlow>,
         flow: &LiveFlow,
         quiet_since: &mut HashMap<String, u64>,
         now: u64,
@@ -159,7 +160,12 @@ impl RunWatch {
             .store
             .quiet_runs(&flow.name, before, RUNS_AT_ONCE)
             .await?;
-        if runs.is_empty() || !self.is_quiet(flow, now).await? {
+        // What was handed over may be held there.
+        let mut is_quiet = !runs.is_empty();
+        for flow in std::iter::once(flow).chain(reached(flows, &flow.name)) {
+            is_quiet = is_quiet && self.is_quiet(flow, now).await?;
+        }
+        if !is_quiet {
             quiet_since.remove(&flow.name);
             return Ok(());
         }

@@ -45,6 +45,7 @@ fn flow() -> LiveFlow {
             ("crm".into(), vec![("poll".into(), "out".into())]),
         ],
         branches: BTreeMap::new(),
+        handovers: Vec::new(),
     }
 }
 

@@ -99,6 +99,12 @@ pub enum FireError {
         /// The flow.
         flow: String,
     },
+    /// Its trigger takes what other flows hand over.
+    #[error("the trigger of `{flow}` is `from: flows`: it is fired by what other flows hand to it")]
+    Flows {
+        /// The flow.
+        flow: String,
+    },
     /// It is paused or stopped.
     #[error("`{flow}` is not running")]
     NotRunning {
@@ -315,8 +321,10 @@ impl Scheduler {
         let Some(flow) = self.flows.borrow().get(flow).cloned() else {
             return Err(FireError::NoFlow { flow: name });
         };
-        if !flow.trigger.fires.by_ticks() {
-            return Err(FireError::Webhook { flow: name });
+        match flow.trigger.fires {
+            Fires::Webhook => return Err(FireError::Webhook { flow: name }),
+            Fires::Flows => return Err(FireError::Flows { flow: name }),
+            Fires::Every(_) | Fires::Cron(_) | Fires::Stream => {}
         }
         if flow.state != FlowState::Running {
             return Err(FireError::NotRunning {
@@ -379,7 +387,7 @@ impl Scheduler {
             exchange: self.names.steps(),
             key: Names::step_key(&flow.name, &run.step),
             kind: BATCH_TYPE,
-            body: tick(run).into(),
+            body: tick(flow, run).into(),
             count: 1,
         };
         self.broker.publish(publication).await?;
@@ -420,10 +428,12 @@ fn is_overdue(run: &RunRecord, now: u64) -> bool {
 }
 
 /// The line of a run's tick: the same each time it is made.
-fn tick(run: &RunRecord) -> String {
+fn tick(flow: &LiveFlow, run: &RunRecord) -> String {
     let lineage = Lineage {
         run: run.id,
         version: run.version,
+        flow: flow.hands_over().then(|| flow.name.clone()),
+        tracked: flow.hands_over() && run.tracked,
         at: run.started_at,
         connection: run.connection.clone(),
         trace: Some(trace_of(run.id)),

@@ -9,7 +9,7 @@ use towpath_protocol::start::Identity;
 use super::due::tests::run;
 use super::*;
 use crate::broker::simulated::{Faults, Simulated};
-use crate::broker::topology::Topology;
+use crate::broker::topology::{Handover, Topology};
 use crate::live::LiveTrigger;
 use crate::store::flows::NewVersion;
 
@@ -32,6 +32,7 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
             ("crm".into(), vec![("poll".into(), "out".into())]),
         ],
         branches: BTreeMap::new(),
+        handovers: Vec::new(),
     }
 }
 
@@ -39,8 +40,9 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
 fn the_tick_of_a_run_is_always_the_same() {
     let mut it = run(RunState::Recorded, 7, None);
     it.payload = Some(RawValue::from_string("{\"a\":1}".into()).unwrap());
-    let line = tick(&it);
-    assert_eq!(line, tick(&it));
+    let mut flow = flow(1_000, FlowState::Running);
+    let line = tick(&flow, &it);
+    assert_eq!(line, tick(&flow, &it));
     let message: Message<'_> = serde_json::from_str(&line).unwrap();
     assert_eq!(message.id, it.id);
     assert_eq!(
@@ -49,6 +51,21 @@ fn the_tick_of_a_run_is_always_the_same() {
     );
     let lineage: Lineage = serde_json::from_str(message.lineage.get()).unwrap();
     assert_eq!((lineage.run, lineage.version), (it.id, 3));
+    assert_eq!((lineage.flow, lineage.tracked), (None, false));
+
+    // What may come to other flows says where it is from.
+    flow.handovers.push(Handover {
+        step: "over".into(),
+        after: vec![("crm".into(), "out".into())],
+        when: None,
+        to: "invoices".into(),
+        entry: vec!["bill".into()],
+    });
+    it.tracked = true;
+    let line = tick(&flow, &it);
+    let message: Message<'_> = serde_json::from_str(&line).unwrap();
+    let lineage: Lineage = serde_json::from_str(message.lineage.get()).unwrap();
+    assert_eq!((lineage.flow, lineage.tracked), (Some(flow.name), true));
 }
 
 /// A world in virtual time.

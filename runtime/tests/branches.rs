@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use towpath::broker::Broker as _;
 use towpath::broker::simulated::Simulated;
-use towpath::broker::topology::{Names, Topology, branch_tag};
+use towpath::broker::topology::{FlowTopology, Handover, Names, Topology, branch_tag};
 use towpath::filter::compile;
 use towpath::ingress::{Answer, Gate, Gates, Ingress, Recent, Request, UrlKey};
 use towpath::live::{LiveBranch, LiveFlow, LiveTrigger};
@@ -34,6 +34,10 @@ struct World {
 /// A webhook that leads to one step for each condition, `step-<number>`, and to `all` if there is one
 /// for everything.
 async fn world(conditions: &[&str], has_all: bool) -> World {
+    world_of(conditions, has_all, |_| {}).await
+}
+
+async fn world_of(conditions: &[&str], has_all: bool, change: fn(&mut LiveFlow)) -> World {
     let after = || vec![("hook".to_owned(), "out".to_owned())];
     let mut steps = Vec::new();
     let mut branches = BTreeMap::new();
@@ -49,7 +53,7 @@ async fn world(conditions: &[&str], has_all: bool) -> World {
     if has_all {
         steps.push(("all".to_owned(), after()));
     }
-    let flow = LiveFlow {
+    let mut flow = LiveFlow {
         name: "orders".into(),
         version: 1,
         applied_at: 0,
@@ -64,12 +68,20 @@ async fn world(conditions: &[&str], has_all: bool) -> World {
         },
         steps,
         branches,
+        handovers: Vec::new(),
     };
+    change(&mut flow);
     let broker = Simulated::new(5);
     let names = Names::new("t");
+    let steps = flow.handovers.iter().flat_map(|it| &it.entry);
+    let invoices = FlowTopology {
+        flow: "invoices".into(),
+        steps: steps.map(|step| (step.clone(), Vec::new())).collect(),
+        ..FlowTopology::default()
+    };
     let topology = Topology {
         names: names.clone(),
-        flows: vec![flow.topology()],
+        flows: vec![flow.topology(), invoices],
     };
     broker.declare(&topology, &[]).await.unwrap();
     let flows = BTreeMap::from([(flow.name.clone(), flow)]);
@@ -214,4 +226,37 @@ async fn every_condition_of_the_manual_compiles() {
     for (condition, outcome) in compile(&program, conditions).await.unwrap() {
         assert_eq!(outcome, Ok(()), "{condition}");
     }
+}
+
+#[tokio::test]
+async fn a_request_is_handed_to_another_flow_if_the_condition_holds() {
+    let world = world_of(&[], true, |flow| {
+        flow.handovers = [("over", None), ("big", Some(".n > 2"))]
+            .map(|(step, when)| Handover {
+                step: step.into(),
+                after: vec![("hook".into(), "out".into())],
+                when: when.map(str::to_owned),
+                to: "invoices".into(),
+                entry: vec![step.into()],
+            })
+            .into();
+    })
+    .await;
+    world.post("{\"n\":1}").await;
+    world.post("{\"n\":3}").await;
+    for (queue, count) in [
+        ("t.flow.orders.all", 2),
+        ("t.flow.invoices.over", 2),
+        ("t.flow.invoices.big", 1),
+    ] {
+        let lines = world.lines(queue);
+        assert_eq!(lines.len(), count, "{queue}");
+        for line in lines {
+            assert_eq!(
+                line["lineage"]["flow"], "orders",
+                "it says where it is from"
+            );
+        }
+    }
+    assert!(world.bodies("t.lost").is_empty());
 }

@@ -290,6 +290,7 @@ fn start(identity: Identity) -> Start {
             once: false,
             stream: false,
             track: false,
+            from_flows: false,
             body_bytes_max: 1 << 20,
             drain_ms: 5_000,
             memory_bytes: 64 << 20,

@@ -212,13 +212,22 @@ impl Frame {
     fn of_runs(routes: &Routes, identity: &Identity) -> Self {
         let head = Head {
             identity: identity.clone(),
-            // In the order of [`Lanes::way`]: the ports, then the branches of each.
+            // In the order of [`Lanes::way`]: the ports, then the branches of each; then those of them
+            // that hand messages over, which dead letters are of.
             ways: {
                 let outputs = routes.outputs.values();
                 let branches = outputs.clone().flat_map(|it| &it.branches);
                 outputs
                     .map(|it| it.steps.clone())
-                    .chain(branches.map(|it| vec![it.step.clone()]))
+                    .chain(branches.clone().map(|it| match &it.handed_to[..] {
+                        [] => vec![it.step.clone()],
+                        steps => steps.to_vec(),
+                    }))
+                    .chain(
+                        branches
+                            .filter(|it| !it.handed_to.is_empty())
+                            .map(|it| vec![it.step.clone()]),
+                    )
                     .collect()
             },
         };
@@ -311,6 +320,8 @@ struct BranchLane {
     port: u16,
     /// The step it leads to.
     step: Box<str>,
+    /// If that step hands messages to another flow: how many before it do.
+    handover: Option<u16>,
     lane: Lane,
 }
 
@@ -366,6 +377,7 @@ impl Lanes {
         };
         let mut ports = Vec::new();
         let mut branches = Vec::new();
+        let mut handovers = 0;
         for (number, (port, output)) in (0..).zip(&routes.outputs) {
             let all = output.key.as_deref();
             let all = all.map(|key| outputs(output, key, output.batch_max));
@@ -374,6 +386,10 @@ impl Lanes {
                 branches.push(BranchLane {
                     port: number,
                     step: branch.step.as_str().into(),
+                    handover: (!branch.handed_to.is_empty()).then(|| {
+                        handovers += 1;
+                        handovers - 1
+                    }),
                     lane: outputs(output, &branch.key, branch.batch_max),
                 });
             }
@@ -470,10 +486,31 @@ impl Lanes {
         }
     }
 
+    /// Returns the number of the way by which dead letters of a branch go: they are of the branch
+    /// itself, also if that hands messages to another flow.
+    pub fn way_of_letters(&self, lane: LaneId) -> Option<u16> {
+        let way = self.way(lane)?;
+        let Some(handover) = self.branch_of(way).and_then(|branch| branch.handover) else {
+            return Some(way);
+        };
+        let before = self.ports.len() + self.branches.len();
+        u16::try_from(before + usize::from(handover)).ok()
+    }
+
+    /// Returns whether what goes this way goes to another flow.
+    pub fn leaves_the_flow(&self, way: u16) -> bool {
+        self.branch_of(way)
+            .is_some_and(|branch| branch.handover.is_some())
+    }
+
+    fn branch_of(&self, way: u16) -> Option<&BranchLane> {
+        let branch = usize::from(way).checked_sub(self.ports.len())?;
+        self.branches.get(branch)
+    }
+
     /// Returns the name of a way's port, and the step it leads to, if it is that of a branch.
     pub fn way_name(&self, way: u16) -> (&str, Option<&str>) {
-        let branch = usize::from(way).checked_sub(self.ports.len());
-        match branch.and_then(|branch| self.branches.get(branch)) {
+        match self.branch_of(way) {
             Some(branch) => (self.port_name(branch.port), Some(&branch.step)),
             None => (self.port_name(way), None),
         }

@@ -168,6 +168,7 @@ mod tests {
             once: false,
             stream: false,
             track: false,
+            from_flows: false,
             body_bytes_max: 100,
             drain_ms: 0,
             memory_bytes: 0,

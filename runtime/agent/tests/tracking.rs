@@ -224,3 +224,23 @@ fn a_cancelled_run_is_not_tried_again() {
         assert!(done.count() > 0, "{cut:?}: it is settled, and that is said");
     }
 }
+
+#[test]
+fn what_another_flow_handed_over_is_reported_if_its_lineage_says_so() {
+    let bodies = bodies(12);
+    for tracked in [false, true] {
+        let setting = Setting {
+            from_flows: true,
+            tracked,
+            ..Setting::tracked(Cut::Never, Kind::Action, 1)
+        };
+        let (mut world, parents) = World::of(setting, &bodies);
+        world.run();
+        assert_eq!(ids(&world.broker.outputs), expected(&bodies, &parents));
+        if tracked {
+            check(&world, &bodies, &parents, "tracked");
+        } else {
+            assert!(world.broker.told.is_empty());
+        }
+    }
+}

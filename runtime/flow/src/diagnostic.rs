@@ -156,6 +156,14 @@ codes! {
     NobodyWaits = "F089", Warning;
     /// A condition cannot be compiled.
     BadCondition = "F090", Error;
+    /// A condition or a `to` stands where nobody could decide.
+    NobodyDecides = "F091", Error;
+    /// A step follows one that hands its messages to another flow.
+    AfterHandover = "F092", Error;
+    /// Messages are handed to a flow that takes none.
+    UnknownFlow = "F093", Error;
+    /// Flows hand messages to each other in a loop.
+    FlowLoop = "F094", Error;
     /// What a step emits can never be what the next one takes.
     NeverFits = "F105", Error;
     /// What a step emits may not be what the next one takes.

@@ -10,7 +10,7 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
 use crate::limits;
 use crate::model::{Fires, Missed, Overlap, Replicas, Step};
-use crate::read::{Reader, head};
+use crate::read::{Reader, head, is_name};
 use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
 use crate::webhook::Webhook;
@@ -53,6 +53,9 @@ pub(crate) struct Draft<'t> {
     pub(crate) after: Option<Vec<After>>,
     /// Where its condition is.
     pub(crate) when_span: Range<usize>,
+    /// The flow that it hands messages to; empty if that cannot be read.
+    pub(crate) to: Option<String>,
+    pub(crate) to_span: Range<usize>,
     pub(crate) with: Option<&'t Entry>,
     pub(crate) validate: Option<&'t Entry>,
     pub(crate) batch: Option<&'t Entry>,
@@ -106,7 +109,8 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
     if let Some(entry) = root.entry("description") {
         document.description = steps.description(&entry.value);
     }
-    if let Some(entry) = root.entry("track") {
+    let track = root.entry("track");
+    if let Some(entry) = track {
         document.track = steps.reader.flag(&entry.value, "`track`");
     }
     match root.entry("trigger") {
@@ -114,6 +118,9 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
             let (draft, fires) = steps.trigger(&entry.value);
             (document.overlap, document.missed) = steps.policies(&entry.value, fires.as_ref());
             document.fires = fires;
+            if let (Some(Fires::Flows), Some(track)) = (&document.fires, track) {
+                steps.reader.report(schedule::tracked_elsewhere(track));
+            }
             document.webhook = entry
                 .value
                 .entry("webhook")
@@ -238,10 +245,53 @@ impl Steps<'_, '_> {
             draft.when_span = entry.value.span.clone();
             draft.step.when = self.condition(&entry.value);
         }
-        if !draft.has_image {
+        if let Some(entry) = node.entry("to") {
+            self.handover(node, entry, &mut draft);
+        } else if !draft.has_image {
             self.need_image(node, &draft);
         }
         Some(draft)
+    }
+
+    /// An action that hands messages to another flow runs nowhere, and has no other keys.
+    fn handover(&mut self, node: &Node, entry: &Entry, draft: &mut Draft<'_>) {
+        draft.has_image = false;
+        draft.to_span = entry.value.span.clone();
+        draft.to = Some(String::new());
+        if let Some(text) = self.reader.text(&entry.value, "`to`") {
+            match text.strip_prefix("flow/") {
+                Some(name) if is_name(name) => draft.to = Some(name.to_owned()),
+                _ => self.reader.report(
+                    Diagnostic::new(Code::BadName, format!("{} names no flow", shown(text)))
+                        .at(entry.value.span.clone())
+                        .label("`to` is `flow/` and the name of a flow")
+                        .help("write for instance `to: flow/invoices`"),
+                ),
+            }
+        }
+        let Content::Mapping(entries) = &node.content else {
+            return;
+        };
+        for other in entries {
+            let is_known = |keys: &[keys::Key]| keys.iter().any(|key| key.name == other.key);
+            let is_used = matches!(&*other.key, "id" | "after" | "when" | "to");
+            if !is_used && (is_known(keys::STEP) || is_known(keys::ACTION)) {
+                self.reader.report(
+                    Diagnostic::new(
+                        Code::NeedsImage,
+                        format!(
+                            "{} hands messages over, and has no use for `{}`",
+                            describe(&draft.step),
+                            other.key
+                        ),
+                    )
+                    .at(other.key_span.clone())
+                    .label("this is for steps that run")
+                    .related(entry.key_span.clone(), "it hands over here")
+                    .help("make two actions of it: one that runs, and one after it with `to`"),
+                );
+            }
+        }
     }
 
     fn trigger<'t>(&mut self, node: &'t Node) -> (Option<Draft<'t>>, Option<Fires>) {
@@ -260,7 +310,10 @@ impl Steps<'_, '_> {
             limits::TIMEOUT_DEFAULT
         };
         let mut draft = self.step(node, "the trigger", true, timeout);
-        if !draft.has_image {
+        if fires == Some(Fires::Flows) {
+            draft.has_image = false;
+            self.runs_nowhere(node);
+        } else if !draft.has_image {
             if is_poll {
                 self.need_image(node, &draft);
             } else if fires == Some(Fires::Webhook) && node.entry("image").is_none() {

@@ -20,6 +20,17 @@ pub struct Facts {
     /// The conditions, as they are written in the file, each with what is wrong with it. One that is
     /// not here was not compiled.
     pub conditions: BTreeMap<String, Result<(), String>>,
+    /// The other flows there are; none if they are not known.
+    pub flows: Option<BTreeMap<String, FlowFact>>,
+}
+
+/// What is known of another flow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FlowFact {
+    /// Its trigger says `from: flows`.
+    pub takes: bool,
+    /// The flows that it hands messages to.
+    pub to: BTreeSet<String>,
 }
 
 impl Facts {

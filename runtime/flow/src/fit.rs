@@ -16,6 +16,7 @@ use crate::text::{did_you_mean, list, nearest, shown};
 use crate::tree::{Content, Node};
 
 mod bodies;
+mod handovers;
 mod reply;
 mod with;
 mod words;
@@ -36,6 +37,7 @@ pub(crate) fn check(
             bodies::check(document, facts, draft, edge, found);
         }
         found.extend(condition(draft, facts));
+        handovers::check(document, draft, &graph.edges[at], facts, found);
         found.extend(folders(draft, facts));
         if !draft.has_image {
             continue;
@@ -187,8 +189,8 @@ fn manifest_fits(
     }
     let expected = match (draft.step.is_trigger, fires) {
         (true, Some(fires)) if fires.by_ticks() => Some(Kind::Poll),
-        (true, Some(_)) => Some(Kind::Webhook),
-        (true, None) => None,
+        (true, Some(Fires::Webhook)) => Some(Kind::Webhook),
+        (true, _) => None,
         (false, _) => Some(Kind::Action),
     };
     if let Some(expected) = expected.filter(|expected| *expected != manifest.kind) {

@@ -7,7 +7,7 @@ use towpath_protocol::DEFAULT_PORT;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{Document, Draft, describe};
-use crate::model::{Fires, Flow};
+use crate::model::{Fires, Flow, Handover};
 use crate::text::{did_you_mean, list, shown};
 
 /// Who takes messages from whom. Steps are their places in [`Document::drafts`].
@@ -56,18 +56,26 @@ impl Graph {
         let trigger_id = trigger.step.id.clone();
         let mut drafts: Vec<Option<Draft<'_>>> = document.drafts.into_iter().map(Some).collect();
         let mut steps = Vec::new();
+        let mut handovers = Vec::new();
         for at in self.order {
             let Some(mut draft) = drafts[at].take() else {
                 continue;
             };
-            if !draft.has_image {
-                continue;
-            }
-            draft.step.after = self.edges[at]
+            let after = self.edges[at]
                 .iter()
                 .map(|edge| (ids[edge.from].clone(), edge.port.clone()))
                 .collect();
-            steps.push(draft.step);
+            if let Some(to) = draft.to {
+                handovers.push(Handover {
+                    id: draft.step.id,
+                    after,
+                    when: draft.step.when,
+                    to,
+                });
+            } else if draft.has_image {
+                draft.step.after = after;
+                steps.push(draft.step);
+            }
         }
         // Each request to a webhook is a run of its own, a row or two for every message, unless it waits
         // for what comes of it; a stream is one run for ever.
@@ -85,6 +93,7 @@ impl Graph {
             webhook,
             trigger_id,
             steps,
+            handovers,
         })
     }
 }

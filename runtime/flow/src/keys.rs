@@ -117,6 +117,10 @@ pub(crate) const TRIGGER: &[Key] = &[
         "webhook",
         "Gives the flow a URL; each request to it is a message. `true`, or what is asked of requests.",
     ),
+    key(
+        "from",
+        "`flows` takes the messages that other flows hand over with `to: flow/<name>`.",
+    ),
 ];
 
 /// Of actions alone.
@@ -128,6 +132,10 @@ pub(crate) const ACTION: &[Key] = &[
     key(
         "when",
         "A jq condition on the body: the step takes only messages that it holds for.",
+    ),
+    key(
+        "to",
+        "In place of an image: `flow/<name>` hands every message to another flow, whose trigger says `from: flows`.",
     ),
     key(
         "validate",

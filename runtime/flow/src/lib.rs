@@ -44,9 +44,11 @@ pub mod webhook;
 
 pub use cron::{Cron, ZONE_DEFAULT};
 pub use diagnostic::{Code, Diagnostics, Severity};
-pub use facts::{Facts, ImageFact};
+pub use facts::{Facts, FlowFact, ImageFact};
 pub use finding::{Finding, Place, Related};
-pub use model::{Autoscale, Fires, Flow, Limits, Missed, Overlap, Replicas, ScaleBy, Step};
+pub use model::{
+    Autoscale, Fires, Flow, Handover, Limits, Missed, Overlap, Replicas, ScaleBy, Step,
+};
 pub use placeholder::{is_env_name, is_secret_name};
 pub use references::{References, references, references_in};
 pub use render::Paint;

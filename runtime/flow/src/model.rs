@@ -39,6 +39,22 @@ pub struct Flow {
     /// All steps that run as containers, in an order in which each comes after those it follows.
     /// The trigger is first, if it has an image.
     pub steps: Vec<Step>,
+    /// The actions that hand messages to other flows, and run nowhere.
+    pub handovers: Vec<Handover>,
+}
+
+/// An action that hands every message to another flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Handover {
+    /// Its id, unique in the flow.
+    pub id: String,
+    /// What it takes messages from, as (step, port).
+    pub after: Vec<(String, String)>,
+    /// Its condition.
+    pub when: Option<String>,
+    /// The other flow.
+    pub to: String,
 }
 
 /// What sets a trigger off.
@@ -52,6 +68,8 @@ pub enum Fires {
     Stream,
     /// A request to the flow's URL: `webhook`.
     Webhook,
+    /// A message that another flow hands over: `from: flows`.
+    Flows,
 }
 
 impl Fires {
@@ -59,7 +77,7 @@ impl Fires {
     pub fn by_ticks(&self) -> bool {
         match self {
             Self::Every(_) | Self::Cron(_) | Self::Stream => true,
-            Self::Webhook => false,
+            Self::Webhook | Self::Flows => false,
         }
     }
 }

@@ -12,7 +12,8 @@ use crate::webhook::BodyType;
 /// The schema: JSON Schema 2020-12, kept in `docs/flow.schema.json`.
 pub fn schema() -> Value {
     let trigger = object(&[keys::STEP, keys::TRIGGER], &["id"]);
-    let action = object(&[keys::STEP, keys::ACTION], &["id", "image"]);
+    let mut action = object(&[keys::STEP, keys::ACTION], &["id"]);
+    action["oneOf"] = json!([{ "required": ["image"] }, { "required": ["to"] }]);
     let mut schema = object(&[keys::FLOW], &["flow", "trigger", "actions"]);
     schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     schema["title"] = json!("Towpath flow");
@@ -40,6 +41,7 @@ pub fn schema() -> Value {
         { "required": ["cron", "image"] },
         { "required": ["stream", "image"] },
         { "required": ["webhook"] },
+        { "required": ["from"] },
     ]);
     schema
 }
@@ -246,6 +248,12 @@ fn value(key: &str) -> Value {
                 { "$ref": "#/$defs/after" },
                 { "type": "array", "items": { "$ref": "#/$defs/after" }, "minItems": 1, "uniqueItems": true },
             ],
+        }),
+        "from" => json!({ "const": "flows" }),
+        "to" => json!({
+            "type": "string",
+            "pattern": format!("^flow/[a-z][a-z0-9-]{{0,{}}}$", limits::NAME_CHARS_MAX - 1),
+            "examples": ["flow/invoices"],
         }),
         "when" => json!({
             "type": "string",

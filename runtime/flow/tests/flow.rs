@@ -232,3 +232,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_action_that_hands_messages_over_is_no_step_that_runs() {
+    let text = "flow: a\ntrigger: {id: t, webhook: true}\nactions: [{id: one, image: i}, {id: over, when: .x, to: flow/b}]";
+    let checked = check(&Source::new("f", text), &Facts::default());
+    let checked = checked.unwrap_or_else(|found| panic!("{found}"));
+    let flow = checked.flow;
+    assert_eq!(flow.steps.len(), 1);
+    let [over] = &flow.handovers[..] else {
+        panic!("{:?}", flow.handovers)
+    };
+    assert_eq!(
+        (&*over.id, &*over.to, over.when.as_deref()),
+        ("over", "b", Some(".x"))
+    );
+    assert_eq!(over.after, [("one".to_owned(), "out".to_owned())]);
+    let said = checked.warnings.to_string();
+    assert!(
+        said.contains("other flows were not looked at: `b` may be missing"),
+        "{said}"
+    );
+}

@@ -13,12 +13,14 @@
 //! - `a_message_never_goes_by_an_old_and_a_new_way`: the key of a port names the steps it leads to,
 //!   so that a replica of an earlier version goes on sending by the ways of that version. Bindings
 //!   cannot be exchanged in one instant; keys can.
+//! - `what_is_handed_over_goes_to_the_first_steps_of_the_other_flow_alone`, by a key that names them.
 //! - `a_branch_has_a_way_of_its_own`: a step that does not take everything, or not as it comes, is
 //!   reached by a key that names it and what makes it a branch, and by none that leads elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use towpath_flow::model;
 use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY, REPORT_KEY, WAITING_KEY};
 use towpath_protocol::runs::RUNS_KEY;
 use towpath_protocol::start::{DELAY_LEVELS, DELAY_UNIT_MS};
@@ -199,6 +201,70 @@ pub fn branch_tag(when: Option<&str>) -> Option<String> {
     when.map(|when| blake3::hash(when.as_bytes()).to_hex()[..8].to_owned())
 }
 
+/// The steps that take what other flows hand to a flow, by the name of the flow.
+pub type Entries = BTreeMap<String, Vec<String>>;
+
+/// An action that hands messages to another flow. It runs nowhere and has no queue: they go straight
+/// to those of the other flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handover {
+    /// The action.
+    pub step: String,
+    /// The (step, port) that it takes messages from.
+    pub after: Vec<(String, String)>,
+    /// Its condition.
+    pub when: Option<String>,
+    /// The other flow.
+    pub to: String,
+    /// The steps of that flow that take them, in order.
+    pub entry: Vec<String>,
+}
+
+impl Handover {
+    /// What an action hands over; to whom there is seen when all flows are known.
+    pub fn new(of: &model::Handover) -> Self {
+        Self {
+            step: of.id.clone(),
+            after: of.after.clone(),
+            when: of.when.clone(),
+            to: of.to.clone(),
+            entry: Vec::new(),
+        }
+    }
+
+    /// Names what makes its way, for its routing key, as [`branch_tag`] does: the condition, the
+    /// flow, and the steps there, so that the key names what it leads to.
+    pub fn tag(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.to.as_bytes());
+        for step in &self.entry {
+            // No name holds a space.
+            hasher.update(b" ").update(step.as_bytes());
+        }
+        if let Some(when) = &self.when {
+            hasher.update(b" when ").update(when.as_bytes());
+        }
+        hasher.finalize().to_hex()[..8].to_owned()
+    }
+
+    /// The key that leads to it from a port, in the exchange of its own flow.
+    pub fn key_after(&self, step: &str, port: &str) -> String {
+        Names::branch_key(step, port, &self.step, &self.tag())
+    }
+
+    /// The keys that lead to it, in the exchange of its own flow: each of them to the same steps.
+    pub fn keys(&self) -> impl Iterator<Item = String> {
+        let after = self.after.iter();
+        after.map(|(step, port)| self.key_after(step, port))
+    }
+
+    /// The steps that it leads to, as they are called outside of their flow: `<flow>/<step>`.
+    pub fn leads_to(&self) -> Vec<String> {
+        let name = |step: &String| format!("{}/{step}", self.to);
+        self.entry.iter().map(name).collect()
+    }
+}
+
 /// Everything that should be on the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
@@ -217,8 +283,26 @@ pub struct FlowTopology {
     pub steps: Vec<(String, Vec<(String, String)>)>,
     /// Those of them that are branches, each with its [`branch_tag`].
     pub branches: BTreeMap<String, String>,
+    /// What it hands to other flows.
+    pub handovers: Vec<Handover>,
+    /// The steps that take what other flows hand to it, in order.
+    pub entry: Vec<String>,
     /// Steps that it had once, each with the step that takes what still comes for it.
     pub aliases: Vec<(String, String)>,
+}
+
+impl Topology {
+    /// Puts in what flows hand over where it leads to, as the flows are now.
+    pub fn join(&mut self) {
+        let entries: Entries = self
+            .flows
+            .iter()
+            .map(|flow| (flow.flow.clone(), flow.entry.clone()))
+            .collect();
+        for handover in self.flows.iter_mut().flat_map(|flow| &mut flow.handovers) {
+            handover.entry = entries.get(&handover.to).cloned().unwrap_or_default();
+        }
+    }
 }
 
 impl FlowTopology {
@@ -542,6 +626,17 @@ fn flow_declarations(
         for (source, port) in sources {
             let key = flow.key_to(source, port, step);
             all.push(bind(names.flow(&flow.flow), key));
+        }
+    }
+    for handover in &flow.handovers {
+        for key in handover.keys() {
+            all.extend(handover.entry.iter().map(|step| {
+                Declaration::Binding(Binding {
+                    source: names.flow(&flow.flow),
+                    key: key.clone(),
+                    destination: Destination::Queue(names.queue(&handover.to, step)),
+                })
+            }));
         }
     }
     for (former, successor) in &flow.aliases {

@@ -325,3 +325,81 @@ fn a_branch_has_a_way_of_its_own() {
     assert_eq!(stale, [keys[1].as_str()]);
     assert_eq!(branch_tag(None), None, "it takes everything");
 }
+
+/// `orders` with an action that hands what `shape` emits to `invoices`, which begins with `first`.
+fn handing(first: &[&str]) -> Topology {
+    let mut topology = topology();
+    topology.flows[0].handovers = vec![Handover {
+        step: "over".into(),
+        after: vec![("shape".into(), "out".into())],
+        when: None,
+        to: "invoices".into(),
+        entry: Vec::new(),
+    }];
+    let after = vec![("orders".to_owned(), "out".to_owned())];
+    let steps = first.iter().map(|step| ((*step).to_owned(), after.clone()));
+    topology.flows.push(FlowTopology {
+        flow: "invoices".into(),
+        steps: steps.collect(),
+        entry: first.iter().map(|step| (*step).to_owned()).collect(),
+        ..FlowTopology::default()
+    });
+    topology.join();
+    topology
+}
+
+#[test]
+fn what_is_handed_over_goes_to_the_first_steps_of_the_other_flow_alone() {
+    let (old, new) = (handing(&["bill"]), handing(&["bill", "log"]));
+    let mut router = router(&old);
+    for declaration in declarations(&new) {
+        router.declare(&declaration);
+    }
+    let key = |topology: &Topology| {
+        let handover = &topology.flows[0].handovers[0];
+        let keys: Vec<String> = handover.keys().collect();
+        assert_eq!(keys, [handover.key_after("shape", "out")]);
+        keys[0].clone()
+    };
+    let check = |key: &str, expect: &[&str]| {
+        let reached = router.route("t.flow.orders", key).unwrap();
+        let queue = |step: &&str| format!("t.flow.invoices.{step}");
+        assert_eq!(reached, expect.iter().map(queue).collect(), "{key}");
+    };
+    // While the other flow changes, a replica goes on by the way of the version it knows.
+    check(&key(&old), &["bill"]);
+    check(&key(&new), &["bill", "log"]);
+    assert_eq!(Names::parse_branch_key(&key(&new)), Some("over"));
+    let own = router.route("t.flow.orders", &old.flows[0].port_key("shape", "out"));
+    assert_eq!(
+        own.unwrap(),
+        BTreeSet::from(["t.flow.orders.crm".to_owned()])
+    );
+    let stale = stale_bindings(&new, &old.flows);
+    let of_orders = stale.iter().filter(|it| it.source == "t.flow.orders");
+    let stale: Vec<&str> = of_orders.map(|it| it.key.as_str()).collect();
+    assert_eq!(stale, [key(&old)]);
+    assert_eq!(
+        new.flows[0].handovers[0].leads_to(),
+        ["invoices/bill", "invoices/log"]
+    );
+}
+
+#[test]
+fn the_way_of_what_is_handed_over_names_all_that_makes_it() {
+    let handover = |to: &str, entry: &[&str], when: Option<&str>| Handover {
+        step: "over".into(),
+        after: Vec::new(),
+        when: when.map(str::to_owned),
+        to: to.into(),
+        entry: entry.iter().map(|step| (*step).to_owned()).collect(),
+    };
+    let tags = BTreeSet::from([
+        handover("a", &["x", "y"], None).tag(),
+        handover("a", &["x"], None).tag(),
+        handover("b", &["x"], None).tag(),
+        handover("b", &["x"], Some(".a")).tag(),
+        handover("b", &["x"], Some(".b")).tag(),
+    ]);
+    assert_eq!(tags.len(), 5);
+}

@@ -32,6 +32,7 @@ pub(super) async fn run(command: &Check, context: &Context) -> Result<ExitStatus
         secrets: None,
         folders: None,
         conditions: conditions(&source, context).await,
+        flows: None,
         env: Some(context.env.keys().cloned().collect::<BTreeSet<String>>()),
     };
     let (flow, diagnostics) = match check(&source, &facts) {

@@ -9,7 +9,8 @@ use super::problem::Problem;
 use super::runs::{state, sums};
 use super::words::{apart, count, maybe_count, millis, moment_at, rate};
 use super::{Context, ExitStatus, drain, list, webhook};
-use crate::control::view::{FlowList, FlowStatus, RunView, StepStatus};
+use crate::control::FROM_FLOWS;
+use crate::control::view::{FlowList, FlowStatus, HandoverView, RunView, StepStatus};
 use crate::reconcile::FlowState;
 use crate::store::now_ms;
 
@@ -90,6 +91,7 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
         lines.push(format!("  left     {}", drain::words_of(left)));
     }
     lines.push(format!("  fires    {}", fires(status, now)));
+    lines.extend(status.hands.iter().map(|it| hands(it, printer)));
     if let Some(url) = &status.webhook_url {
         lines.push(format!("  webhook  {url}"));
         for until in &status.webhook_former_until {
@@ -227,6 +229,19 @@ fn dead_letters(count: u64) -> String {
     }
 }
 
+/// What an action hands to another flow, and whether it waits there.
+fn hands(handover: &HandoverView, printer: Printer) -> String {
+    let HandoverView { step, to, state } = handover;
+    let waits = match state {
+        FlowState::Running => String::new(),
+        state => format!(
+            ", which is {}: it waits there",
+            printer.tone(state_word(*state), flow_tone(*state))
+        ),
+    };
+    format!("  {step} hands over to {to}{waits}")
+}
+
 fn fires(status: &FlowStatus, now: u64) -> String {
     let mut text = status.fires.clone();
     if let Some(run) = &status.last_run {
@@ -235,6 +250,10 @@ fn fires(status: &FlowStatus, now: u64) -> String {
             apart(now, run.due),
             run_words(run, now)
         );
+    } else if !status.handed_by.is_empty() {
+        text = format!("{text}: {}", status.handed_by.join(", "));
+    } else if status.fires == FROM_FLOWS {
+        text.push_str("; none hands messages to it");
     } else if status.webhook_url.is_none() {
         text.push_str("; not fired yet");
     }

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use towpath_flow::{Facts, Flow, Source, Values, check, substitute_step};
 
 use super::error::ControlError;
-use crate::broker::topology::{FlowTopology, Topology};
+use crate::broker::topology::{Entries, FlowTopology, Handover, Topology};
 use crate::engine::{Engine, Image};
 use crate::live::LiveFlow;
 use crate::reconcile::intent::intake;
@@ -90,7 +90,11 @@ impl Catalog {
     }
 
     /// What should be of one flow.
-    pub async fn desired_of(&self, record: &FlowRecord) -> anyhow::Result<DesiredFlow> {
+    pub async fn desired_of(
+        &self,
+        record: &FlowRecord,
+        entries: &Entries,
+    ) -> anyhow::Result<DesiredFlow> {
         let values = self.values(record).await?;
         let flow = self.flow(record)?;
         let mut facts = BTreeMap::new();
@@ -113,6 +117,7 @@ impl Catalog {
             record.version,
             record.state,
             &facts,
+            entries,
         ))
     }
 
@@ -125,7 +130,28 @@ impl Catalog {
             let live = LiveFlow::new(&flow, record.version, record.applied_at, state);
             flows.insert(record.name, live);
         }
+        let entries: Entries = flows
+            .iter()
+            .map(|(name, flow)| (name.clone(), flow.entry()))
+            .collect();
+        for flow in flows.values_mut() {
+            flow.join(&entries);
+        }
         Ok(flows)
+    }
+
+    /// The steps that take what other flows hand over, of all flows.
+    pub async fn entries(&self) -> Result<Entries, ControlError> {
+        self.entries_of(&self.store.flows().await?)
+    }
+
+    fn entries_of(&self, records: &[FlowRecord]) -> Result<Entries, ControlError> {
+        let entry = |record: &FlowRecord| {
+            let flow = self.flow(record)?;
+            let live = LiveFlow::new(&flow, record.version, record.applied_at, record.state);
+            Ok((record.name.clone(), live.entry()))
+        };
+        records.iter().map(entry).collect()
     }
 
     /// What should be on the broker.
@@ -151,7 +177,8 @@ impl Catalog {
         })
     }
 
-    /// What earlier versions of the flows had on the broker, as far as they are remembered.
+    /// What earlier versions of the flows had on the broker, as far as they are remembered; and what
+    /// the newest had, when they handed messages to earlier versions of others.
     pub async fn former_topologies(&self) -> Result<Vec<FlowTopology>, ControlError> {
         let mut former = Vec::new();
         for (file, text) in self.store.former_sources().await? {
@@ -160,6 +187,24 @@ impl Catalog {
                 former.push(LiveFlow::new(&checked.flow, 0, 0, FlowState::Running).topology());
             }
         }
+        let now = self.live_flows().await?;
+        let all: Vec<FlowTopology> = now.values().map(LiveFlow::topology).collect();
+        let all: Vec<&FlowTopology> = all.iter().chain(&former).collect();
+        let mut handed = Vec::new();
+        for flow in &all {
+            for handover in &flow.handovers {
+                let entered = all.iter().filter(|it| it.flow == handover.to);
+                handed.extend(entered.map(|to| FlowTopology {
+                    flow: flow.flow.clone(),
+                    handovers: vec![Handover {
+                        entry: to.entry.clone(),
+                        ..handover.clone()
+                    }],
+                    ..FlowTopology::default()
+                }));
+            }
+        }
+        former.extend(handed);
         Ok(former)
     }
 
@@ -224,8 +269,10 @@ impl DesiredSource for Catalog {
 
     async fn desired(&self) -> anyhow::Result<Desired> {
         let mut flows = Vec::new();
-        for record in self.store.flows().await? {
-            flows.push(self.desired_of(&record).await?);
+        let records = self.store.flows().await?;
+        let entries = self.entries_of(&records)?;
+        for record in &records {
+            flows.push(self.desired_of(record, &entries).await?);
         }
         Ok(Desired {
             instance: self.ground.names.instance.clone(),

@@ -6,7 +6,7 @@
 //! - `what_is_not_named_is_not_touched`: a step is replaced exactly if the hash of what it is made
 //!   from differs.
 
-use towpath_flow::{Fires, Missed, Overlap, ScaleBy, Step};
+use towpath_flow::{Fires, Flow, Missed, Overlap, ScaleBy, Step};
 
 use super::view::{Change, ChangeAction};
 use crate::reconcile::{DesiredFlow, DesiredStep};
@@ -28,6 +28,10 @@ pub(super) fn changes(
         for step in &new.steps {
             let reason = format!("the flow is new: {}", replicas(step));
             changes.push(change(ChangeAction::Create, Some(&step.id), reason));
+        }
+        for handover in &new.flow.handovers {
+            let reason = format!("the flow is new: messages go to `{}`", handover.to);
+            changes.push(change(ChangeAction::Create, Some(&handover.id), reason));
         }
         return changes;
     };
@@ -66,10 +70,7 @@ pub(super) fn changes(
             changes.push(change(ChangeAction::Replace, Some(&step.id), reason));
         }
         if model_was.when != model.when {
-            let reason = match &model.when {
-                Some(when) => format!("it takes only what `{when}` holds for"),
-                None => "it takes everything that comes to it".to_owned(),
-            };
+            let reason = condition(model.when.as_deref());
             changes.push(change(ChangeAction::Update, Some(&step.id), reason));
         }
         if (was.replicas, was.autoscale) != (step.replicas, step.autoscale) {
@@ -83,6 +84,9 @@ pub(super) fn changes(
             changes.push(change(ChangeAction::Remove, Some(&step.id), reason));
         }
     }
+    for (action, step, reason) in handed(from, to) {
+        changes.push(change(action, Some(step), reason));
+    }
     if changes.is_empty() {
         let reason = if from.description != to.description {
             "its description changed; nothing that runs is touched"
@@ -94,6 +98,40 @@ pub(super) fn changes(
         changes.push(change(ChangeAction::Update, None, reason.to_owned()));
     }
     changes
+}
+
+/// What changes of what is handed to other flows.
+fn handed<'f>(from: &'f Flow, to: &'f Flow) -> Vec<(ChangeAction, &'f str, String)> {
+    let mut changes = Vec::new();
+    for is in &to.handovers {
+        let Some(was) = from.handovers.iter().find(|it| it.id == is.id) else {
+            let reason = format!("it is new in the file: messages go to `{}`", is.to);
+            changes.push((ChangeAction::Create, is.id.as_str(), reason));
+            continue;
+        };
+        if was.to != is.to {
+            let reason = format!("messages go to `{}` in place of `{}`", is.to, was.to);
+            changes.push((ChangeAction::Update, &is.id, reason));
+        }
+        if was.when != is.when {
+            changes.push((ChangeAction::Update, &is.id, condition(is.when.as_deref())));
+        }
+    }
+    let gone = from.handovers.iter();
+    let gone = gone.filter(|was| to.handovers.iter().all(|is| is.id != was.id));
+    changes.extend(gone.map(|was| {
+        let reason = "it is no longer in the file".to_owned();
+        (ChangeAction::Remove, was.id.as_str(), reason)
+    }));
+    changes
+}
+
+/// What comes to a step with this condition.
+fn condition(when: Option<&str>) -> String {
+    match when {
+        Some(when) => format!("it takes only what `{when}` holds for"),
+        None => "it takes everything that comes to it".to_owned(),
+    }
 }
 
 /// How many replicas a step has, and what counts them.
@@ -112,10 +150,14 @@ fn replicas(step: &DesiredStep) -> String {
     }
 }
 
+/// What sets a flow off that takes what others hand over.
+pub(crate) const FROM_FLOWS: &str = "from flows";
+
 /// What sets a flow off, in a word or two.
 pub(super) fn fires(fires: &Fires) -> String {
     match fires {
         Fires::Webhook => "webhook".to_owned(),
+        Fires::Flows => FROM_FLOWS.to_owned(),
         Fires::Stream => "stream".to_owned(),
         Fires::Cron(cron) => format!("cron {cron}"),
         Fires::Every(duration) => format!("every {}", span(*duration)),

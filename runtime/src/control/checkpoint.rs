@@ -15,6 +15,7 @@ use towpath_flow::{Fires, Flow};
 use towpath_protocol::{CHECKPOINT_BYTES_MAX, DEFAULT_CONNECTION};
 
 use super::Control;
+use super::changes::fires;
 use super::error::{ControlError, ErrorKind};
 use super::view::{CheckpointChoice, CheckpointView};
 use crate::reconcile::FlowState;
@@ -141,8 +142,9 @@ fn still(since: u64, now: u64) -> Option<String> {
 fn key(flow: &Flow) -> Result<CheckpointKey, ControlError> {
     if !flow.fires.by_ticks() {
         let message = format!(
-            "the trigger of `{}` is a webhook, and has no checkpoint",
-            flow.name
+            "the trigger of `{}` is fired by what comes ({}), and has no checkpoint",
+            flow.name,
+            fires(&flow.fires)
         );
         return Err(ControlError::new(
             ErrorKind::Conflict,

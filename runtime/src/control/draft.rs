@@ -211,6 +211,7 @@ impl Control {
             });
         }
         topology.flows.push(next);
+        topology.join();
         self.broker.declare(&topology, &former).await?;
 
         let key = (flow.fires == Fires::Webhook).then(super::webhooks::new_key);
@@ -277,6 +278,7 @@ impl Control {
             env: Some(env.keys().cloned().collect()),
             folders: Some(self.catalog.ground.folders.keys().cloned().collect()),
             conditions: self.conditions(references.conditions).await?,
+            flows: Some(self.flow_facts().await?),
         };
         let checked = check(&source, &facts)
             .map_err(|diagnostics| ControlError::invalid(diagnostics.into_findings()))?;
@@ -285,6 +287,10 @@ impl Control {
             .into_iter()
             .filter_map(|(name, found)| Some((name, found?)))
             .collect();
+        if flow.fires != Fires::Flows {
+            self.refuse_if_handed_to(&flow.name, "takes no messages of other flows any more")
+                .await?;
+        }
         let before = self.catalog.store.flow(&flow.name).await?;
         let flow_before = before
             .as_ref()
@@ -355,22 +361,39 @@ impl Control {
         let Some(before) = &checked.before else {
             return Ok(changes(None, None, &self.desired_draft(checked).await?));
         };
-        let old = self.catalog.desired_of(before).await.map_err(|error| {
-            tracing::warn!(
-                flow = before.name,
-                "cannot compare with what runs: {error:#}"
-            );
-            ControlError::new(
-                ErrorKind::Unavailable,
-                "engine_unavailable",
-                format!("{error:#}"),
-            )
-        })?;
-        Ok(changes(
+        let entries = self.catalog.entries().await?;
+        let old = self
+            .catalog
+            .desired_of(before, &entries)
+            .await
+            .map_err(|error| {
+                tracing::warn!(
+                    flow = before.name,
+                    "cannot compare with what runs: {error:#}"
+                );
+                ControlError::new(
+                    ErrorKind::Unavailable,
+                    "engine_unavailable",
+                    format!("{error:#}"),
+                )
+            })?;
+        let mut changes = changes(
             Some(before),
             Some(&old),
             &self.desired_draft(checked).await?,
-        ))
+        );
+        let entry = LiveFlow::new(&checked.flow, 0, 0, FlowState::Running).entry();
+        if entries.get(&before.name) != Some(&entry) {
+            let senders = self.handed_by(&before.name).await?;
+            changes.extend(senders.into_iter().map(|sender| Change {
+                action: ChangeAction::Update,
+                step: None,
+                reason: format!(
+                    "other steps are first: those of `{sender}` that hand messages to them are replaced"
+                ),
+            }));
+        }
+        Ok(changes)
     }
 
     /// What should be if the draft were applied.
@@ -416,6 +439,7 @@ impl Control {
             version,
             state,
             &facts.collect(),
+            &self.catalog.entries().await?,
         ))
     }
 }

@@ -125,21 +125,42 @@ impl Control {
     }
 }
 
-/// A webhook trigger without an image has no container that could be told something.
+/// A trigger without an image and an action that hands messages to another flow have no container
+/// that could be told something.
 fn refuse_without_container(flow: &Flow, step: &str) -> Result<(), ControlError> {
-    let is_bare = flow.fires == Fires::Webhook
-        && step == flow.trigger_id
-        && flow.steps.iter().all(|it| it.id != step);
-    if !is_bare {
-        return Ok(());
-    }
-    let message = format!("`{step}` is a webhook without an image: it has no container");
-    Err(
-        ControlError::new(ErrorKind::Conflict, "trigger_without_container", message).hint(format!(
-            "`towpath drain {0}` refuses requests and finishes what is there; `towpath stop {0}` refuses them and stops everything",
-            flow.name
-        )),
-    )
+    let handover = flow.handovers.iter().find(|it| it.id == step);
+    let is_bare = step == flow.trigger_id && flow.steps.iter().all(|it| it.id != step);
+    let (code, message, hint) = match handover {
+        Some(handover) => (
+            "action_without_container",
+            format!(
+                "`{step}` hands messages to `{}`: it has no container",
+                handover.to
+            ),
+            format!(
+                "`towpath pause {}` holds them there; `towpath pause {}` hands over no more",
+                handover.to, flow.name
+            ),
+        ),
+        None if !is_bare => return Ok(()),
+        None if flow.fires == Fires::Flows => (
+            "trigger_without_container",
+            format!("`{step}` takes what other flows hand over: it has no container"),
+            format!(
+                "`towpath drain {0}` finishes what it has taken and leaves the rest in its queues; `towpath stop {0}` stops everything",
+                flow.name
+            ),
+        ),
+        None => (
+            "trigger_without_container",
+            format!("`{step}` is a webhook without an image: it has no container"),
+            format!(
+                "`towpath drain {0}` refuses requests and finishes what is there; `towpath stop {0}` refuses them and stops everything",
+                flow.name
+            ),
+        ),
+    };
+    Err(ControlError::new(ErrorKind::Conflict, code, message).hint(hint))
 }
 
 /// What something is doing, after its name.
@@ -184,10 +205,10 @@ fn holds_still(flow: &Flow, step: &str) -> String {
         .map(|it| format!("`{}`", it.id))
         .collect();
     if before.is_empty() {
-        let what = if flow.fires.by_ticks() {
-            "no tick is sent"
-        } else {
-            "requests are asked to come again"
+        let what = match flow.fires {
+            Fires::Webhook => "requests are asked to come again",
+            Fires::Flows => return "other flows go on handing messages to it".to_owned(),
+            Fires::Every(_) | Fires::Cron(_) | Fires::Stream => "no tick is sent",
         };
         return format!("{what} until it is resumed");
     }

@@ -20,7 +20,7 @@ use super::Control;
 use super::error::ControlError;
 use super::view::Left;
 use crate::reconcile::FlowState;
-use crate::reconcile::intent::{intent, steps_before};
+use crate::reconcile::intent::{intent, is_intake, steps_before};
 use crate::reconcile::status::ReplicaState;
 use crate::store::flows::FlowRecord;
 use crate::store::now_ms;
@@ -97,12 +97,11 @@ impl Control {
             self.sights.forget(&scope);
             return Ok(None);
         }
-        let is_poll = flow.fires.by_ticks();
         let queues: Vec<&str> = flow
             .steps
             .iter()
-            // A tick that waits is nothing that was taken in.
-            .filter(|step| !(step.is_trigger && is_poll))
+            // What waits there is nothing that was taken in.
+            .filter(|step| !is_intake(flow, step))
             .map(|step| step.id.as_str())
             .collect();
         let agents: Vec<&str> = flow.steps.iter().map(|step| step.id.as_str()).collect();

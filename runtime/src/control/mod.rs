@@ -49,6 +49,7 @@ mod choices;
 pub mod dead;
 mod draft;
 pub mod error;
+mod handovers;
 mod hold;
 mod images;
 mod left;
@@ -70,6 +71,7 @@ mod webhooks;
 mod whereabouts;
 mod why;
 
+pub(crate) use changes::FROM_FLOWS;
 pub use dead::DeadFilter;
 pub use hold::Verb;
 pub use logs::LogFilter;

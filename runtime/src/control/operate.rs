@@ -84,7 +84,10 @@ impl Control {
     pub async fn delete(&self, flow: &str, drop_messages: bool) -> Result<Done, ControlError> {
         let _alone = self.applying.lock().await;
         let (_, checked) = self.record(flow).await?;
+        self.refuse_if_handed_to(flow, "would be gone").await?;
         let steps: Vec<String> = checked.steps.iter().map(|step| step.id.clone()).collect();
+        // With a queue it goes when the last of them does.
+        let has_queues = !steps.is_empty();
         if !drop_messages {
             self.refuse_full_queues(flow, &steps).await?;
         }
@@ -96,6 +99,9 @@ impl Control {
         tracing::info!(flow, drop_messages, "deleted a flow");
         self.changed().await?;
         self.removals.notify_one();
+        if !has_queues && let Err(trouble) = self.remove_exchanges(vec![flow.to_owned()]).await {
+            tracing::warn!(flow, "the exchange of a deleted flow stays: {trouble}");
+        }
         Ok(Done {
             changed: true,
             message: format!("`{flow}` is deleted"),

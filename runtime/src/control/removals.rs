@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use towpath_protocol::message::BATCH_TYPE;
 
 use super::Control;
-use crate::broker::topology::{FlowTopology, Names};
+use crate::broker::topology::{FlowTopology, Handover, Names};
 use crate::broker::{Delivery, Publication};
 use crate::engine::chain;
+use crate::live::LiveFlow;
 use crate::store::flows::Removal;
 use crate::store::now_ms;
 
@@ -37,11 +38,14 @@ const QUIET: Duration = Duration::from_millis(500);
 /// How long a delivery is tried to be passed on before it is given back.
 const PASS_ON: Duration = Duration::from_secs(30);
 
+/// The flows whose former bindings are gone, as they were then: the version, and what it hands over.
+type Tidied = BTreeMap<String, (u32, Vec<Handover>)>;
+
 impl Control {
     /// Removes queues until `stop`.
     pub async fn run_removals(self: Arc<Self>, stop: CancellationToken) {
         let mut last_trouble = String::new();
-        let mut tidied = BTreeMap::new();
+        let mut tidied = Tidied::new();
         loop {
             let done = match self.remove_queues().await {
                 Ok(0) => self.tidy(&mut tidied).await,
@@ -198,23 +202,28 @@ impl Control {
 
     /// Removes bindings of earlier versions, once nothing of them runs any more, and forgets steps
     /// for which nothing can come any more. Returns how many flows still wait for that.
-    async fn tidy(&self, tidied: &mut BTreeMap<String, u32>) -> Result<usize, String> {
+    async fn tidy(&self, tidied: &mut Tidied) -> Result<usize, String> {
         let store = &self.catalog.store;
-        let flows = store.flows().await.map_err(|error| chain(&error))?;
+        let flows = self.catalog.live_flows().await;
+        let flows = flows.map_err(|error| error.to_string())?;
         let mut left = 0;
-        for record in &flows {
-            if tidied.get(&record.name) == Some(&record.version) {
+        for (name, flow) in &flows {
+            let is = (flow.version, flow.handovers.clone());
+            if tidied.get(name) == Some(&is) {
                 continue;
             }
-            if !self.is_of_one_version(&record.name, record.version) {
+            // A look at the newest version of those it hands messages to is one at what it sends to.
+            let others = flow.handovers.iter().filter_map(|it| flows.get(&it.to));
+            let mut seen = std::iter::once(flow).chain(others);
+            if !seen.all(|it| self.is_of_one_version(&it.name, it.version)) {
                 left += 1;
                 continue;
             }
             let former = self.catalog.former_topologies().await;
             let mut former = former.map_err(|error| error.to_string())?;
-            former.retain(|it| it.flow == record.name);
+            former.retain(|it| it.flow == *name);
             self.declare_without(&former).await?;
-            tidied.insert(record.name.clone(), record.version);
+            tidied.insert(name.clone(), is);
         }
         for former in store.former_steps().await.map_err(|error| chain(&error))? {
             if former.until > now_ms() {
@@ -259,7 +268,7 @@ impl Control {
     }
 
     /// Removes the exchanges of flows that are gone with all their queues.
-    async fn remove_exchanges(&self, flows: Vec<String>) -> Result<(), String> {
+    pub(super) async fn remove_exchanges(&self, flows: Vec<String>) -> Result<(), String> {
         if flows.is_empty() {
             return Ok(());
         }
@@ -293,15 +302,25 @@ impl Control {
         Ok(())
     }
 
-    /// Whether a replica of the step is still there, or one of an earlier version that may send to
-    /// it, or nobody knows.
+    /// Whether a replica of the step is still there, or one of an earlier version of its flow, or of
+    /// one that hands messages to it, that may send to it, or nobody knows.
     async fn is_used(&self, removal: &Removal) -> Result<bool, String> {
         if self.has_replicas(removal) {
             return Ok(true);
         }
-        let record = self.catalog.store.flow(&removal.flow).await;
-        let record = record.map_err(|error| chain(&error))?;
-        Ok(record.is_some_and(|record| !self.is_of_one_version(&record.name, record.version)))
+        let flows = self.catalog.live_flows().await;
+        let flows = flows.map_err(|error| error.to_string())?;
+        let former = self.catalog.former_topologies().await;
+        let former = former.map_err(|error| error.to_string())?;
+        let hands = |flow: &FlowTopology| flow.handovers.iter().any(|it| it.to == removal.flow);
+        let hands_to_it = |flow: &LiveFlow| {
+            let mut former = former.iter().filter(|it| it.flow == flow.name);
+            hands(&flow.topology()) || former.any(hands)
+        };
+        let mut senders = flows
+            .values()
+            .filter(|flow| flow.name == removal.flow || hands_to_it(flow));
+        Ok(senders.any(|flow| !self.is_of_one_version(&flow.name, flow.version)))
     }
 
     fn has_replicas(&self, removal: &Removal) -> bool {

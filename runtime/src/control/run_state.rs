@@ -88,7 +88,7 @@ pub fn status(
             } else if progress.finished_at.is_none() {
                 of_messages(run, progress, around, open)
             } else if dead > 0 {
-                let note = format!("`towpath dead list --flow {}` shows them", run.flow);
+                let note = format!("{} shows them", dead_lists(run, progress));
                 (RunStatus::DoneWithDeadLetters, Some(note))
             } else {
                 (RunStatus::Done, None)
@@ -98,6 +98,20 @@ pub fn status(
 }
 
 /// Its trigger has not ended.
+/// What lists the dead letters of a run: those of its own flow, and of those it was handed to.
+fn dead_lists(run: &RunRecord, progress: &RunProgress) -> String {
+    let flows: BTreeSet<&str> = message_steps(run, progress)
+        .filter(|sums| sums.dead > 0)
+        .map(|sums| sums.step.split_once('/'))
+        .map(|other| other.map_or(run.flow.as_str(), |(flow, _)| flow))
+        .collect();
+    let lists = flows.iter();
+    let lists: Vec<String> = lists
+        .map(|flow| format!("`towpath dead list --flow {flow}`"))
+        .collect();
+    lists.join(", ")
+}
+
 fn of_tick(
     run: &RunRecord,
     progress: &RunProgress,

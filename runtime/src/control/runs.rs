@@ -1,5 +1,8 @@
 //! Runs: firing a trigger now, what became of earlier firings, and cancelling one.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -13,7 +16,7 @@ use super::error::{ControlError, ErrorKind};
 use super::run_state::{Around, RunStatus, message_steps, status};
 use super::view::{AnswerView, Done, RunList, RunMessages, RunStepView, RunView};
 use crate::engine::chain;
-use crate::live::LiveFlow;
+use crate::live::{LiveFlow, reached};
 use crate::reconcile::FlowState;
 use crate::reconcile::intent::{intake, intent};
 use crate::run_watch::RunWatch;
@@ -63,7 +66,7 @@ impl Control {
             limit
         };
         let runs = self.catalog.store.runs(flow, searched).await?;
-        let around = self.around(&record, &checked);
+        let around = self.around(&record, &checked).await?;
         let ids = runs.iter().map(|run| run.id).collect();
         let progress = self.catalog.store.runs_progress(ids).await?;
         let views = runs.iter().zip(&progress).filter_map(|(run, progress)| {
@@ -159,18 +162,27 @@ impl Control {
     }
 
     /// What is around the runs of a flow.
-    fn around(&self, record: &FlowRecord, flow: &Flow) -> Around {
+    async fn around(&self, record: &FlowRecord, flow: &Flow) -> Result<Around, ControlError> {
         let is_running = |state| matches!(state, FlowState::Running | FlowState::Draining);
-        let paused = flow
-            .steps
-            .iter()
-            .filter(|step| !is_running(intent(flow, record.state, &record.held, step).state))
-            .map(|step| step.id.clone());
-        Around {
-            paused: paused.collect(),
+        let still = |record: &FlowRecord, flow: &Flow| -> Vec<String> {
+            let steps = flow.steps.iter();
+            steps
+                .filter(|step| !is_running(intent(flow, record.state, &record.held, step).state))
+                .map(|step| step.id.clone())
+                .collect()
+        };
+        let mut paused: BTreeSet<String> = still(record, flow).into_iter().collect();
+        let live = Arc::clone(&self.live.borrow());
+        for other in reached(&live, &flow.name) {
+            let (record, flow) = self.record(&other.name).await?;
+            let steps = still(&record, &flow).into_iter();
+            paused.extend(steps.map(|step| format!("{}/{step}", other.name)));
+        }
+        Ok(Around {
+            paused,
             now: (self.scheduler.clock)(),
             stalled_after: self.stalled_after_ms,
-        }
+        })
     }
 
     /// A run, for people and programs.
@@ -182,7 +194,7 @@ impl Control {
     ) -> Result<RunView, ControlError> {
         let progress = self.catalog.store.runs_progress(vec![run.id]).await?;
         let progress = progress.into_iter().next().unwrap_or_default();
-        let (is, note) = status(run, &progress, &self.around(record, flow));
+        let (is, note) = status(run, &progress, &self.around(record, flow).await?);
         let answer = self.catalog.store.answer_of(run.id).await?;
         Ok(RunView {
             answer: answer.as_ref().map(answer_view).transpose()?,
@@ -294,6 +306,8 @@ impl From<FireError> for ControlError {
             FireError::Webhook { .. } => {
                 conflict("not_fired_by_hand").hint("`towpath status` shows the URL")
             }
+            FireError::Flows { .. } => conflict("not_fired_by_hand")
+                .hint("run the flow that hands messages to it"),
             FireError::NotRunning { flow, .. } => {
                 conflict("not_running").hint(format!("`towpath resume {flow}` lets it run"))
             }

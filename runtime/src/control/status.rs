@@ -101,6 +101,8 @@ impl Control {
             version: record.version,
             applied_at: record.applied_at,
             fires: fires(&flow.fires),
+            handed_by: self.handed_by(&record.name).await?,
+            hands: self.hands(&flow).await?,
             webhook_url: record
                 .webhook_key
                 .as_ref()

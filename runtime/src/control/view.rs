@@ -250,6 +250,12 @@ pub struct FlowStatus {
     pub applied_at: u64,
     /// What sets it off: `every 30s` or `webhook`.
     pub fires: String,
+    /// The flows that hand messages to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub handed_by: Vec<String>,
+    /// Its actions that hand messages to other flows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hands: Vec<HandoverView>,
     /// Where it takes requests, if it has a webhook.
     pub webhook_url: Option<String>,
     /// Until when former URLs of its webhook are good, in milliseconds since 1970.
@@ -276,6 +282,17 @@ pub struct FlowStatus {
     pub engine_up: bool,
     /// Whether the broker answers.
     pub broker_up: bool,
+}
+
+/// An action that hands messages to another flow.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct HandoverView {
+    /// Its id.
+    pub step: String,
+    /// The other flow.
+    pub to: String,
+    /// What that should be doing: while it does not run, what is handed over waits in its queues.
+    pub state: FlowState,
 }
 
 /// A step and how it is.
@@ -612,6 +629,9 @@ pub struct DeadView {
     /// The port by which it left the step, if it was lost on the way to the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<String>,
+    /// The flow that it entered, if that handed it over to this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entered: Option<String>,
     /// The version of the flow that it entered.
     pub version: u32,
     /// The external account.

@@ -51,6 +51,14 @@ pub(super) struct Facts {
     pub(super) ready: BTreeMap<StepKey, u64>,
 }
 
+impl Facts {
+    /// Whether a step is an action that hands messages to another flow.
+    fn hands_over(&self, flow: &str, step: &str) -> bool {
+        let wiring = self.flows.get(flow);
+        wiring.is_some_and(|wiring| wiring.handovers.contains_key(step))
+    }
+}
+
 /// How a flow's steps are joined.
 #[derive(Debug, Clone)]
 pub(super) struct Wiring {
@@ -62,6 +70,8 @@ pub(super) struct Wiring {
     pub(super) steps: Vec<(String, Vec<(String, String)>)>,
     /// Those of them that do not take everything, or not as it comes.
     pub(super) branches: BTreeSet<String>,
+    /// What it hands to other flows: by the action that does, the flow and the steps that take it.
+    pub(super) handovers: BTreeMap<String, (String, Vec<String>)>,
 }
 
 impl Wiring {
@@ -364,6 +374,14 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
         }
     }
     for letter in &facts.letters {
+        let is_open = matches!(letter.state, DeadState::Open | DeadState::Discarded);
+        if !is_open && facts.hands_over(&letter.flow, &letter.step) {
+            // What is replayed is not at the action, which handed it over.
+            for at_step in sent(&letter.flow, &letter.step, letter.at, facts) {
+                insert(came(letter.at), false, at_step);
+            }
+            continue;
+        }
         insert(letter.at, false, died(letter));
     }
     for note in &facts.notes {
@@ -404,9 +422,7 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
     if let Some(Entered { flow, to, at, .. }) = &facts.entered
         && let Some(wiring) = facts.flows.get(&**flow)
     {
-        for step in &**to {
-            let mut at_step = AtStep::new(flow, step, Place::Queued);
-            at_step.since = Some(*at);
+        for at_step in to.iter().flat_map(|step| sent(flow, step, *at, facts)) {
             insert(came(*at), false, at_step);
         }
         if to.is_empty() {
@@ -450,6 +466,28 @@ fn came(at: u64) -> u64 {
     at.saturating_sub(UNDER_WAY_MS)
 }
 
+/// Where a message is that was sent to a step: there, or, if that hands it to another flow, at the
+/// steps of that which take it.
+fn sent(flow: &str, step: &str, at: u64, facts: &Facts) -> Vec<AtStep> {
+    let queued = |flow: &str, step: &str, reason| {
+        let mut at_step = AtStep::new(flow, step, Place::Queued);
+        at_step.since = Some(at);
+        at_step.reason = reason;
+        at_step
+    };
+    let wiring = facts.flows.get(flow);
+    match wiring.and_then(|wiring| wiring.handovers.get(step)) {
+        Some((other, steps)) => {
+            let reason = format!("the flow `{flow}` handed it over");
+            let steps = steps.iter();
+            steps
+                .map(|step| queued(other, step, Some(reason.clone())))
+                .collect()
+        }
+        None => vec![queued(flow, step, None)],
+    }
+}
+
 /// What an event says of the message it happened to: at the step it happened in, or at the steps
 /// that it was emitted to.
 fn happened(event: &Happened, answer: &Found, facts: &Facts) -> Vec<AtStep> {
@@ -464,11 +502,7 @@ fn happened(event: &Happened, answer: &Found, facts: &Facts) -> Vec<AtStep> {
     match &event.what {
         What::Emitted {
             to: Some(branch), ..
-        } => {
-            let mut at_step = AtStep::new(&who.flow, branch, Place::Queued);
-            at_step.since = Some(event.at);
-            vec![at_step]
-        }
+        } => sent(&who.flow, branch, event.at, facts),
         What::Unmatched { port, .. } => {
             let mut at_step = here(Place::Unmatched, None);
             at_step.reason = Some(format!(

@@ -105,6 +105,7 @@ impl Control {
     /// How the steps of all flows are joined, and what each should be doing.
     async fn wirings(&self) -> Result<BTreeMap<String, Wiring>, ControlError> {
         let mut wirings = BTreeMap::new();
+        let entries = self.catalog.entries().await?;
         for record in self.catalog.store.flows().await? {
             let flow = self.catalog.flow(&record)?;
             let wiring = Wiring {
@@ -121,6 +122,14 @@ impl Control {
                     .steps
                     .iter()
                     .map(|step| (step.id.clone(), step.after.clone()))
+                    .collect(),
+                handovers: flow
+                    .handovers
+                    .iter()
+                    .map(|it| {
+                        let entry = entries.get(&it.to).cloned().unwrap_or_default();
+                        (it.id.clone(), (it.to.clone(), entry))
+                    })
                     .collect(),
                 branches: LiveFlow::new(&flow, record.version, record.applied_at, record.state)
                     .branches

@@ -78,25 +78,34 @@ impl Branches {
         };
         let mut ways = Vec::new();
         let mut conditional = Vec::new();
-        let first = flow.steps.iter().filter(|(_, after)| {
+        let follows = |after: &[(String, String)]| {
             let mut after = after.iter();
             after.any(|(step, port)| step == trigger && port == DEFAULT_PORT)
-        });
+        };
+        let to = |step: &String, key: String| Way {
+            steps: vec![step.clone()],
+            route: route(names.flow(&flow.name), key, BATCH_TYPE),
+            line: line.to_owned(),
+        };
         let mut all = Vec::new();
-        for (step, _) in first {
-            let to = |line: String| Way {
-                steps: vec![step.clone()],
-                route: route(
-                    names.flow(&flow.name),
-                    flow.key_to(trigger, DEFAULT_PORT, step),
-                    BATCH_TYPE,
-                ),
-                line,
-            };
+        for (step, _) in flow.steps.iter().filter(|(_, after)| follows(after)) {
             match flow.branches.get(step).map(|branch| &branch.when) {
-                Some(Some(when)) => conditional.push((when.clone(), to(String::new()))),
-                Some(None) => ways.push(to(line.to_owned())),
                 None => all.push(step.clone()),
+                Some(when) => {
+                    let way = to(step, flow.key_to(trigger, DEFAULT_PORT, step));
+                    match when {
+                        Some(when) => conditional.push((when.clone(), way)),
+                        None => ways.push(way),
+                    }
+                }
+            }
+        }
+        for handover in flow.handovers.iter().filter(|it| follows(&it.after)) {
+            let key = handover.key_after(trigger, DEFAULT_PORT);
+            let way = to(&handover.step, key);
+            match &handover.when {
+                Some(when) => conditional.push((when.clone(), way)),
+                None => ways.push(way),
             }
         }
         if !all.is_empty() {
@@ -117,10 +126,7 @@ impl Branches {
         let verdict = self.verdict(conditions, line).await?;
         for (way, holds) in branches.into_iter().zip(verdict) {
             match holds {
-                Holds::Yes => ways.push(Way {
-                    line: line.to_owned(),
-                    ..way
-                }),
+                Holds::Yes => ways.push(way),
                 Holds::No => {}
                 Holds::Failed(why) => ways.push(Way {
                     route: route(names.dead(), String::new(), DEAD_TYPE),

@@ -52,6 +52,7 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
         },
         steps,
         branches: BTreeMap::new(),
+        handovers: Vec::new(),
     }
 }
 

@@ -23,7 +23,7 @@ use towpath_protocol::office::{
 };
 use towpath_protocol::start::Identity;
 
-use crate::broker::topology::Names;
+use crate::broker::topology::{Handover, Names};
 use crate::broker::{Broker, Delivery, Publication};
 use crate::engine::chain;
 use crate::ingress::Waiters;
@@ -362,6 +362,17 @@ impl Office {
         for mut record in records {
             if record.cause == DeadCause::Unroutable && record.port.is_none() {
                 let (flow, step) = (&record.flow, &record.step);
+                if let Some(handover) = self.handover(flow, step) {
+                    if self.hand_over(&record, &handover).await {
+                        continue;
+                    }
+                    record.reason = format!(
+                        "`{step}` hands messages to the flow `{}`, and none of its steps takes them",
+                        handover.to
+                    );
+                    letters.push(record);
+                    continue;
+                }
                 let former = || self.store.former_step(flow, step).boxed();
                 if let Some(former) = until_stored(former).await {
                     if let Some(successor) = &former.successor
@@ -397,11 +408,41 @@ impl Office {
         depths.is_ok_and(|depths| depths.contains_key(&queue))
     }
 
+    /// What an action of a flow hands to another, if it is one that does.
+    fn handover(&self, flow: &str, step: &str) -> Option<Handover> {
+        let flows = self.flows.borrow();
+        flows.get(flow)?.handover(step).cloned()
+    }
+
+    /// Sends a message that missed the other flow to its steps as they are now: it was sent by the way
+    /// of an earlier version. Says whether it did.
+    async fn hand_over(&self, record: &DeadLetterRecord, handover: &Handover) -> bool {
+        for step in &handover.entry {
+            if !self.has_queue(&handover.to, step).await {
+                return false;
+            }
+        }
+        let Some(key) = handover
+            .keys()
+            .next()
+            .filter(|_| !handover.entry.is_empty())
+        else {
+            return false;
+        };
+        self.send_on(record, self.names.flow(&record.flow), key)
+            .await
+    }
+
     /// Sends a message that missed its queue to a step. Says whether it did.
     async fn pass_on(&self, record: &DeadLetterRecord, to: &str) -> bool {
+        let key = Names::step_key(&record.flow, to);
+        self.send_on(record, self.names.steps(), key).await
+    }
+
+    async fn send_on(&self, record: &DeadLetterRecord, exchange: String, key: String) -> bool {
         let publication = Publication {
-            exchange: self.names.steps(),
-            key: Names::step_key(&record.flow, to),
+            exchange,
+            key,
             kind: BATCH_TYPE,
             body: record.message.get().to_owned().into(),
             count: 1,
@@ -410,7 +451,7 @@ impl Office {
             Ok(()) => true,
             Err(error) => {
                 // It is kept as a dead letter, and can be replayed.
-                tracing::warn!(flow = record.flow, step = record.step, to, error = %chain(&error), "a message that missed its queue cannot be passed on");
+                tracing::warn!(flow = record.flow, step = record.step, error = %chain(&error), "a message that missed its queue cannot be passed on");
                 false
             }
         }

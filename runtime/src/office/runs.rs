@@ -15,6 +15,7 @@ use futures_util::FutureExt as _;
 use serde_json::json;
 use serde_json::value::to_raw_value;
 use tokio::sync::mpsc;
+use towpath_flow::Fires;
 use towpath_protocol::answer::Answer;
 use towpath_protocol::message::{BATCH_TYPE, Lineage, Message};
 use towpath_protocol::{MessageId, runs};
@@ -151,7 +152,7 @@ impl Office {
             else {
                 continue;
             };
-            if flow.track && !flow.trigger.fires.by_ticks() {
+            if flow.track && flow.trigger.fires == Fires::Webhook {
                 let takers = flow.entry_steps();
                 let runs = WebhookRuns {
                     version: flow.version,

@@ -1,5 +1,6 @@
 //! The office on a simulated broker with faults.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use super::*;
 use crate::broker::Publication;
 use crate::broker::simulated::{Faults, Simulated};
 use crate::broker::topology::{FlowTopology, Topology};
+use crate::live::LiveFlow;
 use crate::store::dead_letters::DeadQuery;
 use crate::store::flows::NewVersion;
 use crate::store::records::RunRecord;
@@ -559,4 +561,75 @@ async fn an_answer_that_cannot_be_sent_says_so() {
         assert!(kept.contains(why), "{kept}");
         world.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_handed_over_by_a_former_way_goes_to_the_steps_there_are() {
+    let mut world = world(Faults::default()).await;
+    world.shutdown.cancel();
+    let handover = |to: &str, entry: &[&str]| Handover {
+        step: "over".into(),
+        after: vec![("poll".into(), "out".into())],
+        when: None,
+        to: to.into(),
+        entry: entry.iter().map(|step| (*step).to_owned()).collect(),
+    };
+    let text =
+        "flow: orders\ntrigger: {id: poll, image: a, every: 1s}\nactions: [{id: crm, image: a}]";
+    let source = towpath_flow::Source::new("f", text);
+    let flow = towpath_flow::check(&source, &towpath_flow::Facts::default())
+        .unwrap()
+        .flow;
+    let mut flow = LiveFlow::new(&flow, 1, 0, crate::reconcile::FlowState::Running);
+    let way = |handover: &Handover| Publication {
+        exchange: "t.flow.orders".into(),
+        key: handover.key_after("poll", "out"),
+        kind: BATCH_TYPE,
+        body: message(1).into(),
+        count: 1,
+    };
+    // The flow `takes` begins with other steps now, and `gone` with none.
+    flow.handovers = vec![handover("takes", &["bill", "mail"])];
+    let takes = FlowTopology {
+        flow: "takes".into(),
+        steps: vec![("bill".into(), vec![]), ("mail".into(), vec![])],
+        entry: vec!["bill".into(), "mail".into()],
+        ..FlowTopology::default()
+    };
+    let topology = Topology {
+        names: Names::new("t"),
+        flows: vec![flow.topology(), takes],
+    };
+    world.broker.declare(&topology, &[]).await.unwrap();
+    let flows = BTreeMap::from([("orders".to_owned(), flow)]);
+    world.office.flows = tokio::sync::watch::channel(Arc::new(flows)).1;
+    world.shutdown = CancellationToken::new();
+    let office = world.office.clone();
+    world.tasks.spawn(office.run(world.shutdown.clone()));
+    world.publish(way(&handover("takes", &["bill"]))).await;
+    world
+        .eventually("handed over", async |world| {
+            let has = |step: &str| world.broker.ready(&format!("t.flow.takes.{step}")).len() == 1;
+            has("bill") && has("mail")
+        })
+        .await;
+    assert!(world.dead().await.is_empty());
+
+    world
+        .broker
+        .delete_queue("t.flow.takes.mail", true)
+        .await
+        .unwrap();
+    world.publish(way(&handover("takes", &["bill"]))).await;
+    world
+        .eventually("kept", async |world| world.dead().await.len() == 1)
+        .await;
+    let letter = world.dead().await.remove(0);
+    assert_eq!((&*letter.flow, &*letter.step), ("orders", "over"));
+    assert!(
+        letter.reason.contains("the flow `takes`"),
+        "{}",
+        letter.reason
+    );
+    world.stop().await;
 }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use towpath_flow::model::{Flow, Step};
+use towpath_flow::model::{Fires, Flow, Step};
 
 use super::FlowState;
 
@@ -59,13 +59,23 @@ pub fn intent(flow: &Flow, state: FlowState, held: &Held, step: &Step) -> Intent
             format!("`{draining}`, which comes after it, drains"),
         );
     }
-    // A tick that waits would bring in something new; a request that waits was taken already.
-    if state == FlowState::Draining && step.is_trigger && flow.fires.by_ticks() {
+    // What waits for it would bring in something new; a request that waits was taken already.
+    if state == FlowState::Draining && is_intake(flow, step) {
         return Intent::new(FlowState::Paused, "the flow drains");
     }
     Intent {
         state: FlowState::Running,
         because: None,
+    }
+}
+
+/// Whether what waits for a step has not entered the flow yet: ticks, and what other flows hand over.
+/// A step that takes messages of this flow as well takes in both, because it cannot tell them apart.
+pub fn is_intake(flow: &Flow, step: &Step) -> bool {
+    let is_first = || step.after.iter().all(|(from, _)| *from == flow.trigger_id);
+    match flow.fires {
+        Fires::Flows => is_first(),
+        _ => step.is_trigger && flow.fires.by_ticks(),
     }
 }
 
@@ -187,5 +197,32 @@ mod tests {
         }
         let before: Vec<_> = steps_before(&flow, "crm").map(|it| &*it.id).collect();
         assert_eq!(before, ["shape"]);
+    }
+
+    #[test]
+    fn a_flow_that_takes_what_others_hand_over_drains_from_its_first_steps() {
+        let flow = testing::flow(
+            "
+flow: takes
+trigger: { id: orders, from: flows }
+actions:
+  - { id: bill, image: 'a:1' }
+  - { id: mail, image: 'a:1' }
+  - { id: both, after: [orders, mail], image: 'a:1' }
+",
+        );
+        let state = |id: &str, state| {
+            let step = flow.steps.iter().find(|it| it.id == id).expect("a step");
+            intent(&flow, state, &Held::new(), step).state
+        };
+        for (step, expect) in [
+            ("bill", FlowState::Paused),
+            ("mail", FlowState::Running),
+            // It cannot tell what was handed over from what `mail` emitted.
+            ("both", FlowState::Running),
+        ] {
+            assert_eq!(state(step, FlowState::Draining), expect, "{step}");
+            assert_eq!(state(step, FlowState::Running), FlowState::Running);
+        }
     }
 }

@@ -28,7 +28,7 @@ use towpath_protocol::start::{Branch, Identity, Output, Routes, Settings, Start}
 
 use super::intent::{Held, intent};
 use super::{DesiredFlow, DesiredStep, FlowState};
-use crate::broker::topology::{Names, branch_tag};
+use crate::broker::topology::{Entries, Handover, Names, branch_tag};
 use crate::engine::{Folder, Image, ReplicaSpec};
 
 /// How many messages are in the hands of a replica when neither flow nor manifest says.
@@ -40,6 +40,10 @@ pub const BATCH_MAX: u32 = 1024;
 
 /// The most answers in a batch: somebody waits for each.
 const ANSWERS_MAX: u32 = 16;
+
+/// The most messages in a batch that is handed to another flow, whose steps are not looked at here:
+/// few enough that its replicas share the work.
+const HANDOVER_BATCH_MAX: u32 = 32;
 
 /// How often a step may say "later" of one message. With the usual waits this is days.
 pub const REBOUNDS_MAX: u32 = 1_000;
@@ -142,6 +146,7 @@ pub fn desired_flow(
     version: u32,
     state: FlowState,
     facts: &BTreeMap<String, StepFacts>,
+    entries: &Entries,
 ) -> DesiredFlow {
     let held: Held = facts
         .iter()
@@ -155,7 +160,7 @@ pub fn desired_flow(
             DesiredStep {
                 state: intent.state,
                 because: intent.because,
-                ..desired_step(ground, &flow, step, facts)
+                ..desired_step(ground, &flow, step, facts, entries)
             }
         })
         .collect();
@@ -172,6 +177,7 @@ fn desired_step(
     flow: &Flow,
     step: &Step,
     facts: &BTreeMap<String, StepFacts>,
+    entries: &Entries,
 ) -> DesiredStep {
     let known = facts.get(&step.id);
     let exclusive = kind(flow, step) == Kind::Poll;
@@ -182,7 +188,7 @@ fn desired_step(
     };
     let drain = drain(step.timeout);
     let made = match known {
-        Some(known) => blueprint(ground, flow, step, known, facts),
+        Some(known) => blueprint(ground, flow, step, known, facts, entries),
         None => Err("nothing is known of it yet".to_owned()),
     };
     let blueprint = made.as_ref().ok().cloned().map(Arc::new);
@@ -211,6 +217,7 @@ fn blueprint(
     step: &Step,
     known: &StepFacts,
     facts: &BTreeMap<String, StepFacts>,
+    entries: &Entries,
 ) -> Result<Blueprint, String> {
     let image = known.image.clone()?;
     let filled = known.filled.clone()?;
@@ -242,7 +249,7 @@ fn blueprint(
             spec: String::new(),
         },
         kind,
-        routes: routes(&ground.names, flow, step, facts),
+        routes: routes(&ground.names, flow, step, facts, entries),
         config,
         env: filled.env,
         redact: filled.secrets.into_iter().collect(),
@@ -255,6 +262,7 @@ fn blueprint(
             once: step.once,
             stream: step.is_trigger && flow.fires == Fires::Stream,
             track: flow.track,
+            from_flows: flow.fires == Fires::Flows,
             body_bytes_max: ground.body_bytes_max,
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,
@@ -340,7 +348,8 @@ fn hash(key: &[u8; 32], made_from: &MadeFrom<'_>) -> Result<String, String> {
 fn kind(flow: &Flow, step: &Step) -> Kind {
     match flow.fires {
         _ if !step.is_trigger => Kind::Action,
-        Fires::Webhook => Kind::Webhook,
+        // A trigger that takes what other flows hand over does not run.
+        Fires::Webhook | Fires::Flows => Kind::Webhook,
         Fires::Every(_) | Fires::Cron(_) | Fires::Stream => Kind::Poll,
     }
 }
@@ -372,7 +381,20 @@ fn delivery_of_rate(rate: Rate, batch: Option<Batch>) -> u32 {
     turns.max(1) * batch.map_or(1, |batch| batch.max)
 }
 
-fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, StepFacts>) -> Routes {
+fn routes(
+    names: &Names,
+    flow: &Flow,
+    step: &Step,
+    facts: &BTreeMap<String, StepFacts>,
+    entries: &Entries,
+) -> Routes {
+    let no_output = || Output {
+        exchange: None,
+        key: None,
+        batch_max: BATCH_MAX,
+        steps: Vec::new(),
+        branches: Vec::new(),
+    };
     let mut outputs = BTreeMap::new();
     for successor in &flow.steps {
         let image = facts
@@ -387,19 +409,14 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
             if *from != step.id {
                 continue;
             }
-            let output = outputs.entry(port.clone()).or_insert_with(|| Output {
-                exchange: None,
-                key: None,
-                batch_max: BATCH_MAX,
-                steps: Vec::new(),
-                branches: Vec::new(),
-            });
+            let output = outputs.entry(port.clone()).or_insert_with(no_output);
             if let Some(tag) = branch_of(successor) {
                 output.branches.push(Branch {
                     step: successor.id.clone(),
                     key: Names::branch_key(&step.id, port, &successor.id, &tag),
                     batch_max: takes,
                     when: successor.when.clone(),
+                    handed_to: Vec::new(),
                 });
             } else {
                 let others = successors(flow, &step.id, port);
@@ -407,6 +424,25 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
                 output.steps.push(successor.id.clone());
                 output.batch_max = output.batch_max.min(takes);
             }
+        }
+    }
+    for handover in &flow.handovers {
+        let handover = Handover {
+            entry: entries.get(&handover.to).cloned().unwrap_or_default(),
+            ..Handover::new(handover)
+        };
+        for ((from, port), key) in handover.after.iter().zip(handover.keys()) {
+            if *from != step.id {
+                continue;
+            }
+            let output = outputs.entry(port.clone()).or_insert_with(no_output);
+            output.branches.push(Branch {
+                step: handover.step.clone(),
+                key,
+                batch_max: HANDOVER_BATCH_MAX,
+                when: handover.when.clone(),
+                handed_to: handover.leads_to(),
+            });
         }
     }
     if flow.webhook.as_ref().is_some_and(|it| it.reply.is_some()) {

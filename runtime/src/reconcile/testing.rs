@@ -9,7 +9,7 @@ use towpath_protocol::manifest::Manifest;
 
 use super::spec::{Ground, StepFacts, desired_flow};
 use super::{Desired, FlowState};
-use crate::broker::topology::Names;
+use crate::broker::topology::{Entries, Names};
 use crate::engine::Image;
 
 /// A trigger, `shape`, `crm` twice, and `audit` beside `shape`.
@@ -99,7 +99,14 @@ pub(crate) fn desired(
     let flow = flow(FLOW);
     let mut facts = facts(&flow);
     change(&mut facts);
-    let flows = vec![desired_flow(&ground(), flow, 1, state, &facts)];
+    let flows = vec![desired_flow(
+        &ground(),
+        flow,
+        1,
+        state,
+        &facts,
+        &Entries::new(),
+    )];
     Desired {
         instance: "i".to_owned(),
         flows,
@@ -110,7 +117,14 @@ pub(crate) fn desired(
 pub(crate) fn replica(text: &str, step: &str) -> crate::engine::ReplicaSpec {
     let flow = flow(text);
     let known = facts(&flow);
-    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known);
+    let all = desired_flow(
+        &ground(),
+        flow,
+        1,
+        FlowState::Running,
+        &known,
+        &Entries::new(),
+    );
     let step = all
         .steps
         .iter()

@@ -187,7 +187,7 @@ impl Replayer {
                 Err(error) => Err(error),
             };
             match sending {
-                Ok(()) => self.sent(letter, &mut progress),
+                Ok(()) => self.sent(letter, from, &mut progress),
                 Err(error) => skip(letter, &error, &mut progress),
             }
         }
@@ -207,16 +207,16 @@ impl Replayer {
                     return progress;
                 }
                 for (letter, _) in batch {
-                    self.sent(letter, &mut progress);
+                    self.sent(letter, from, &mut progress);
                 }
             }
         }
         progress
     }
 
-    fn sent(&self, letter: &KeptLetter, progress: &mut Progress) {
+    fn sent(&self, letter: &KeptLetter, from: Option<&str>, progress: &mut Progress) {
         self.scheduler.metrics.replayed(letter);
-        progress.sent.push(letter.id);
+        progress.sent.push((letter.id, self.takers(letter, from)));
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Place<'a> {
 pub enum Route {
     /// To a step.
     Step(String),
+    /// To another flow, as an action of this one hands messages over.
+    Handover(String),
     /// On from where it was lost.
     Port {
         /// The step it left.
@@ -146,7 +148,7 @@ pub fn route(
                     .collect()
             };
             if can.iter().any(|step| step == from) {
-                Ok(Route::Step(from.to_owned()))
+                Ok(to_step(flow, from))
             } else {
                 Err(NoRoute::NotBefore {
                     flow: place.flow.to_owned(),
@@ -170,8 +172,15 @@ pub fn route(
                 step: place.step.to_owned(),
                 port: port.to_owned(),
             },
-            None => Route::Step(place.step.to_owned()),
+            None => to_step(flow, place.step),
         }),
+    }
+}
+
+fn to_step(flow: &LiveFlow, step: &str) -> Route {
+    match flow.handover(step) {
+        Some(_) => Route::Handover(step.to_owned()),
+        None => Route::Step(step.to_owned()),
     }
 }
 
@@ -192,11 +201,11 @@ fn takers(flow: &LiveFlow) -> Vec<String> {
     let is_taker = |step: &&(String, Vec<(String, String)>)| {
         !flow.trigger.fires.by_ticks() || step.0 != flow.trigger.step
     };
-    flow.steps
-        .iter()
-        .filter(is_taker)
-        .map(|(step, _)| step.clone())
-        .collect()
+    let steps = flow.steps.iter().filter(is_taker);
+    let steps = steps.map(|(step, _)| step.clone());
+    // What is handed to another flow can be sent there again.
+    let handovers = flow.handovers.iter();
+    steps.chain(handovers.map(|it| it.step.clone())).collect()
 }
 
 /// The steps that would have had it next, if they are still there.
@@ -205,10 +214,11 @@ fn failed<'a>(flow: &'a LiveFlow, place: Place<'_>) -> Vec<&'a str> {
         Some(port) => after.iter().any(|it| it.0 == place.step && it.1 == port),
         None => step == place.step,
     };
-    flow.steps
-        .iter()
-        .filter(|(step, after)| is_it(step, after))
+    let steps = flow.steps.iter().filter(|(step, after)| is_it(step, after));
+    let handover = flow.handover(place.step).filter(|_| place.port.is_none());
+    steps
         .map(|(step, _)| step.as_str())
+        .chain(handover.map(|it| it.step.as_str()))
         .collect()
 }
 
@@ -221,11 +231,9 @@ fn before<'a>(flow: &'a LiveFlow, steps: &[&'a str]) -> BTreeSet<&'a str> {
             continue;
         }
         let after = flow.steps.iter().find(|it| it.0 == step);
-        open.extend(
-            after
-                .iter()
-                .flat_map(|it| it.1.iter().map(|it| it.0.as_str())),
-        );
+        let after = after.map(|it| &it.1);
+        let after = after.or_else(|| flow.handover(step).map(|it| &it.after));
+        open.extend(after.into_iter().flatten().map(|it| it.0.as_str()));
     }
     found
 }
@@ -238,6 +246,7 @@ mod tests {
     use towpath_flow::{Fires, Missed, Overlap};
 
     use super::*;
+    use crate::broker::topology::Handover;
     use crate::live::LiveTrigger;
     use crate::reconcile::FlowState;
 
@@ -265,6 +274,7 @@ mod tests {
                 ("audit".into(), after("shape")),
             ],
             branches: BTreeMap::new(),
+            handovers: Vec::new(),
         }
     }
 
@@ -282,6 +292,7 @@ mod tests {
         let said = match route(Some(&flow), place, from) {
             Ok(Route::Step(step)) => step,
             Ok(Route::Port { step, port }) => format!("{step}.{port}"),
+            Ok(Route::Handover(step)) => format!("{step} hands over"),
             Ok(Route::Tick) => "tick".into(),
             Err(no) => format!("{no}; {}", no.hint()),
         };
@@ -348,5 +359,23 @@ mod tests {
             Some("poll"),
             "there is no step `poll` in the flow `orders` that could take it; `--from` sends it to a step there is: `shape`, `crm`, `audit`; or apply a flow that has this one",
         );
+    }
+
+    #[test]
+    fn what_could_not_be_handed_over_is_handed_over_again() {
+        let mut flow = flow(None);
+        flow.handovers.push(Handover {
+            step: "over".into(),
+            after: vec![("shape".into(), "out".into())],
+            when: Some(".total".into()),
+            to: "invoices".into(),
+            entry: vec!["bill".into()],
+        });
+        let go = |from| route(Some(&flow), at("over", None), from);
+        assert_eq!(go(None), Ok(Route::Handover("over".into())));
+        assert_eq!(go(Some("over")), Ok(Route::Handover("over".into())));
+        assert_eq!(go(Some("shape")), Ok(Route::Step("shape".into())));
+        let beside = go(Some("audit")).unwrap_err();
+        assert_eq!(beside.hint(), "it can go to `hook`, `shape`, `over`");
     }
 }

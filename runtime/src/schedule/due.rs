@@ -57,7 +57,7 @@ pub enum Decision {
         /// When it is due next; before now if it is as soon as the run has ended.
         then: Option<u64>,
     },
-    /// It does not fire by itself: it is a webhook, or the flow is paused or stopped.
+    /// It does not fire by itself: it is a webhook or takes what other flows hand over, or the flow is paused or stopped.
     Off,
 }
 
@@ -73,7 +73,7 @@ pub fn due(flow: &LiveFlow, runs: &[RunRecord], now: u64) -> Decision {
         return Decision::Off;
     }
     match &flow.trigger.fires {
-        Fires::Webhook => Decision::Off,
+        Fires::Webhook | Fires::Flows => Decision::Off,
         Fires::Stream => stream(runs, now),
         Fires::Every(every) => {
             let every = u64::try_from(every.as_millis()).unwrap_or(u64::MAX).max(1);

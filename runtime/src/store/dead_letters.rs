@@ -201,9 +201,9 @@ impl Store {
         Ok(self.change_dead_letters(vec![id], from, to).await? == 1)
     }
 
-    /// Says that a dead letter that somebody took was sent: to its step, or to an earlier one.
-    /// Returns whether it was taken.
-    pub async fn dead_letter_sent(&self, id: u64, to: Option<String>) -> Result<bool, StoreError> {
+    /// Says that a dead letter that somebody took was sent: to its step, or to others. Returns whether
+    /// it was taken.
+    pub async fn dead_letter_sent(&self, id: u64, to: Vec<String>) -> Result<bool, StoreError> {
         self.with("note that a dead letter was sent", move |database| {
             let transaction = database.transaction()?;
             let now = now_ms();
@@ -215,7 +215,7 @@ impl Store {
             if changed == 1
                 && let Some(letter) = one(&transaction, id)?
             {
-                tracking::replayed(&transaction, &letter, to.as_deref(), now)?;
+                tracking::replayed(&transaction, &letter, &to, now)?;
             }
             transaction.commit()?;
             Ok(changed == 1)

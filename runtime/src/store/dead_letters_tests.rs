@@ -292,7 +292,7 @@ async fn a_job_goes_on_where_it_was() {
     // The later a number, the earlier it entered its flow.
     assert_eq!(next.iter().map(|it| it.id).collect::<Vec<_>>(), [5, 4]);
     let progress = Progress {
-        sent: vec![5],
+        sent: vec![(5, Vec::new())],
         skipped: vec![4],
         reason: Some("it cannot be read".into()),
         waits: None,
@@ -314,7 +314,7 @@ async fn what_a_job_does_not_send_is_open_again() {
     let job = store.begin_job(new_job(), vec![1, 2, 3]).await.unwrap();
     let job = job.unwrap().id;
     let progress = Progress {
-        sent: vec![3],
+        sent: vec![(3, Vec::new())],
         ..Progress::default()
     };
     store.job_progress(job, progress).await.unwrap();

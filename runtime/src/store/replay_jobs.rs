@@ -77,8 +77,8 @@ impl JobState {
 /// What a job did with some of its letters.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
-    /// These were sent.
-    pub sent: Vec<u64>,
+    /// These were sent, each with the steps that have it now, if not the one it died at.
+    pub sent: Vec<(u64, Vec<String>)>,
     /// These cannot be sent, and are open again.
     pub skipped: Vec<u64>,
     /// Why the last of them cannot.
@@ -185,18 +185,13 @@ impl Store {
                     "UPDATE dead_letters SET state = ?3, job = ?4, changed_at = ?5
                      WHERE id = ?1 AND job = ?2 AND state = 'replaying'",
                 )?;
-                let to: Option<String> = transaction
-                    .prepare_cached("SELECT from_step FROM replay_jobs WHERE id = ?1")?
-                    .query_row([job], |row| row.get(0))
-                    .optional()?
-                    .flatten();
-                for id in &progress.sent {
+                for (id, to) in &progress.sent {
                     let sent = mark.execute(params![id, job, "replayed", job, now])? as u64;
                     counts[0] += sent;
                     if sent == 1
                         && let Some(letter) = one(&transaction, *id)?
                     {
-                        tracking::replayed(&transaction, &letter, to.as_deref(), now)?;
+                        tracking::replayed(&transaction, &letter, to, now)?;
                     }
                 }
                 for id in &progress.skipped {

@@ -3,7 +3,9 @@
 //! For every run that is tracked there is a set of (step, message). What is known of each is a
 //! **rank**, and the largest wins: open, then done, then dead, and all of these again for each time
 //! the message was replayed. So it does not matter in which order and how often something is said.
-//! The sums of a step are kept beside its messages, in the same transaction.
+//! The sums of a step are kept beside its messages, in the same transaction. A step of another flow,
+//! which messages of the run were handed to, is called `<flow>/<step>`; a request to a webhook is a
+//! run up to there, because it begins with the first report of its own flow, which may come later.
 //!
 //! A run is **finished** when its tick has ended and no message of it is open. Until a while later
 //! its messages are kept, so that what is said twice is recognised; then only the dead ones are,
@@ -17,6 +19,7 @@
 //! - `a_replay_opens_its_run_again`.
 //! - `a_run_that_is_too_large_is_given_up_and_says_so`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -159,12 +162,17 @@ impl Store {
         now: u64,
     ) -> Result<(), StoreError> {
         let Some(run) = letter.run else { return Ok(()) };
-        let (id, from, to) = (letter.message_id, letter.step.clone(), to.to_owned());
+        let (id, flow) = (letter.message_id, letter.flow.clone());
+        let (from, to) = (letter.step.clone(), to.to_owned());
         let replays = letter.replays;
         self.with("note that a message moved", move |database| {
             let transaction = database.transaction()?;
             let mut book = Book::new(&transaction, now);
-            if from != to && book.counts(run, true)? {
+            if from != to
+                && book.counts(run, true)?
+                && let Some(to) = book.step_of(run, &flow, &to)?
+                && let Some(from) = book.step_of(run, &flow, &from)?
+            {
                 book.raise(run, &to, id, rank(replays, OPEN))?;
                 book.raise(run, &from, id, rank(replays, DONE))?;
             }
@@ -378,11 +386,11 @@ pub(super) fn died(
     Ok(())
 }
 
-/// Says that a dead letter was sent again: to its step, or to an earlier one.
+/// Says that a dead letter was sent again: to its step, or to others.
 pub(super) fn replayed(
     transaction: &Transaction<'_>,
     letter: &DeadLetterRecord,
-    to: Option<&str>,
+    to: &[String],
     now: u64,
 ) -> rusqlite::Result<()> {
     let Some(run) = letter.run else { return Ok(()) };
@@ -398,21 +406,25 @@ pub(super) fn replayed(
         let died_at = if letter.port.is_some() {
             book.steps_with(run, id)?
         } else {
-            vec![letter.step.clone()]
+            let step = book.step_of(run, &letter.flow, &letter.step)?;
+            step.map(Cow::into_owned).into_iter().collect()
         };
-        match to.filter(|to| !died_at.iter().any(|step| step == to)) {
-            Some(to) => {
-                book.raise(run, to, id, open)?;
-                // There it is nobody's any more.
-                for step in died_at {
-                    book.raise(run, &step, id, open + DONE)?;
-                }
-            }
-            None => {
-                for step in died_at {
-                    book.raise(run, &step, id, open)?;
-                }
-            }
+        let mut elsewhere = Vec::new();
+        for step in to {
+            elsewhere.extend(book.step_of(run, &letter.flow, step)?);
+        }
+        elsewhere.retain(|step| !died_at.iter().any(|it| it == step));
+        for step in &elsewhere {
+            book.raise(run, step, id, open)?;
+        }
+        for step in died_at {
+            // If it goes elsewhere, it is nobody's any more there.
+            let rank = if elsewhere.is_empty() {
+                open
+            } else {
+                open + DONE
+            };
+            book.raise(run, &step, id, rank)?;
         }
     }
     book.close()?;
@@ -477,8 +489,11 @@ struct Book<'a> {
     former: HashMap<(String, String), Vec<String>>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Run {
+    flow: Arc<str>,
+    /// It began with a request to a webhook.
+    is_request: bool,
     is_forgotten: bool,
     is_finished: bool,
     /// Something of it is open again.
@@ -523,7 +538,9 @@ impl<'a> Book<'a> {
             } => {
                 if self.counts(run, of_replayed)? {
                     for step in head.ways.get(usize::from(way)).into_iter().flatten() {
-                        self.raise(run, step, id, rank(0, OPEN))?;
+                        if let Some(step) = self.step_of(run, &head.identity.flow, step)? {
+                            self.raise(run, &step, id, rank(0, OPEN))?;
+                        }
                     }
                 }
             }
@@ -556,18 +573,20 @@ impl<'a> Book<'a> {
 
     fn run(&mut self, run: MessageId) -> rusqlite::Result<Option<Run>> {
         if let Some(known) = self.runs.get(&run) {
-            return Ok(*known);
+            return Ok(known.clone());
         }
         let known = self
             .transaction
             .prepare_cached(
-                "SELECT forgotten > 0, finished_at IS NOT NULL FROM runs
+                "SELECT forgotten > 0, finished_at IS NOT NULL, flow, why = 'webhook' FROM runs
                  WHERE id = ?1 AND tracked = 1",
             )?
             .query_row([run.to_string()], |row| {
                 Ok(Run {
                     is_forgotten: row.get(0)?,
                     is_finished: row.get(1)?,
+                    flow: row.get::<_, String>(2)?.into(),
+                    is_request: row.get(3)?,
                     is_reopened: false,
                     messages: 0,
                 })
@@ -582,8 +601,28 @@ impl<'a> Book<'a> {
             }
             None => None,
         };
-        self.runs.insert(run, known);
+        self.runs.insert(run, known.clone());
         Ok(known)
+    }
+
+    /// What a run calls a step of a flow; none if the run ends before it.
+    fn step_of<'s>(
+        &mut self,
+        run: MessageId,
+        flow: &'s str,
+        step: &'s str,
+    ) -> rusqlite::Result<Option<Cow<'s, str>>> {
+        let Some(run) = self.run(run)? else {
+            return Ok(None);
+        };
+        let (flow, step) = step.split_once('/').unwrap_or((flow, step));
+        Ok(if *flow == *run.flow {
+            Some(Cow::Borrowed(step))
+        } else if run.is_request {
+            None
+        } else {
+            Some(Cow::Owned(format!("{flow}/{step}")))
+        })
     }
 
     fn load(&self, run: MessageId) -> rusqlite::Result<BTreeMap<String, Sums>> {
@@ -664,7 +703,10 @@ impl<'a> Book<'a> {
         id: MessageId,
         rank: u32,
     ) -> rusqlite::Result<()> {
-        if !self.raise(run, step, id, rank)? {
+        let Some(name) = self.step_of(run, flow, step)? else {
+            return Ok(());
+        };
+        if !self.raise(run, &name, id, rank)? {
             return Ok(());
         }
         let key = (flow.to_owned(), step.to_owned());
@@ -676,11 +718,14 @@ impl<'a> Book<'a> {
                 .collect::<rusqlite::Result<Vec<String>>>()?;
             self.former.insert(key.clone(), steps);
         }
-        if self.former[&key].is_empty() {
+        let former = self.former[&key].clone();
+        if former.is_empty() {
             return Ok(());
         }
-        for other in self.steps_with(run, id)? {
-            if self.former[&key].contains(&other) {
+        let at = self.steps_with(run, id)?;
+        for other in &former {
+            let other = self.step_of(run, flow, other)?;
+            if let Some(other) = other.filter(|other| at.iter().any(|it| it == other)) {
                 self.raise(run, &other, id, rank - rank % RANKS + DONE)?;
             }
         }

@@ -153,7 +153,7 @@ async fn die(store: &Store, letter: DeadLetterRecord) -> u64 {
 async fn replay(store: &Store, letter: u64, to: Option<&str>) {
     let (from, taken) = (DeadState::Open, DeadState::Replaying);
     assert!(store.change_dead_letter(letter, from, taken).await.unwrap());
-    let to = to.map(ToOwned::to_owned);
+    let to = to.map(ToOwned::to_owned).into_iter().collect();
     assert!(store.dead_letter_sent(letter, to).await.unwrap());
 }
 
@@ -538,4 +538,82 @@ async fn what_an_abandoned_run_left_is_counted_to_its_end() {
     assert!(!is_finished(&store).await);
     note(&store, vec![report("crm", &[], &[done(11)])]).await;
     assert!(is_finished(&store).await);
+}
+
+/// A report of a step of another flow, that leads nowhere.
+fn elsewhere(step: &str, entries: &[Entry]) -> Report {
+    let (mut head, entries) = report(step, &[], entries);
+    head.identity.flow = "invoices".into();
+    (head, entries)
+}
+
+#[tokio::test]
+async fn a_run_goes_on_in_the_flow_that_its_messages_are_handed_to() {
+    let store = begun().await;
+    // Both flows have a step `log`, and the message has the same id in both.
+    let poll = report(
+        "poll",
+        &["log", "invoices/log"],
+        &[emitted(11), emitted(12), done(RUN)],
+    );
+    note(&store, vec![poll]).await;
+    end(&store).await;
+    note(&store, vec![report("log", &[], &[done(11), done(12)])]).await;
+    assert_eq!(sums(&store, "log").await, (0, 2, 0));
+    assert_eq!(sums(&store, "invoices/log").await, (2, 0, 0));
+    assert!(!is_finished(&store).await, "it is not done there");
+    note(&store, vec![elsewhere("log", &[done(11)])]).await;
+    let died = DeadLetterRecord {
+        flow: "invoices".into(),
+        ..letter(12, "log", 0)
+    };
+    let number = die(&store, died).await;
+    assert_eq!(sums(&store, "invoices/log").await, (0, 1, 1));
+    assert!(is_finished(&store).await);
+    replay(&store, number, None).await;
+    assert_eq!(sums(&store, "invoices/log").await, (1, 1, 0));
+    let again = Entry::Done {
+        id: id(12),
+        replays: 1,
+    };
+    note(&store, vec![elsewhere("log", &[again])]).await;
+    assert_eq!(sums(&store, "invoices/log").await, (0, 2, 0));
+    assert!(is_finished(&store).await);
+}
+
+#[tokio::test]
+async fn what_could_not_be_handed_over_is_open_there_when_it_is_replayed() {
+    let store = begun().await;
+    let poll = report("poll", &["over"], &[emitted(11), done(RUN)]);
+    note(&store, vec![poll]).await;
+    end(&store).await;
+    let number = die(&store, letter(11, "over", 0)).await;
+    assert_eq!(sums(&store, "over").await, (0, 0, 1));
+    assert!(is_finished(&store).await);
+    replay(&store, number, Some("invoices/log")).await;
+    assert_eq!(sums(&store, "over").await, (0, 1, 0));
+    assert_eq!(sums(&store, "invoices/log").await, (1, 0, 0));
+    assert!(!is_finished(&store).await);
+}
+
+#[tokio::test]
+async fn a_request_to_a_webhook_is_a_run_up_to_where_it_is_handed_over() {
+    let store = store().await;
+    let runs = WebhookRuns {
+        version: 1,
+        trigger: "hook".into(),
+        takers: vec!["shape".into()],
+    };
+    let webhooks = Arc::new(BTreeMap::from([("orders".to_owned(), runs)]));
+    let say = async |report: Report| {
+        let noted = store.note_runs(Arc::new(vec![report]), Arc::clone(&webhooks), 100);
+        noted.await.unwrap().finished
+    };
+    // What the other flow says first begins no run, and what it says later is no part of one.
+    assert_eq!(say(elsewhere("log", &[done(11)])).await, []);
+    let shape = report("shape", &["invoices/log"], &[emitted(11), done(RUN)]);
+    assert_eq!(say(shape).await, [id(RUN)]);
+    assert_eq!(say(elsewhere("log", &[done(11)])).await, []);
+    let steps = known(&store).await.steps;
+    assert_eq!(steps.len(), 1, "{steps:?}");
 }

@@ -114,6 +114,13 @@ pub struct Lineage {
     pub run: MessageId,
     /// The version of the flow that it entered.
     pub version: u32,
+    /// The flow that it entered, if that hands messages to others: there it is the only one that
+    /// does not follow from where the message is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<String>,
+    /// What comes of the run is reported by the flows that it is handed to, as by its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tracked: bool,
     /// When it entered, in milliseconds since 1970.
     pub at: u64,
     /// The external account it is about.

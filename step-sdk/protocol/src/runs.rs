@@ -41,7 +41,7 @@ pub struct Head {
     /// Who.
     pub identity: Identity,
     /// The steps that take what goes each way: those of each port that take everything, then those
-    /// of each branch.
+    /// of each branch. A step of another flow is called `<flow>/<step>`.
     pub ways: Vec<Vec<String>>,
 }
 

@@ -118,6 +118,10 @@ pub struct Branch {
     /// A jq condition on the body: what it does not hold for does not go there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
+    /// The steps of another flow that it leads to, as `<flow>/<step>`, if the step hands messages to
+    /// that flow; empty if it is a step itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub handed_to: Vec<String>,
 }
 
 /// The finest delay, in milliseconds. A delay is a number of these, and its bits are the levels
@@ -170,6 +174,9 @@ pub struct Settings {
     /// [`crate::runs`].
     #[serde(default)]
     pub track: bool,
+    /// Messages come from other flows: what comes of them is reported if their lineage says so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_flows: bool,
     /// The largest body, in bytes.
     pub body_bytes_max: usize,
     /// How long a drain may take before the step is killed, in milliseconds.

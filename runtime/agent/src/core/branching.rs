@@ -222,7 +222,7 @@ impl Core {
                 .push(LaneId::Astray, &letter, output.member, now.instant);
             copies += 1;
             // What is dead at a step was emitted for it.
-            if let (Some(run), Some(way)) = (tracked, self.lanes.way(lane)) {
+            if let (Some(run), Some(way)) = (tracked, self.lanes.way_of_letters(lane)) {
                 self.report_output(run, output.id, way, output.member, now);
                 copies += 1;
             }

@@ -159,7 +159,7 @@ impl Core {
         for member in accepted.members {
             if let Some(way) = way {
                 let parent = self.records.get(member.record).id;
-                let tracked = self.run_of(member.record);
+                let tracked = self.run_of_way(member.record, way);
                 for id in outputs.by_ref().take(member.count as usize) {
                     let parent = parent.unwrap_or(id);
                     let event = journal::Event::Emitted { parent, way };

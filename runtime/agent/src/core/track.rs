@@ -61,10 +61,18 @@ impl Untold {
 impl Core {
     /// Returns the run of a message, if what comes of it is reported.
     pub(super) fn run_of(&mut self, number: u32) -> Option<MessageId> {
-        if !self.setup.settings.track {
+        let settings = &self.setup.settings;
+        if !settings.track || settings.from_flows && !is_tracked(self.records.get(number)) {
             return None;
         }
         run_in(self.records.get(number))
+    }
+
+    /// Returns the run of a message, if it is reported that what was made of it went this way. The
+    /// agents of another flow report what is done there only if the lineage says so.
+    pub(super) fn run_of_way(&mut self, number: u32, way: u16) -> Option<MessageId> {
+        let is_reported = !self.lanes.leaves_the_flow(way) || is_tracked(self.records.get(number));
+        self.run_of(number).filter(|_| is_reported)
     }
 
     /// Reports an output that the broker has: its member is confirmed when the report is.
@@ -161,6 +169,13 @@ impl Core {
     pub(super) fn next_lost_deadline(&self) -> Option<Instant> {
         self.untold.at.filter(|_| self.is_up)
     }
+}
+
+/// Whether a message's lineage says that other flows report what comes of it.
+fn is_tracked(record: &Record) -> bool {
+    let lineage = record.line.get(record.lineage.clone());
+    let read = |lineage| serde_json::from_slice::<Lineage>(lineage).ok();
+    lineage.and_then(read).is_some_and(|read| read.tracked)
 }
 
 /// Reads the run in a message's lineage.

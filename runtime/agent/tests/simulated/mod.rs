@@ -57,6 +57,10 @@ pub(crate) struct Setting {
     /// Its outputs go to branches: see [`branches`].
     pub(crate) branches: bool,
     pub(crate) track: bool,
+    /// Messages come from another flow.
+    pub(crate) from_flows: bool,
+    /// Their lineage says that other flows report what comes of them.
+    pub(crate) tracked: bool,
 }
 
 impl Setting {
@@ -70,6 +74,8 @@ impl Setting {
             once: false,
             branches: false,
             track: true,
+            from_flows: false,
+            tracked: false,
         }
     }
 
@@ -83,6 +89,8 @@ impl Setting {
             once: true,
             branches: false,
             track: false,
+            from_flows: false,
+            tracked: false,
         }
     }
 }
@@ -219,6 +227,8 @@ impl World {
             once: false,
             branches: false,
             track: false,
+            from_flows: false,
+            tracked: false,
         };
         Self::of(setting, bodies)
     }
@@ -239,6 +249,12 @@ impl World {
             start.routes.outputs.insert("out".into(), branches());
         }
         start.settings.track = setting.track;
+        start.settings.from_flows = setting.from_flows;
+        let tracked = if setting.tracked {
+            r#","tracked":true"#
+        } else {
+            ""
+        };
         start.handing = handing;
         let now = Now::read();
         let mut broker = Broker {
@@ -258,7 +274,7 @@ impl World {
                 let id = MessageId::from_bytes(bytes);
                 writeln!(
                     payload,
-                    r#"{{"id":"{id}","lineage":{{"run":"{id}","version":1,"at":1}},"body":{body}}}"#
+                    r#"{{"id":"{id}","lineage":{{"run":"{id}","version":1{tracked},"at":1}},"body":{body}}}"#
                 )
                 .expect("a string takes it");
                 ids.push(id);
@@ -785,7 +801,8 @@ impl Broker {
             Content::Runs => {
                 let (head, entries) =
                     towpath_protocol::runs::read(&publish.payload).expect("a report");
-                let ways: [&[&str]; 2] = [&["next,other"], &["", "odd", "small", "torn"]];
+                let branches: &[&str] = &["", "odd", "other/small", "other/torn", "small", "torn"];
+                let ways = [&["next,other"], branches];
                 let said: Vec<String> = head.ways.iter().map(|steps| steps.join(",")).collect();
                 assert!(ways.iter().any(|ways| *ways == said), "{said:?}");
                 self.told.extend(entries.into_iter().map(Told::Run));
@@ -1062,13 +1079,18 @@ impl Step {
 }
 
 /// A port that leads to nobody but branches: to `odd` what is odd, to `small` what is below 5, and to
-/// `torn` nothing, because its condition fails for what is 2.
+/// `torn` nothing, because its condition fails for what is 2. The last two hand messages to another
+/// flow.
 fn branches() -> Output {
     let branch = |step: &str| Branch {
         step: step.into(),
         key: step.into(),
         batch_max: 2,
         when: Some(step.into()),
+        handed_to: match step {
+            "odd" => Vec::new(),
+            step => vec![format!("other/{step}")],
+        },
     };
     Output {
         exchange: None,
@@ -1143,6 +1165,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
             once: false,
             stream: false,
             track: false,
+            from_flows: false,
             body_bytes_max: 1000,
             drain_ms: 1000,
             memory_bytes: 0,

@@ -579,6 +579,7 @@ fn start(prefix: &str, url: &str) -> Start {
             once: false,
             stream: false,
             track: false,
+            from_flows: false,
             body_bytes_max: 100_000,
             drain_ms: 20_000,
             memory_bytes: 0,

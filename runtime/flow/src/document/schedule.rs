@@ -1,4 +1,4 @@
-//! What sets the trigger off: `every`, `cron`, `stream` or `webhook`, and what goes with it.
+//! What sets the trigger off: `every`, `cron`, `stream`, `webhook` or `from`, and what goes with it.
 
 use super::{Steps, within};
 use crate::cron::{Cron, Fault, ZONE_DEFAULT};
@@ -11,11 +11,12 @@ use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
 
 /// The keys that say how a trigger fires; each with whether it is by ticks.
-const WAYS: [(&str, bool); 4] = [
+const WAYS: [(&str, bool); 5] = [
     ("every", true),
     ("cron", true),
     ("stream", true),
     ("webhook", false),
+    ("from", false),
 ];
 
 /// Whether the trigger says that it is fired by ticks.
@@ -42,6 +43,10 @@ impl Steps<'_, '_> {
             .map(|entry| match &*entry.key {
                 "every" => self.every(entry),
                 "cron" => self.cron(entry, node.entry("timezone")),
+                "from" => self
+                    .reader
+                    .choice(&entry.value, "`from`", &["flows"])
+                    .map(|_| Fires::Flows),
                 "stream" => self.only_true(entry).map(|()| Fires::Stream),
                 // What is in a mapping is read with the webhook itself.
                 _ if matches!(entry.value.content, Content::Mapping(_)) => Some(Fires::Webhook),
@@ -82,8 +87,8 @@ impl Steps<'_, '_> {
         self.reader.report(
             Diagnostic::new(Code::NeverFires, "the trigger has no way to fire")
                 .at(head(node))
-                .label("none of `every`, `cron`, `stream` and `webhook` is here")
-                .help("write `every: 30s`, `cron: \"0 6 * * MON-FRI\"`, `stream: true` or `webhook: true`"),
+                .label("none of `every`, `cron`, `stream`, `webhook` and `from` is here")
+                .help("write `every: 30s`, `cron: \"0 6 * * MON-FRI\"`, `stream: true`, `webhook: true` or `from: flows`"),
         );
     }
 
@@ -240,6 +245,7 @@ impl Steps<'_, '_> {
             }
             (_, "stream") => "what runs for ever is never due while it runs: leave it out",
             (_, "webhook") => "a request comes when it comes: leave it out",
+            (_, "from") => "a message comes when it is handed over: leave it out",
             _ => "leave it out",
         };
         self.reader.report(
@@ -252,4 +258,36 @@ impl Steps<'_, '_> {
             .help(why),
         );
     }
+
+    /// What other flows hand over goes straight to the first actions.
+    pub(super) fn runs_nowhere(&mut self, node: &Node) {
+        let Content::Mapping(entries) = &node.content else {
+            return;
+        };
+        for entry in entries {
+            if entry.key == "id" || keys::STEP.iter().all(|key| key.name != entry.key) {
+                continue;
+            }
+            self.reader.report(
+                Diagnostic::new(
+                    Code::NeedsSchedule,
+                    format!("`{}` has no meaning with `from: flows`", entry.key),
+                )
+                .at(entry.key_span.clone())
+                .label("the trigger runs nowhere: what is handed over goes to the first action")
+                .help("make an action of it, the first one"),
+            );
+        }
+    }
+}
+
+/// Whether it is noted what comes of a message is said where that enters.
+pub(super) fn tracked_elsewhere(track: &Entry) -> Diagnostic {
+    Diagnostic::new(
+        Code::NeedsSchedule,
+        "`track` has no meaning with `from: flows`",
+    )
+    .at(track.key_span.clone())
+    .label("a run is of the flow whose trigger began it")
+    .help("leave it out: messages are tracked here if they are in the flow that they come from")
 }

@@ -33,6 +33,8 @@ impl Steps<'_, '_> {
             image_span: 0..0,
             after: None,
             when_span: 0..0,
+            to: None,
+            to_span: 0..0,
             with: node.entry("with"),
             validate: node.entry("validate"),
             batch: node.entry("batch"),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use towpath_flow::{Facts, ImageFact};
+use towpath_flow::{Facts, FlowFact, ImageFact};
 use towpath_protocol::CONTRACT;
 use towpath_protocol::manifest::{Kind, Manifest};
 
@@ -81,6 +81,12 @@ pub(crate) fn facts() -> Facts {
             .map(|(name, fact)| (name.to_owned(), fact))
             .collect(),
         secrets: Some(BTreeSet::from(["crm_token".to_owned()])),
+        flows: Some(BTreeMap::from([
+            ("invoices".to_owned(), flow(true, &[])),
+            ("hooked".to_owned(), flow(false, &[])),
+            ("ping".to_owned(), flow(true, &["pong"])),
+            ("pong".to_owned(), flow(true, &["a"])),
+        ])),
         folders: Some(BTreeSet::from(["inbox".to_owned()])),
         conditions: BTreeMap::from([
             (".total > 100".to_owned(), Ok(())),
@@ -95,6 +101,13 @@ pub(crate) fn facts() -> Facts {
                 .map(str::to_owned)
                 .collect(),
         ),
+    }
+}
+
+fn flow(takes: bool, to: &[&str]) -> FlowFact {
+    FlowFact {
+        takes,
+        to: to.iter().map(|name| (*name).to_owned()).collect(),
     }
 }
 

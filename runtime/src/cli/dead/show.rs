@@ -96,14 +96,22 @@ fn about(letter: &DeadView, now: u64, printer: Printer, lines: &mut Vec<String>)
         letter.id,
         letter.state
     ));
+    let (version, entered) = match &letter.entered {
+        None => (format!(", version {}", letter.version), None),
+        // Its lineage is that of the flow it entered.
+        Some(flow) => {
+            let entered = format!("{flow}, version {}, which handed it over", letter.version);
+            (String::new(), Some(entered))
+        }
+    };
     lines.push(format!(
-        "{} {}/{}{}, version {}, given up by {who}",
+        "{} {}/{}{}{version}, given up by {who}",
         head("step"),
         letter.flow,
         letter.step,
         port.unwrap_or_default(),
-        letter.version
     ));
+    lines.extend(entered.map(|entered| format!("{} {entered}", head("entered"))));
     lines.push(format!(
         "{} {} UTC, {} ago",
         head("when"),

@@ -125,7 +125,7 @@ impl Control {
             .into_iter()
             .map(|(place, ids)| {
                 let route = self.replayer.route(place, from).map(|route| match route {
-                    Route::Step(step) => format!("`{step}`"),
+                    Route::Step(step) | Route::Handover(step) => format!("`{step}`"),
                     Route::Port { step, port } => {
                         format!("the steps after `{step}` (port `{port}`)")
                     }

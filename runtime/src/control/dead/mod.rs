@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use serde_json::value::RawValue;
+use towpath_protocol::message::{Lineage, Message};
 
 use super::Control;
 use super::error::{ControlError, ErrorKind};
@@ -333,6 +334,7 @@ fn view(letter: &KeptLetter, with_message: bool) -> DeadView {
         flow: letter.flow.clone(),
         step: letter.step.clone(),
         port: letter.port.clone(),
+        entered: entered(letter).filter(|flow| *flow != letter.flow),
         version: letter.version,
         connection: letter.connection.clone(),
         run: letter.run.map(|run| run.to_string()),
@@ -364,6 +366,14 @@ fn view(letter: &KeptLetter, with_message: bool) -> DeadView {
         view.original_body = own;
     }
     view
+}
+
+/// The flow that a letter's message entered, if the message says it: those do that may be handed to
+/// another flow.
+fn entered(letter: &KeptLetter) -> Option<String> {
+    let message: Message<'_> = serde_json::from_str(letter.message.get()).ok()?;
+    let lineage: Lineage = serde_json::from_str(message.lineage.get()).ok()?;
+    lineage.flow
 }
 
 fn job_view(job: &JobRecord) -> JobView {

@@ -34,6 +34,7 @@ fn facts() -> Facts {
                 trigger: "poll".into(),
                 steps,
                 branches: BTreeSet::new(),
+                handovers: BTreeMap::new(),
             },
         )]),
         ready,
@@ -551,4 +552,49 @@ fn an_answer_of_the_flow_is_nowhere_else() {
     let reason = found.steps[0].reason.as_deref();
     assert_eq!(found.steps[0].place, Place::Settled);
     assert_eq!(reason, Some("it is an answer of the flow"));
+}
+
+#[test]
+fn what_was_handed_over_is_at_the_first_steps_of_the_other_flow() {
+    let mut facts = facts();
+    let wiring = facts.flows.get_mut("orders").unwrap();
+    let to = ("invoices".to_owned(), vec!["bill".to_owned()]);
+    wiring.handovers.insert("over".into(), to);
+    let emitted = What::Emitted {
+        parent: other(9),
+        port: "out".into(),
+        to: Some("over".into()),
+    };
+    let mut handed = facts.clone();
+    handed.answers = vec![answer("shape", 1, None, vec![(NOW - 100, emitted)])];
+    let mut replayed = facts.clone();
+    replayed.letters = vec![Letter {
+        id: 7,
+        flow: "orders".into(),
+        step: "over".into(),
+        at: NOW - 100,
+        replica: 1,
+        reason: "its condition failed".into(),
+        state: DeadState::Replayed,
+        attempts: Vec::new(),
+        run: None,
+        parent: None,
+    }];
+    let mut entered = facts;
+    entered.entered = Some(Entered {
+        id: id(),
+        flow: "orders".into(),
+        to: vec!["over".to_owned()].into(),
+        at: NOW - 100,
+    });
+    for facts in [handed, replayed, entered] {
+        let found = whereabouts(id(), &facts);
+        let [at_step] = &found.steps[..] else {
+            panic!("{found:?}")
+        };
+        assert_eq!((&*at_step.flow, &*at_step.step), ("invoices", "bill"));
+        assert_eq!(at_step.place, Place::Queued);
+        let reason = at_step.reason.as_deref().unwrap();
+        assert_eq!(reason, "the flow `orders` handed it over");
+    }
 }

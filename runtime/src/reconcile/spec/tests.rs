@@ -48,8 +48,22 @@ fn replica(desired: &Desired, step: &str) -> ReplicaSpec {
 fn the_same_gives_the_same_hash() {
     let flow = flow(FLOW);
     let facts = facts(&flow);
-    let one = desired_flow(&ground(), flow.clone(), 1, FlowState::Running, &facts);
-    let other = desired_flow(&ground(), flow, 2, FlowState::Paused, &facts);
+    let one = desired_flow(
+        &ground(),
+        flow.clone(),
+        1,
+        FlowState::Running,
+        &facts,
+        &Entries::new(),
+    );
+    let other = desired_flow(
+        &ground(),
+        flow,
+        2,
+        FlowState::Paused,
+        &facts,
+        &Entries::new(),
+    );
     for (one, other) in one.steps.iter().zip(&other.steps) {
         assert_eq!(one.spec, other.spec);
         assert_eq!(one.spec.len(), 32);
@@ -83,7 +97,7 @@ fn whatever_a_replica_is_made_from_changes_the_hash() {
     other.agent = "new".into();
     let flow = flow(FLOW);
     let known = facts(&flow);
-    let all = desired_flow(&other, flow, 1, FlowState::Running, &known);
+    let all = desired_flow(&other, flow, 1, FlowState::Running, &known, &Entries::new());
     assert!(
         all.steps
             .iter()
@@ -111,7 +125,14 @@ fn every_setting_of_a_step_changes_the_hash() {
         let text = FLOW.replace("  - id: audit\n", &format!("  - id: audit\n    {line}\n"));
         let flow = flow(&text);
         let known = facts(&flow);
-        let after = desired_flow(&ground(), flow, 1, FlowState::Running, &known);
+        let after = desired_flow(
+            &ground(),
+            flow,
+            1,
+            FlowState::Running,
+            &known,
+            &Entries::new(),
+        );
         let audit = after.steps.iter().find(|step| step.id == "audit").unwrap();
         assert_ne!(audit.spec, before["audit"], "`{line}` does not count");
     }
@@ -121,7 +142,14 @@ fn every_setting_of_a_step_changes_the_hash() {
 fn whether_runs_are_tracked_changes_the_hash_of_every_step() {
     let flow = flow(&FLOW.replace("trigger:", "track: false\ntrigger:"));
     let known = facts(&flow);
-    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known);
+    let all = desired_flow(
+        &ground(),
+        flow,
+        1,
+        FlowState::Running,
+        &known,
+        &Entries::new(),
+    );
     let before = as_it_is();
     assert!(all.steps.iter().all(|it| it.spec != before[&it.id]));
 }
@@ -138,7 +166,7 @@ fn the_hash_says_nothing_without_the_key() {
     let known = facts(&flow);
     let mut other = ground();
     other.key = [8; 32];
-    let with_other_key = desired_flow(&other, flow, 1, FlowState::Running, &known);
+    let with_other_key = desired_flow(&other, flow, 1, FlowState::Running, &known, &Entries::new());
     assert!(
         with_other_key
             .steps
@@ -180,7 +208,14 @@ fn a_flow_that_answers_has_a_way_for_answers_at_every_step() {
         let every = "  image: towpath/poll:1\n  every: 30s";
         let flow = flow(&FLOW.replace(every, &format!("  webhook: {reply}")));
         let known = facts(&flow);
-        desired_flow(&ground(), flow, 1, FlowState::Running, &known)
+        desired_flow(
+            &ground(),
+            flow,
+            1,
+            FlowState::Running,
+            &known,
+            &Entries::default(),
+        )
     };
     let (silent, answers) = (made("true"), made("{ reply: 30s }"));
     assert_eq!(answers.steps.len(), 3);
@@ -207,7 +242,14 @@ fn the_slowest_successor_says_how_large_a_batch_is() {
     );
     let flow = flow(&text);
     let known = facts(&flow);
-    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known);
+    let all = desired_flow(
+        &ground(),
+        flow,
+        1,
+        FlowState::Running,
+        &known,
+        &Entries::new(),
+    );
     let orders = all.steps[0].blueprint.as_ref().unwrap().replica(1, false);
     assert_eq!(orders.start.routes.outputs["out"].batch_max, 2);
 }
@@ -263,4 +305,46 @@ fn the_secrets_of_a_step_are_redacted_in_what_it_says() {
         replica(&desired, "shape").start.redact,
         Vec::<String>::new()
     );
+}
+
+const HANDS: &str = "
+flow: hands
+trigger: { id: hook, webhook: true }
+actions:
+  - { id: shape, image: \"towpath/jq:1\" }
+  - { id: over, to: flow/invoices, when: .total > 0 }
+  - { id: log, after: hook, image: \"towpath/log:1\" }
+";
+
+#[test]
+fn a_step_before_one_that_hands_over_knows_where_that_leads() {
+    let flow = flow(HANDS);
+    let known = facts(&flow);
+    let desired = |entry: &[&str]| {
+        let entry = entry.iter().map(|step| (*step).to_owned()).collect();
+        let entries = Entries::from([("invoices".to_owned(), entry)]);
+        desired_flow(
+            &ground(),
+            flow.clone(),
+            1,
+            FlowState::Running,
+            &known,
+            &entries,
+        )
+    };
+    let (old, new) = (desired(&["bill"]), desired(&["bill", "mail"]));
+    let ids: Vec<&str> = old.steps.iter().map(|step| &*step.id).collect();
+    assert_eq!(ids, ["shape", "log"], "what hands over runs nowhere");
+    let replica = old.steps[0].blueprint.as_ref().unwrap().replica(1, false);
+    let output = &replica.start.routes.outputs["out"];
+    assert_eq!((&output.key, output.steps.len()), (&None, 0));
+    let [branch] = &output.branches[..] else {
+        panic!("{output:?}")
+    };
+    assert_eq!(branch.step, "over");
+    assert_eq!(branch.when.as_deref(), Some(".total > 0"));
+    assert_eq!(branch.handed_to, ["invoices/bill"]);
+    // When other steps are first there, those that send to them are replaced, and no others.
+    assert_ne!(old.steps[0].spec, new.steps[0].spec);
+    assert_eq!(old.steps[1].spec, new.steps[1].spec);
 }

@@ -307,6 +307,8 @@ async fn publish_as(id: MessageId, channel: &Channel, step: &str, body: &str) ->
     let lineage = Lineage {
         run: id,
         version: 1,
+        flow: None,
+        tracked: false,
         at: now_ms(),
         connection: "default".into(),
         trace: None,
@@ -440,6 +442,7 @@ pub(crate) fn start(
             once: kept == Kept::Settlements && kind == Kind::Action,
             stream: false,
             track: kept == Kept::Runs,
+            from_flows: false,
             body_bytes_max: towpath_protocol::BODY_BYTES_MAX,
             drain_ms: 10_000,
             memory_bytes: 0,
