@@ -25,6 +25,10 @@ pub(crate) const NAME_BYTES_MAX: usize = 100;
 pub struct Progress {
     /// The files that were begun and are still there, by name.
     pub files: BTreeMap<String, Known>,
+    /// The last number that a file got: none gets it again, whatever the clock does, also when the
+    /// file that had it is forgotten.
+    #[serde(default)]
+    pub last: u64,
 }
 
 /// What is known of a file.
@@ -65,11 +69,10 @@ impl Progress {
         if !self.files.contains_key(name) && self.files.len() >= FILES_MAX {
             return false;
         }
-        // Never the same number twice for one name, whatever the clock does.
-        let before = self.files.get(name).map(|known| known.begun + 1);
+        self.last = now.max(self.last.saturating_add(1));
         let known = Known {
             inode: look.inode,
-            begun: now.max(before.unwrap_or_default()),
+            begun: self.last,
             at: 0,
         };
         self.files.insert(name.to_owned(), known);
