@@ -27,6 +27,8 @@ pub struct LiveFlow {
     pub trigger: LiveTrigger,
     /// Its steps that have a queue, each with the (step, port) it takes messages from.
     pub steps: Vec<(String, Vec<(String, String)>)>,
+    /// Those of them that keep an order, each with its number of partitions.
+    pub ordered: BTreeMap<String, u32>,
 }
 
 /// What brings messages into a flow.
@@ -60,6 +62,7 @@ impl LiveFlow {
                 .iter()
                 .map(|step| (step.id.clone(), step.after.clone()))
                 .collect(),
+            ordered: ordered(flow),
         }
     }
 
@@ -68,6 +71,7 @@ impl LiveFlow {
         FlowTopology {
             flow: self.name.clone(),
             steps: self.steps.clone(),
+            ordered: self.ordered.clone(),
             aliases: Vec::new(),
         }
     }
@@ -76,4 +80,12 @@ impl LiveFlow {
     pub fn port_key(&self, step: &str, port: &str) -> String {
         self.topology().port_key(step, port)
     }
+}
+
+/// The steps of a flow that keep an order, each with its number of partitions.
+pub fn ordered(flow: &Flow) -> BTreeMap<String, u32> {
+    let steps = flow.steps.iter();
+    steps
+        .filter_map(|step| Some((step.id.clone(), step.order.as_ref()?.partitions)))
+        .collect()
 }

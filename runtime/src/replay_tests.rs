@@ -38,6 +38,7 @@ pub(super) async fn world() -> World {
             has_image: true,
             every: Some(Duration::from_secs(3_600)),
         },
+        ordered: BTreeMap::new(),
         steps: vec![
             ("poll".into(), vec![]),
             ("crm".into(), vec![("poll".into(), "out".into())]),

@@ -21,6 +21,7 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
             has_image: true,
             every: Some(Duration::from_millis(every_ms)),
         },
+        ordered: BTreeMap::new(),
         steps: vec![
             ("poll".into(), vec![]),
             ("crm".into(), vec![("poll".into(), "out".into())]),

@@ -31,6 +31,7 @@ async fn world(seed: u64) -> World {
             .iter()
             .map(|step| ((*step).to_owned(), vec![]))
             .collect(),
+        ordered: BTreeMap::new(),
         aliases: vec![],
     };
     let topology = Topology {

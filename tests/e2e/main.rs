@@ -16,6 +16,7 @@ mod misbehaving;
 mod mistakes;
 mod once;
 mod operating;
+mod ordered;
 mod retries;
 mod scaling;
 mod why;

@@ -9,6 +9,8 @@
 //! - `an_idle_lane_sends_at_once`, `a_busy_lane_lets_the_next_batch_grow`.
 //! - `a_refused_batch_is_sent_again_before_anything_newer`.
 //! - `news_keep_their_order`: their lane has one open publish at most.
+//! - `a_partition_keeps_its_order`, for the same reason: of two batches under way the first may be
+//!   refused and the second not.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -42,6 +44,10 @@ pub const SETTLEMENT: u32 = u32::MAX;
 /// The epoch of a checkpoint.
 pub const CHECKPOINT: u32 = u32::MAX - 1;
 
+/// How many messages go into a partition together: whoever takes over a partition handles again
+/// what of a delivery was handled before.
+const PARTITION_BATCH_MAX: u32 = 16;
+
 /// How many messages that go apart may await their confirms.
 const APART_OPEN_MAX: u32 = 64;
 
@@ -50,6 +56,8 @@ const APART_OPEN_MAX: u32 = 64;
 pub enum LaneId {
     /// The outputs of a port, by its number in [`Lanes::port`].
     Port(u16),
+    /// Into a partition of this step.
+    Partition(u16),
     /// Back to this step after a delay, in units.
     Delay(u32),
     /// The same for a message that may kill whoever has it: whoever gets it next must know.
@@ -81,6 +89,12 @@ impl LaneId {
             Self::Suspect(units) => Some((units, true)),
             _ => None,
         }
+    }
+
+    /// Whether what waits in it holds the step back. What is on its way into a partition must not: a
+    /// partition that is full gets room only by what the step does.
+    fn holds_back(self) -> bool {
+        !matches!(self, Self::Partition(_))
     }
 
     /// Whether what waits in it is still wanted when the connection is lost: a message that was to
@@ -239,6 +253,7 @@ impl Lane {
 /// All lanes of an agent.
 pub struct Lanes {
     ports: Vec<(Box<str>, Lane)>,
+    partitions: Vec<Lane>,
     dead: Lane,
     news: Lane,
     apart: Lane,
@@ -284,6 +299,13 @@ impl Lanes {
                 (port.as_str().into(), lane)
             })
             .collect();
+        let order = routes.order.as_ref();
+        let partitions = order.map_or(&[][..], |order| &order.partitions);
+        let partitions = partitions.iter().map(|partition| {
+            let (exchange, key) = (&routes.outputs_exchange, &partition.key);
+            lane(exchange, key, Content::Sorted, PARTITION_BATCH_MAX, 1)
+        });
+        let partitions = partitions.collect();
         let ledger = |entry| Lane {
             frame: Some(Frame::new(entry, identity, incarnation)),
             ..lane(
@@ -296,6 +318,7 @@ impl Lanes {
         };
         Self {
             ports,
+            partitions,
             apart: lane(
                 &routes.steps_exchange,
                 &routes.own_key,
@@ -360,7 +383,9 @@ impl Lanes {
         output: Option<MessageId>,
         now: Instant,
     ) {
-        self.outstanding_bytes += line.len();
+        if id.holds_back() {
+            self.outstanding_bytes += line.len();
+        }
         let batch_bytes = self.limits.batch_bytes;
         let mut numbers = self.numbers;
         let lane = self.lane(id);
@@ -407,7 +432,12 @@ impl Lanes {
                 lane,
             )
         });
+        let partitions = self.partitions.iter_mut().enumerate().map(|(index, lane)| {
+            let index = u16::try_from(index).expect("a step has few partitions");
+            (LaneId::Partition(index), lane)
+        });
         let all = fixed
+            .chain(partitions)
             .chain(
                 self.delays
                     .iter_mut()
@@ -441,7 +471,9 @@ impl Lanes {
     /// Notes that a batch is durable: returns what it belonged to.
     pub fn accepted(&mut self, number: u64) -> Option<Accepted> {
         let (id, batch) = self.open.remove(&number)?;
-        self.outstanding_bytes = self.outstanding_bytes.saturating_sub(batch.bytes);
+        if id.holds_back() {
+            self.outstanding_bytes = self.outstanding_bytes.saturating_sub(batch.bytes);
+        }
         let lane = self.lane(id);
         lane.open = lane.open.saturating_sub(1);
         lane.refusals = 0;
@@ -495,10 +527,15 @@ impl Lanes {
         }
         let mut void = Vec::new();
         let mut bytes = 0;
+        let partitions = self.partitions.iter_mut().enumerate().map(|(index, lane)| {
+            let index = u16::try_from(index).expect("a step has few partitions");
+            (LaneId::Partition(index), lane)
+        });
         for (id, lane) in self
             .delays
             .iter_mut()
             .map(|(kind, lane)| (LaneId::delay(*kind), lane))
+            .chain(partitions)
             .chain([
                 (LaneId::Apart, &mut self.apart),
                 (LaneId::Dead, &mut self.dead),
@@ -506,14 +543,33 @@ impl Lanes {
         {
             debug_assert!(!id.survives(), "ports, news and the ledger survive");
             lane.open = 0;
+            lane.since = None;
             let growing = std::mem::take(&mut lane.growing);
-            bytes +=
-                growing.payload.len() + lane.sealed.iter().map(|batch| batch.bytes).sum::<usize>();
+            if id.holds_back() {
+                let sealed = lane.sealed.iter().map(|batch| batch.bytes);
+                bytes += growing.payload.len() + sealed.sum::<usize>();
+            }
             void.extend(growing.members);
             void.extend(lane.sealed.drain(..).flat_map(|batch| batch.members));
         }
         self.delays.clear();
         self.outstanding_bytes = self.outstanding_bytes.saturating_sub(bytes);
+        void
+    }
+
+    /// Forgets what is on its way into partitions: returns what it belonged to.
+    pub fn void_partitions(&mut self) -> Vec<Member> {
+        let is_partition = |id: &LaneId| matches!(id, LaneId::Partition(_));
+        let open = self.open.extract_if(|_, (id, _)| is_partition(id));
+        let mut void: Vec<Member> = open.flat_map(|(_, (_, batch))| batch.members).collect();
+        for lane in &mut self.partitions {
+            lane.open = 0;
+            lane.since = None;
+            lane.refusals = 0;
+            lane.not_before = None;
+            void.extend(std::mem::take(&mut lane.growing).members);
+            void.extend(lane.sealed.drain(..).flat_map(|batch| batch.members));
+        }
         void
     }
 
@@ -545,6 +601,7 @@ impl Lanes {
 
     fn all(&self) -> impl Iterator<Item = &Lane> {
         let ports = self.ports.iter().map(|(_, lane)| lane);
+        let ports = ports.chain(&self.partitions);
         ports.chain(self.delays.values()).chain([
             &self.apart,
             &self.dead,
@@ -562,6 +619,7 @@ impl Lanes {
 
     fn lane(&mut self, id: LaneId) -> &mut Lane {
         match id {
+            LaneId::Partition(partition) => &mut self.partitions[usize::from(partition)],
             LaneId::Port(port) => &mut self.ports[usize::from(port)].1,
             LaneId::Dead => &mut self.dead,
             LaneId::News => &mut self.news,
@@ -612,7 +670,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use towpath_protocol::office::LedgerEntry;
-    use towpath_protocol::start::Output;
+    use towpath_protocol::start::{Order, Output, Partition};
 
     fn lanes() -> Lanes {
         let routes = Routes {
@@ -630,6 +688,15 @@ mod tests {
             delay_exchanges: (0..24).map(|level| format!("delay.{level}")).collect(),
             dead_exchange: "dead".into(),
             office_exchange: "office".into(),
+            order: Some(Order {
+                by: ".key".into(),
+                partitions: (0..2)
+                    .map(|number| Partition {
+                        queue: format!("q.{number}"),
+                        key: format!("s.partition.{number}"),
+                    })
+                    .collect(),
+            }),
         };
         let identity = Identity {
             instance: "i".into(),
@@ -652,6 +719,34 @@ mod tests {
         let mut all = Vec::new();
         lanes.send(now, |publish| all.push(publish));
         all
+    }
+
+    #[test]
+    fn a_partition_keeps_its_order() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        let partition = LaneId::Partition(1);
+        for line in ["a\n", "b\n", "c\n"] {
+            lanes.push(partition, line.as_bytes(), MEMBER, now);
+            lanes.push(partition, &vec![b'x'; 600 << 10], MEMBER, now);
+        }
+        let first = sent(&mut lanes, now).remove(0);
+        assert_eq!(
+            (&first.payload[..], &*first.key),
+            (&b"a\n"[..], "s.partition.1")
+        );
+        let later = now + Duration::from_secs(60);
+        assert!(sent(&mut lanes, later).is_empty(), "one is under way");
+        lanes.refused(first.number, later, 0.5);
+        let again = sent(&mut lanes, later + Duration::from_secs(60));
+        assert_eq!(again.len(), 1);
+        assert_eq!(again[0].number, first.number);
+        assert!(!lanes.is_full(), "the step is to go on");
+        let void: u32 = lanes.disconnected().iter().map(|member| member.count).sum();
+        assert_eq!(void, 6, "it is taken from the intake again");
+        assert!(
+            lanes.next_deadline().is_none_or(|at| at > later),
+            "nothing waits"
+        );
     }
 
     #[test]

@@ -10,6 +10,12 @@ const UNUSABLE: u8 = 2;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments
+        .peek()
+        .is_some_and(|first| first == towpath_step_jq::WORKER)
+    {
+        return towpath_step_jq::serve();
+    }
     if arguments.next_if(|first| first == "shim").is_some() {
         return match Args::parse(arguments) {
             Ok(args) => shim::exec(&args),

@@ -27,6 +27,8 @@ pub enum Outcome {
     Crashed,
     /// It cannot be read.
     Undecodable,
+    /// No key to order it by can be computed.
+    NoKey,
     /// The step emitted something for it that cannot be sent on.
     BadOutput,
 }
@@ -99,6 +101,9 @@ pub fn settle(
         Outcome::TimedOut | Outcome::Crashed => retry(None),
         Outcome::Undecodable => Decision::Dead {
             cause: DeadCause::Undecodable,
+        },
+        Outcome::NoKey => Decision::Dead {
+            cause: DeadCause::Key,
         },
         Outcome::BadOutput => Decision::Dead {
             cause: DeadCause::Output,
@@ -234,6 +239,14 @@ mod tests {
             0,
             Decision::Dead {
                 cause: DeadCause::Undecodable,
+            },
+        );
+        check(
+            Outcome::NoKey,
+            1,
+            0,
+            Decision::Dead {
+                cause: DeadCause::Key,
             },
         );
         check(

@@ -126,6 +126,14 @@ codes! {
     LongTimeout = "F060", Warning;
     /// Something was not checked, because the facts are not known.
     NotChecked = "F061", Note;
+    /// What messages are ordered by is not an expression.
+    BadOrder = "F095", Error;
+    /// Partitions have no meaning without an order.
+    PartitionsAlone = "F096", Error;
+    /// A message would be held for too long, and all behind it.
+    LongHold = "F097", Error;
+    /// There are more replicas than partitions.
+    IdleReplicas = "F098", Warning;
 }
 
 impl fmt::Display for Code {

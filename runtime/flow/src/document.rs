@@ -14,6 +14,7 @@ use crate::read::{Reader, head, is_misspelt};
 use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
 
+mod order;
 mod replicas;
 mod step;
 
@@ -40,6 +41,8 @@ pub(crate) struct Draft<'t> {
     /// What `after` says; none if it says nothing.
     pub(crate) after: Option<Vec<After>>,
     pub(crate) with: Option<&'t Entry>,
+    /// Where its `order_by` is.
+    pub(crate) order_span: Range<usize>,
 }
 
 /// An entry of `after`.
@@ -181,6 +184,7 @@ impl Steps<'_, '_> {
             .mapping(node, "an action", &[keys::STEP, keys::ACTION])?;
         let mut draft = self.step(node, "the action", false, limits::TIMEOUT_DEFAULT);
         draft.after = node.entry("after").map(|entry| self.after(&entry.value));
+        self.order(node, &mut draft);
         if !draft.has_image {
             self.need_image(node, &draft);
         }

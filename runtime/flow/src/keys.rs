@@ -92,10 +92,20 @@ pub(crate) const TRIGGER: &[Key] = &[
 ];
 
 /// Of actions alone.
-pub(crate) const ACTION: &[Key] = &[key(
-    "after",
-    "The step, or the list of steps, that it takes messages from: `step`, or `step.port` for a port other than `out`. The step before, if it says nothing.",
-)];
+pub(crate) const ACTION: &[Key] = &[
+    key(
+        "after",
+        "The step, or the list of steps, that it takes messages from: `step`, or `step.port` for a port other than `out`. The step before, if it says nothing.",
+    ),
+    key(
+        "order_by",
+        "A jq expression on the body: messages for which it gives the same are handled in order, one at a time.",
+    ),
+    key(
+        "partitions",
+        "How many messages of a step with `order_by` are handled at a time, by all its replicas together.",
+    ),
+];
 
 /// Of `retry`.
 pub(crate) const RETRY: &[Key] = &[
@@ -135,10 +145,6 @@ pub(crate) const RESERVED: &[(&str, &str)] = &[
     (
         "when",
         "let a `towpath/jq` step choose: what its filter does not give out goes no further",
-    ),
-    (
-        "order_by",
-        "use `replicas: 1` and `concurrency: 1` where the order matters",
     ),
     ("rate", "limit it with `replicas` and `concurrency`"),
     ("batch", "each message is handled alone"),

@@ -146,6 +146,16 @@ fn value(key: &str) -> Value {
                 { "type": "array", "items": { "$ref": "#/$defs/after" }, "minItems": 1, "uniqueItems": true },
             ],
         }),
+        "order_by" => json!({
+            "type": "string",
+            "minLength": 1,
+            "maxLength": limits::ORDER_BYTES_MAX,
+            "examples": [".customer.id"],
+        }),
+        "partitions" => with_default(
+            whole(&limits::PARTITIONS),
+            json!(limits::PARTITIONS_DEFAULT),
+        ),
         "attempts" => with_default(whole(&limits::RETRY_ATTEMPTS), json!(retry.attempts)),
         "factor" => with_default(real(&limits::RETRY_FACTOR), json!(retry.factor)),
         "jitter" => with_default(real(&limits::RETRY_JITTER), json!(retry.jitter)),

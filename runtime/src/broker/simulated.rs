@@ -538,6 +538,7 @@ mod tests {
         let flows = vec![FlowTopology {
             flow: "orders".into(),
             steps: vec![("crm".into(), vec![("poll".into(), "out".into())])],
+            ordered: BTreeMap::new(),
             aliases: vec![],
         }];
         broker

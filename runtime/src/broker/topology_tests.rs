@@ -17,6 +17,7 @@ fn topology() -> Topology {
                 ("crm".into(), after("shape")),
                 ("audit".into(), after("poll")),
             ],
+            ordered: BTreeMap::new(),
             aliases: vec![],
         }],
     }

@@ -132,7 +132,6 @@ impl Control {
 
     /// How many deliveries are ready in each step's queue, if the broker says it.
     async fn ready_everywhere(&self) -> BTreeMap<(String, String), u64> {
-        let names = &self.catalog.ground.names;
         let live = self.live.borrow().clone();
         let steps: Vec<(String, String)> = live
             .iter()
@@ -142,18 +141,21 @@ impl Control {
                     .map(|(step, _)| (flow.clone(), step.clone()))
             })
             .collect();
-        let queues: Vec<String> = steps
+        let queues: Vec<Vec<String>> = steps
             .iter()
-            .map(|(flow, step)| names.queue(flow, step))
+            .map(|(flow, step)| self.queues_of(flow, step))
             .collect();
-        let depths = timeout(COUNT, self.broker.depths(&queues)).await;
+        let depths = timeout(COUNT, self.broker.depths(&queues.concat())).await;
         let Ok(Ok(depths)) = depths else {
             return BTreeMap::new();
         };
         steps
             .into_iter()
             .zip(queues)
-            .map(|(step, queue)| (step, depths.get(&queue).map_or(0, |depth| depth.ready)))
+            .map(|(step, queues)| {
+                let ready = queues.iter().filter_map(|queue| depths.get(queue));
+                (step, ready.map(|depth| depth.ready).sum())
+            })
             .collect()
     }
 }

@@ -38,6 +38,7 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
             has_image,
             every: None,
         },
+        ordered: BTreeMap::new(),
         steps,
     }
 }

@@ -66,7 +66,16 @@ fn whose(names: &Names, delivery: &Delivery) -> (Place, DeadCause, String) {
         return (place, DeadCause::Deliveries, reason);
     }
     let prefix = names.flow("");
-    let place = if let Some(flow) = delivery.exchange.strip_prefix(&prefix) {
+    let place = if let Some(flow) = delivery.exchange.strip_prefix(&prefix)
+        && let Some(step) = Names::parse_partition_key(&delivery.key)
+    {
+        // It was on its way into a partition of this step.
+        Place {
+            flow: flow.to_owned(),
+            step: step.to_owned(),
+            port: None,
+        }
+    } else if let Some(flow) = delivery.exchange.strip_prefix(&prefix) {
         let (step, port) = Names::parse_port_key(&delivery.key);
         Place {
             flow: flow.to_owned(),
@@ -266,9 +275,16 @@ mod tests {
         let key = Names::port_key("poll", "out", ["crm"]);
         check("t.flow.orders", &key, ("orders", "poll", Some("out")));
         check("t.flow.orders", "poll.out", ("orders", "poll", Some("out")));
+        check("t.flow.orders", "crm.partition.12", ("orders", "crm", None));
         check("t.steps", "orders.gone", ("orders", "gone", None));
         check("t.delay.1", "0.0.1.0.orders.gone", ("orders", "gone", None));
         check("t.steps", "odd", ("", "odd", None));
+        let letters = {
+            let mut delivery = delivery("t.dead", "crm.partition.1", BATCH_TYPE, LINE);
+            delivery.given_up_by = Some(("t.flow.orders.crm.1".into(), "delivery_limit".into()));
+            read(&delivery)
+        };
+        assert_eq!((&*letters[0].flow, &*letters[0].step), ("orders", "crm"));
     }
 
     #[test]

@@ -306,9 +306,10 @@ impl Office {
 
     /// Whether a step has a queue now.
     async fn has_queue(&self, flow: &str, step: &str) -> bool {
-        let queue = self.names.queue(flow, step);
-        let depths = self.broker.depths(std::slice::from_ref(&queue)).await;
-        depths.is_ok_and(|depths| depths.contains_key(&queue))
+        // Its intake, if it keeps an order.
+        let queues = [self.names.queue(flow, step), self.names.intake(flow, step)];
+        let depths = self.broker.depths(&queues).await;
+        depths.is_ok_and(|depths| !depths.is_empty())
     }
 
     /// Sends a message that missed its queue to a step. Says whether it did.

@@ -37,6 +37,7 @@ async fn world(faults: Faults) -> World {
     let flow = FlowTopology {
         flow: "orders".into(),
         steps: vec![("poll".into(), vec![]), ("crm".into(), after)],
+        ordered: std::collections::BTreeMap::new(),
         aliases: vec![],
     };
     let topology = Topology {

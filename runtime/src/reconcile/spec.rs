@@ -20,7 +20,7 @@ use towpath_flow::model::{Fires, Flow, Limits, Step};
 use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
 use towpath_protocol::manifest::Kind;
-use towpath_protocol::start::{Identity, Output, Routes, Settings, Start};
+use towpath_protocol::start::{Identity, Order, Output, Partition, Routes, Settings, Start};
 
 use super::intent::{Held, intent};
 use super::{DesiredFlow, DesiredStep, FlowState};
@@ -33,6 +33,10 @@ pub const CONCURRENCY_DEFAULT: u32 = 16;
 /// The most messages in a batch, however many its reader takes: beyond this nothing is gained, and
 /// what is given back when a replica goes is delivered again as a whole.
 pub const BATCH_MAX: u32 = 1024;
+
+/// The most messages in a batch for a step that keeps an order: one replica sorts them all, and what it
+/// had not finished is sorted again by the next.
+pub const INTAKE_BATCH_MAX: u32 = 64;
 
 /// How often a step may say "later" of one message. With the usual waits this is days.
 pub const REBOUNDS_MAX: u32 = 1_000;
@@ -312,20 +316,39 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
         let image = facts
             .get(&successor.id)
             .and_then(|facts| facts.image.as_ref().ok());
-        let takes = concurrency(flow, successor, image).min(BATCH_MAX);
+        let takes = if successor.order.is_some() {
+            INTAKE_BATCH_MAX
+        } else {
+            concurrency(flow, successor, image).min(BATCH_MAX)
+        };
         for (from, port) in &successor.after {
             if *from != step.id {
                 continue;
             }
             let output = outputs.entry(port.clone()).or_insert_with(|| Output {
-                key: Names::port_key(&step.id, port, successors(flow, &step.id, port)),
+                key: {
+                    let to = successors(flow, &step.id, port);
+                    Names::port_key(&step.id, port, to.iter().map(String::as_str))
+                },
                 batch_max: takes,
             });
             output.batch_max = output.batch_max.min(takes);
         }
     }
+    let partitions = step.order.as_ref().map(|order| order.partitions);
     Routes {
-        queue: names.queue(&flow.name, &step.id),
+        queue: names
+            .queues(&flow.name, &step.id, partitions)
+            .swap_remove(0),
+        order: step.order.as_ref().map(|order| Order {
+            by: order.by.clone(),
+            partitions: (0..order.partitions)
+                .map(|number| Partition {
+                    queue: names.partition(&flow.name, &step.id, number),
+                    key: Names::partition_key(&step.id, number),
+                })
+                .collect(),
+        }),
         outputs_exchange: names.flow(&flow.name),
         outputs,
         own_key: Names::step_key(&flow.name, &step.id),
@@ -336,12 +359,16 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
     }
 }
 
-/// The steps that a port leads to.
-fn successors<'a>(flow: &'a Flow, step: &'a str, port: &'a str) -> impl Iterator<Item = &'a str> {
+/// The steps that a port leads to, as the names of their queues have them.
+fn successors(flow: &Flow, step: &str, port: &str) -> Vec<String> {
     flow.steps
         .iter()
-        .filter(move |it| it.after.iter().any(|(from, by)| from == step && by == port))
-        .map(|it| it.id.as_str())
+        .filter(|it| it.after.iter().any(|(from, by)| from == step && by == port))
+        .map(|it| {
+            let partitions = it.order.as_ref().map(|order| order.partitions);
+            Names::queue_parts(&it.id, partitions).swap_remove(0)
+        })
+        .collect()
 }
 
 fn drain(timeout: Duration) -> Duration {

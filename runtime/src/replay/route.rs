@@ -251,6 +251,7 @@ mod tests {
                 has_image: true,
                 every,
             },
+            ordered: std::collections::BTreeMap::new(),
             steps: vec![
                 (trigger.into(), vec![]),
                 ("shape".into(), after(trigger)),

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `broker_events` | the connection comes and goes; deliveries, confirms, answers |
 //! | `claim` | the ledger: asking for messages, and telling what became of them |
+//! | `order` | a step that keeps an order: sorting, partitions, holding |
 //! | `hand` | taking lines, and handing messages to the step |
 //! | `step_frames` | what the step says |
 //! | `outcome` | settling: done, again, dead |
@@ -28,6 +29,7 @@ mod claim;
 mod hand;
 mod inquiry;
 mod notes;
+mod order;
 mod outcome;
 mod stall;
 mod status;
@@ -50,7 +52,7 @@ use towpath_protocol::start::{Identity, Routes, Settings, Start};
 use crate::broker::{Addressed, Command};
 use crate::claims::Claims;
 use crate::clock::{Now, Stopwatch};
-use crate::deliveries::{Deliveries, Sequence};
+use crate::deliveries::{Ack, Deliveries, Sequence};
 use crate::envelope::Envelope;
 use crate::finished::Finished;
 use crate::journal::Journal;
@@ -60,6 +62,7 @@ use crate::log::Logger;
 use crate::record::{IdMap, Records, State};
 use crate::redact::Redact;
 
+pub use order::{KeyQuestion, key_of};
 pub use status::Memory;
 pub use step_life::{Kill, Step};
 
@@ -94,6 +97,8 @@ struct Deferred {
     delivery: Sequence,
     line: Bytes,
     envelope: Envelope,
+    /// The partition it came by, of a step that keeps an order.
+    partition: Option<u16>,
 }
 
 /// The agent's mind.
@@ -130,6 +135,8 @@ pub struct Core {
     suspects: VecDeque<u32>,
     suspect: Option<u32>,
     deferred: Vec<Deferred>,
+    /// Of a step that keeps an order.
+    order: Option<order::Order>,
     in_hand: u32,
     /// Those of the messages in hand that took too long, and since when the step has been told.
     cancelled: IdMap<Instant>,
@@ -155,6 +162,8 @@ impl Core {
         let mut rng = StdRng::seed_from_u64(seed);
         let incarnation = format!("{:016x}", rng.random::<u64>());
         let lanes = Lanes::new(&start.routes, &limits, &start.identity, &incarnation);
+        let order = start.routes.order.as_ref();
+        let order = order.map(|order| order::Order::new(order.partitions.len()));
         Self {
             setup: Setup {
                 redact: Redact::new(&start.redact),
@@ -178,7 +187,11 @@ impl Core {
             mishap: None,
             consuming: Consuming::No,
             commands: VecDeque::new(),
-            deliveries: Deliveries::default(),
+            deliveries: if order.is_some() {
+                Deliveries::keeping_past()
+            } else {
+                Deliveries::default()
+            },
             lanes,
             finished: Finished::default(),
             journal: Journal::new(now.wall_ms),
@@ -191,6 +204,7 @@ impl Core {
             suspects: VecDeque::new(),
             suspect: None,
             deferred: Vec::new(),
+            order,
             in_hand: 0,
             cancelled: IdMap::default(),
             held_bytes: 0,
@@ -215,6 +229,7 @@ impl Core {
         self.stopwatch.set_running(self.reads_step(), now.instant);
         self.check_time(now);
         self.want_deliveries(now);
+        self.sort(now);
         self.hand(now);
         self.finish_drain(now);
         self.check_stall(now);
@@ -231,7 +246,9 @@ impl Core {
                     command: Command::Publish(publish),
                 });
             });
-            self.deliveries.acks(|ack| {
+            // After `Stop` they would be for a channel that is gone.
+            let has_left = self.order.is_some() && self.consuming == Consuming::Stopping;
+            let acknowledge = |ack: Ack| {
                 let command = Command::Ack {
                     tag: ack.tag,
                     multiple: ack.multiple,
@@ -240,7 +257,11 @@ impl Core {
                     generation,
                     command,
                 });
-            });
+            };
+            if !has_left {
+                self.deliveries.acks(acknowledge);
+            }
+            self.leave_if_wanted(now);
         }
         self.stopwatch.set_running(self.reads_step(), now.instant);
     }
@@ -290,6 +311,7 @@ impl Core {
             self.next_claim_deadline(),
             self.next_reattach_deadline(),
             self.next_note_deadline(),
+            self.holds().1,
         ]
         .into_iter()
         .flatten()
@@ -359,13 +381,15 @@ impl Core {
     /// Begins or stops consuming, as is wanted, and gives back what was taken too much.
     fn want_deliveries(&mut self, now: Now) {
         let is_leaving = self.is_paused || self.drain.is_some();
-        let wanted = !is_leaving && self.step_is_usable();
+        let wanted = self.wants_deliveries();
         if self.is_up {
             match (wanted, self.consuming) {
                 (true, Consuming::No) => {
                     self.consuming = Consuming::Yes;
                     self.tell(Command::Consume);
                 }
+                // At the end of a turn, after what is acknowledged.
+                (false, Consuming::Yes) if self.order.is_some() => {}
                 (false, Consuming::Yes) => {
                     self.consuming = Consuming::Stopping;
                     self.tell(Command::Stop);
@@ -373,8 +397,19 @@ impl Core {
                 _ => {}
             }
         }
-        if is_leaving && self.is_up {
+        if is_leaving && self.is_up && self.order.is_none() {
             self.give_back(now);
+        }
+    }
+
+    fn wants_deliveries(&self) -> bool {
+        !self.is_paused && self.drain.is_none() && self.step_is_usable()
+    }
+
+    /// A step that keeps an order stops consuming only when nothing is in its hands.
+    fn leave_if_wanted(&mut self, now: Now) {
+        if self.order.is_some() && self.consuming == Consuming::Yes && !self.wants_deliveries() {
+            self.leave_order(now);
         }
     }
 
@@ -420,12 +455,16 @@ impl Core {
         if self.drain.is_none() || self.has_drained {
             return;
         }
+        if self.order.is_some() && self.is_up && self.consuming != Consuming::No {
+            return;
+        }
         // What cannot be finished without taking more, or without an answer, goes back to the queue
         // when the connection closes.
         self.deferred.clear();
         self.abandon_all(State::Parked, now);
         self.abandon_all(State::Asking, now);
         self.abandon_all(State::Claiming, now);
+        self.abandon_all(State::Held, now);
         self.claims.forget();
         self.forget_abandoned();
         let is_settled = self.records.is_empty() && !self.deliveries.is_waiting();

@@ -39,6 +39,9 @@ impl Core {
             // It is the control plane's turn.
             return None;
         }
+        if self.holds().0 > 0 {
+            return None;
+        }
         let held = self.deliveries.unacknowledged();
         (held > 0 && self.step == Step::Ready && self.in_hand == 0)
             .then(|| format!("{held} deliveries were held and none of them handled"))

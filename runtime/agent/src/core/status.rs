@@ -46,6 +46,7 @@ impl Core {
             AgentState::HeldBack => Some("a queue that this step publishes to is full".to_owned()),
             AgentState::Running => self
                 .waits_for_ledger(now)
+                .or_else(|| self.says_what_it_holds(now))
                 .or_else(|| self.recent_mishap(state, now)),
             _ => None,
         };
@@ -72,6 +73,15 @@ impl Core {
                 Vec::new()
             },
         }
+    }
+
+    /// Says that messages are held, and until when.
+    fn says_what_it_holds(&self, now: Now) -> Option<String> {
+        let (count, due) = self.holds();
+        let wait = due?.saturating_duration_since(now.instant).as_secs() + 1;
+        Some(format!(
+            "{count} messages are held until they are tried again, the first in {wait} s, and those behind them with them"
+        ))
     }
 
     /// Sends a report, if there is somebody to send it to. A lost one costs nothing.

@@ -346,6 +346,7 @@ impl Core {
         self.check_hanging(now);
         self.check_asking(now);
         self.check_reattach(now);
+        self.check_held(now);
         self.check_claims(now);
     }
 

@@ -2,6 +2,7 @@
 //!
 //! One thread, one task; what to do is decided in [`crate::core`].
 
+mod keying;
 mod process;
 mod reporter;
 
@@ -22,11 +23,12 @@ use crate::broker::rabbit::{self, Rabbit};
 use crate::broker::{Addressed, Event};
 use crate::child::Spawner;
 use crate::clock::Now;
-use crate::core::Core;
+use crate::core::{Core, KeyQuestion};
 use crate::limits::Limits;
 use crate::log::Logger;
 use crate::reaper::{Ended, Reaper};
 use crate::redact::Redact;
+use keying::Keyed;
 use process::{Process, Source};
 use reporter::Reporter;
 
@@ -94,6 +96,15 @@ fn prefetch(kind: Kind, settings: &Settings) -> u16 {
     u16::try_from(deliveries).expect("at most 256")
 }
 
+/// The queues of the step's partitions, if it keeps an order.
+fn partitions(start: &Start) -> Vec<String> {
+    let order = start.routes.order.iter();
+    let partitions = order.flat_map(|order| &order.partitions);
+    partitions
+        .map(|partition| partition.queue.clone())
+        .collect()
+}
+
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -125,12 +136,20 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
             identity.instance, identity.flow, identity.step, identity.replica
         ),
         queue: start.routes.queue.clone(),
+        partitions: partitions(&start),
+        replica: identity.replica,
         prefetch: prefetch(start.kind, &start.settings),
     };
     let (command_sender, command_receiver) = mpsc::channel(CHANNEL);
     let (event_sender, event_receiver) = mpsc::channel(CHANNEL);
     let mut tasks = JoinSet::new();
     tasks.spawn(rabbit::serve(rabbit, command_receiver, event_sender));
+    let (key_questions, asked) = mpsc::channel(CHANNEL);
+    let (keyed, keys) = mpsc::channel(CHANNEL);
+    if let Some(order) = &start.routes.order {
+        let by = order.by.as_str().into();
+        tasks.spawn(keying::serve(agent.clone(), by, asked, keyed));
+    }
     let spawner = Spawner::new(agent, args, start.settings.mode, start.env.clone());
     let memory_bytes = start.settings.memory_bytes;
     let limits = Limits::default();
@@ -146,6 +165,8 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
         logger,
         commands: command_sender,
         events: event_receiver,
+        key_questions,
+        keys,
         ended,
         signals,
         reaper,
@@ -163,6 +184,8 @@ struct Agent {
     logger: Logger,
     commands: mpsc::Sender<Addressed>,
     events: mpsc::Receiver<Event>,
+    key_questions: mpsc::Sender<KeyQuestion>,
+    keys: mpsc::Receiver<Keyed>,
     ended: mpsc::Receiver<Ended>,
     signals: Signals,
     reaper: Reaper,
@@ -180,6 +203,7 @@ enum Happened {
     Stdout(std::io::Result<usize>),
     Stderr(std::io::Result<usize>),
     Ended(Ended),
+    Keyed(Keyed),
     Drain,
     Pause,
     Resume,
@@ -192,6 +216,7 @@ impl Agent {
             let now = Now::read();
             self.core.advance(now);
             self.send_commands();
+            self.ask_for_keys();
             self.tend_process(now);
             self.reporter.look(&mut self.core, self.process.pid(), now);
             if self.core.has_drained() {
@@ -230,6 +255,7 @@ impl Agent {
             read = process::fill(&mut self.process.stdout) => Happened::Stdout(read),
             read = process::fill(&mut self.process.stderr) => Happened::Stderr(read),
             Some(ended) = self.ended.recv() => Happened::Ended(ended),
+            Some(keyed) = self.keys.recv() => Happened::Keyed(keyed),
             _ = self.signals.terminate.recv() => Happened::Drain,
             _ = self.signals.interrupt.recv() => Happened::Drain,
             _ = self.signals.pause.recv() => Happened::Pause,
@@ -279,6 +305,15 @@ impl Agent {
                 self.process
                     .note_end(ended, &mut self.core, self.memory_bytes, now);
             }
+            Happened::Keyed(keyed) => {
+                self.note_key(keyed);
+                for _ in 0..TURN {
+                    let Ok(keyed) = self.keys.try_recv() else {
+                        break;
+                    };
+                    self.note_key(keyed);
+                }
+            }
             Happened::Drain => self.core.drain(now),
             Happened::Pause => self.core.pause(),
             Happened::Resume => self.core.resume(),
@@ -294,6 +329,22 @@ impl Agent {
                 }
                 Err(TrySendError::Full(()) | TrySendError::Closed(())) => return,
             }
+        }
+    }
+
+    /// Has the keys of messages computed. What does not fit now is asked after the next answer.
+    fn ask_for_keys(&mut self) {
+        while let Ok(permit) = self.key_questions.try_reserve()
+            && let Some(question) = self.core.take_key_question()
+        {
+            permit.send(question);
+        }
+    }
+
+    fn note_key(&mut self, keyed: Keyed) {
+        match keyed {
+            Keyed::Key(question, key) => self.core.on_key(question, key),
+            Keyed::Trouble(why) => self.core.on_no_keys(&why),
         }
     }
 

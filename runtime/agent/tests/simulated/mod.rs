@@ -631,6 +631,7 @@ impl Broker {
             Content::Found => self.found.extend(values),
             Content::Waiting => self.waiting.extend(values),
             Content::Batch if &*publish.exchange == "outputs" => self.outputs.extend(values),
+            Content::Sorted => panic!("this step keeps no order"),
             // A delay: it is over at once.
             Content::Batch | Content::Returned(_) => {
                 let returns = match publish.content {
@@ -683,6 +684,7 @@ impl Broker {
         link.tag += 1;
         link.unacknowledged.insert(link.tag, queued.clone());
         Some(Event::Delivery {
+            queue: 0,
             tag: link.tag,
             is_batch: true,
             origin: queued.origin,
@@ -834,6 +836,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
         kind,
         routes: Routes {
             queue: "in".into(),
+            order: None,
             outputs_exchange: "outputs".into(),
             outputs: BTreeMap::from([(
                 "out".to_owned(),

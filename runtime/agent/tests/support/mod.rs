@@ -541,6 +541,7 @@ fn start(prefix: &str, url: &str) -> Start {
         kind: Kind::Action,
         routes: Routes {
             queue: name("in"),
+            order: None,
             outputs_exchange: name("outputs"),
             outputs: BTreeMap::from([(
                 "out".to_owned(),

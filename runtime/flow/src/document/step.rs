@@ -32,6 +32,7 @@ impl Steps<'_, '_> {
             image_span: 0..0,
             after: None,
             with: node.entry("with"),
+            order_span: 0..0,
         };
         match node.entry("id") {
             Some(entry) => {
@@ -307,6 +308,7 @@ fn plain_step(is_trigger: bool, timeout: Duration) -> Step {
         id: String::new(),
         is_trigger,
         after: Vec::new(),
+        order: None,
         image: String::new(),
         command: Vec::new(),
         mode: Mode::Frames,

@@ -411,6 +411,7 @@ fn topology() -> Topology {
     let flow = FlowTopology {
         flow: PREFIX.to_owned(),
         steps,
+        ordered: BTreeMap::new(),
         aliases: Vec::new(),
     };
     Topology {
