@@ -5,7 +5,12 @@
 //! - `no_id_without_a_confirm`: whoever gets an id can forget the request.
 //! - `one_request_alone_waits_for_nothing`; many at a time travel in batches.
 //! - `what_cannot_be_taken_now_is_said_at_once`: full, away, draining or stopped, with when to come again.
+//! - `whoever_does_not_show_who_they_are_learns_nothing` of the flow: not even whether it is stopped.
+//! - `a_repeated_request_is_answered_as_the_first_was_and_makes_no_second_message`, also if both come
+//!   at the same instant, and if the control plane was started again in between.
 //! - No credentials of a request travel on: neither its `authorization` nor the key in its URL.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -15,22 +20,38 @@ use towpath_protocol::{DEFAULT_CONNECTION, DEFAULT_PORT, MessageId};
 
 use crate::broker::BrokerError;
 use crate::broker::topology::Names;
+use crate::engine::chain;
 use crate::live::{LiveFlow, LiveFlows};
 use crate::metrics::Metrics;
 use crate::reconcile::FlowState;
 use crate::schedule::{Clock, trace_of};
+use crate::store::Store;
 
+mod auth;
 mod body;
+mod gate;
+mod handshake;
 mod headers;
+mod id;
+mod query;
+mod rate;
 mod recent;
+mod turns;
 mod worker;
 
+pub use auth::Refusal;
+pub use gate::{Gate, Gates, KEYS_MAX, UrlKey};
 pub use recent::{Entered, Recent};
+use turns::{Turn, Turns};
 pub use worker::Worker;
 use worker::{Item, Route};
 
 /// The most requests that wait for their confirm. More are asked to come again.
 const WAITING_MAX: usize = 1024;
+
+/// How long an answered request is remembered, in milliseconds: a day. Senders that got no answer try
+/// again within minutes or hours; later than that the id of the message is still the same.
+pub const ANSWERED_MS: u64 = 24 * 3_600_000;
 
 /// A request to a webhook's URL.
 #[derive(Debug, Clone, Default)]
@@ -47,12 +68,68 @@ pub struct Request {
     pub body: Bytes,
 }
 
+impl Request {
+    /// The value of a header; of one that is there several times, the first.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(found, _)| found.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// What a request is answered with, if it is not refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It is a message now, and the broker has it.
+    Taken(MessageId),
+    /// It only asked whether the URL is ours: this is its challenge.
+    Challenge(String),
+    /// It only asked whether requests are taken: they are.
+    Open,
+}
+
+impl Answer {
+    /// The HTTP status to answer with.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Taken(_) => 202,
+            Self::Challenge(_) | Self::Open => 200,
+        }
+    }
+}
+
 /// Why a request is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum IngressError {
     /// There is no such flow, or its trigger is no webhook.
     #[error("there is no webhook here")]
     NoWebhook,
+    /// It does not show who sent it.
+    #[error("the request does not show who sent it")]
+    NotAuthentic {
+        /// Why not.
+        #[source]
+        why: Refusal,
+        /// How it would, for `WWW-Authenticate`.
+        challenge: &'static str,
+    },
+    /// A handshake does not know the token.
+    #[error("`hub.verify_token` is not the one that the flow has")]
+    HandshakeRefused,
+    /// Requests cannot be checked.
+    #[error("the webhook cannot check requests now; the log of the control plane says why")]
+    CannotCheck,
+    /// There are more than the flow wants in a time.
+    #[error("the flow takes no more than {count} requests in {seconds}s")]
+    OverRate {
+        /// How many.
+        count: u32,
+        /// In which time.
+        seconds: u64,
+        /// In how many seconds there may be another one.
+        again: u32,
+    },
     /// The flow is stopped.
     #[error("the flow is stopped")]
     Stopped,
@@ -75,7 +152,7 @@ pub enum IngressError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The body is of a kind that cannot be taken.
-    #[error("a body of type `{content_type}` cannot be taken: send JSON, a form or text")]
+    #[error("the flow takes no body of type `{content_type}`")]
     UnknownType {
         /// What it is.
         content_type: String,
@@ -93,12 +170,14 @@ impl IngressError {
     pub fn status(&self) -> u16 {
         match self {
             Self::NoWebhook => 404,
+            Self::NotAuthentic { .. } => 401,
+            Self::HandshakeRefused => 403,
             Self::Stopped => 409,
             Self::TooLarge { .. } => 413,
             Self::NotReadable { .. } => 400,
             Self::UnknownType { .. } => 415,
-            Self::Full => 429,
-            Self::Draining | Self::Unavailable(_) => 503,
+            Self::Full | Self::OverRate { .. } => 429,
+            Self::Draining | Self::CannotCheck | Self::Unavailable(_) => 503,
         }
     }
 
@@ -106,6 +185,10 @@ impl IngressError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NoWebhook => "no_such_webhook",
+            Self::NotAuthentic { .. } => "not_authentic",
+            Self::HandshakeRefused => "handshake_refused",
+            Self::CannotCheck => "webhook_cannot_check",
+            Self::OverRate { .. } => "over_rate",
             Self::Stopped => "flow_stopped",
             Self::Draining => "flow_draining",
             Self::TooLarge { .. } => "body_too_large",
@@ -122,8 +205,9 @@ impl IngressError {
             // A queue of a hundred thousand is not empty in a moment.
             Self::Full => Some(10),
             Self::Unavailable(_) => Some(5),
+            Self::OverRate { again, .. } => Some(*again),
             // A person decides when it goes on.
-            Self::Draining => Some(60),
+            Self::Draining | Self::CannotCheck => Some(60),
             _ => None,
         }
     }
@@ -133,34 +217,43 @@ impl IngressError {
 #[derive(Clone)]
 pub struct Ingress {
     names: Names,
+    gates: Gates,
     flows: LiveFlows,
     metrics: Metrics,
     clock: Clock,
     body_bytes_max: usize,
     items: mpsc::Sender<Item>,
     recent: Recent,
+    store: Store,
+    turns: Turns,
 }
 
 impl Ingress {
     /// Makes an ingress and the worker that publishes for it, which somebody must run.
     pub fn new(
         names: Names,
+        gates: Gates,
         flows: LiveFlows,
         metrics: Metrics,
+        store: Store,
         clock: Clock,
         body_bytes_max: usize,
     ) -> (Self, Worker) {
         let (items, receiver) = mpsc::channel(WAITING_MAX);
         let this = Self {
             names,
+            gates,
             flows,
             metrics,
             clock,
             body_bytes_max,
             items,
             recent: Recent::default(),
+            store,
+            turns: Turns::default(),
         };
-        (this, Worker::new(receiver))
+        let worker = Worker::new(receiver, this.store.clone(), this.clock.clone());
+        (this, worker)
     }
 
     /// What was taken in of late.
@@ -168,15 +261,75 @@ impl Ingress {
         self.recent.clone()
     }
 
-    /// Takes a request in, and returns the id of its message once the broker has it.
-    pub async fn accept(&self, flow: &str, request: &Request) -> Result<MessageId, IngressError> {
-        let Some(flow) = self.webhook(flow) else {
-            return Err(IngressError::NoWebhook);
+    /// What stands in front of the webhook that a URL leads to; none if the key is wrong.
+    pub fn gate(&self, flow: &str, key: &str) -> Option<Arc<Gate>> {
+        self.gates.open(flow, key, (self.clock)())
+    }
+
+    /// Takes a request in that came through a gate, and answers once the broker has it.
+    pub async fn accept(&self, gate: &Gate, request: &Request) -> Result<Answer, IngressError> {
+        let outcome = self.answer(gate, request).await;
+        let status = match &outcome {
+            Ok(answer) => answer.status(),
+            Err(error) => error.status(),
         };
-        let outcome = self.take(&flow, request).await;
-        let status = outcome.as_ref().map_or_else(IngressError::status, |_| 202);
-        self.metrics.webhook(&flow.name, DEFAULT_CONNECTION, status);
+        self.metrics.webhook(&gate.flow, DEFAULT_CONNECTION, status);
         outcome
+    }
+
+    async fn answer(&self, gate: &Gate, request: &Request) -> Result<Answer, IngressError> {
+        if request.method == "HEAD" {
+            let flow = self.webhook(&gate.flow).ok_or(IngressError::NoWebhook)?;
+            return takes(&flow).map(|()| Answer::Open);
+        }
+        if gate.trouble.is_some() {
+            return Err(IngressError::CannotCheck);
+        }
+        let handshake = gate.handshake.as_ref();
+        if let Some(outcome) = handshake.and_then(|it| it.of_meta(request)) {
+            return match outcome {
+                Ok(challenge) => Ok(Answer::Challenge(challenge)),
+                Err(()) => Err(IngressError::HandshakeRefused),
+            };
+        }
+        if let Some(auth) = &gate.auth {
+            auth.verify(request, (self.clock)())
+                .map_err(|why| IngressError::NotAuthentic {
+                    why,
+                    challenge: auth.challenge(),
+                })?;
+        }
+        if let Some(challenge) = handshake.and_then(|it| it.of_slack(request)) {
+            return Ok(Answer::Challenge(challenge));
+        }
+        let flow = self.webhook(&gate.flow).ok_or(IngressError::NoWebhook)?;
+        let draft = self.draft(&flow, gate, request)?;
+        let id = draft.id;
+        let turn = if draft.is_named {
+            let turn = self.turns.take(id).await;
+            if self.is_answered(id).await {
+                return Ok(Answer::Taken(id));
+            }
+            Some(turn)
+        } else {
+            None
+        };
+        takes(&flow)?;
+        self.pass(gate)?;
+        self.publish(&flow, draft, turn).await?;
+        Ok(Answer::Taken(id))
+    }
+
+    /// Whether a request was answered before.
+    async fn is_answered(&self, id: MessageId) -> bool {
+        match self.store.answered(id).await {
+            Ok(at) => at.is_some_and(|at| (self.clock)() < at.saturating_add(ANSWERED_MS)),
+            Err(error) => {
+                // It is taken then: at worst its message is there a second time, with the same id.
+                tracing::warn!("cannot look for an answered request: {}", chain(&error));
+                false
+            }
+        }
     }
 
     fn webhook(&self, flow: &str) -> Option<LiveFlow> {
@@ -187,17 +340,34 @@ impl Ingress {
             .cloned()
     }
 
-    async fn take(&self, flow: &LiveFlow, request: &Request) -> Result<MessageId, IngressError> {
-        match flow.state {
-            FlowState::Running | FlowState::Paused => {}
-            FlowState::Draining => return Err(IngressError::Draining),
-            FlowState::Stopped => return Err(IngressError::Stopped),
-        }
-        let (id, line) = self.message(flow, request)?;
+    fn pass(&self, gate: &Gate) -> Result<(), IngressError> {
+        let Some(limiter) = &gate.limiter else {
+            return Ok(());
+        };
+        limiter
+            .pass((self.clock)())
+            .map_err(|again| IngressError::OverRate {
+                count: limiter.rate.count,
+                seconds: limiter.rate.per.as_secs(),
+                again,
+            })
+    }
+
+    /// Publishes a message, and remembers a request that has a name. Whoever stops waiting here stops
+    /// neither: its turn lasts until both are done.
+    async fn publish(
+        &self,
+        flow: &LiveFlow,
+        draft: Draft,
+        turn: Option<Turn>,
+    ) -> Result<(), IngressError> {
         let (outcome, answer) = oneshot::channel();
         let item = Item {
             route: self.route(flow),
-            line,
+            flow: flow.name.clone(),
+            id: draft.id,
+            line: draft.line,
+            turn,
             outcome,
         };
         // Not awaited: whoever cannot be served soon is told so now.
@@ -207,8 +377,8 @@ impl Ingress {
         })?;
         match answer.await {
             Ok(Ok(())) => {
-                self.recent.push(id, &flow.name, (self.clock)());
-                Ok(id)
+                self.recent.push(draft.id, &flow.name, (self.clock)());
+                Ok(())
             }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(IngressError::Unavailable(None)),
@@ -232,26 +402,28 @@ impl Ingress {
         }
     }
 
-    fn message(
+    fn draft(
         &self,
         flow: &LiveFlow,
+        gate: &Gate,
         request: &Request,
-    ) -> Result<(MessageId, String), IngressError> {
-        let header = |name: &str| {
-            let is_it = |(found, _): &&(String, String)| found.eq_ignore_ascii_case(name);
-            request
-                .headers
-                .iter()
-                .find(is_it)
-                .map(|(_, value)| value.as_str())
-        };
-        let body = body::read(header("content-type"), &request.body, self.body_bytes_max)?;
-        // The same key again is the same message: a sender that got no answer can ask again.
-        let id = match header("idempotency-key").filter(|key| !key.is_empty()) {
-            Some(key) => MessageId::from_source(&flow.name, &flow.trigger.step, DEFAULT_PORT, key),
+    ) -> Result<Draft, IngressError> {
+        let body = body::read(
+            request.header("content-type"),
+            &request.body,
+            gate.types.as_ref(),
+            self.body_bytes_max,
+        )?;
+        // The same name again is the same message: a sender that got no answer can ask again.
+        let name = id::of(gate.id.as_ref(), request, body.json.get());
+        let id = match &name {
+            Some(name) => {
+                MessageId::from_source(&flow.name, &flow.trigger.step, DEFAULT_PORT, name)
+            }
             None => MessageId::from_bytes(uuid::Uuid::now_v7().into_bytes()),
         };
-        let trace = header("traceparent").filter(|trace| headers::is_traceparent(trace));
+        let trace = request.header("traceparent");
+        let trace = trace.filter(|trace| headers::is_traceparent(trace));
         let lineage = Lineage {
             run: id,
             version: flow.version,
@@ -260,13 +432,32 @@ impl Ingress {
             trace: Some(trace.map_or_else(|| trace_of(id), ToOwned::to_owned)),
         };
         let lineage = raw(&lineage);
-        let headers = raw(&headers::of(request));
-        let mut message = Message::root(id, &lineage, &body);
+        let headers = raw(&headers::of(request, gate.auth.as_ref(), body.is_base64));
+        let mut message = Message::root(id, &lineage, &body.json);
         message.headers = Some(&headers);
-        Ok((
+        let line = serde_json::to_string(&message).expect("a message is JSON");
+        Ok(Draft {
             id,
-            serde_json::to_string(&message).expect("a message is JSON"),
-        ))
+            is_named: name.is_some(),
+            line,
+        })
+    }
+}
+
+/// A message that is not yet published.
+struct Draft {
+    id: MessageId,
+    /// Whether its sender gave it a name.
+    is_named: bool,
+    line: String,
+}
+
+/// Whether a flow takes requests now.
+fn takes(flow: &LiveFlow) -> Result<(), IngressError> {
+    match flow.state {
+        FlowState::Running | FlowState::Paused => Ok(()),
+        FlowState::Draining => Err(IngressError::Draining),
+        FlowState::Stopped => Err(IngressError::Stopped),
     }
 }
 

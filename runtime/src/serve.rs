@@ -25,7 +25,7 @@ use crate::control::error::ControlError;
 use crate::control::{Control, Parts};
 use crate::engine::docker::DockerEngine;
 use crate::engine::{AgentBinaries, AgentError, Engine, chain};
-use crate::ingress::{Ingress, Worker};
+use crate::ingress::{ANSWERED_MS, Gates, Ingress, Worker};
 use crate::inquiry::Inquiry;
 use crate::ledger::Sighting;
 use crate::metrics::Metrics;
@@ -258,10 +258,13 @@ impl Plane {
             sightings: sightings(reports.clone(), handle.clone()),
             clock: clock.clone(),
         };
+        let gates = Gates::default();
         let (ingress, worker) = Ingress::new(
             names,
+            gates.clone(),
             live.subscribe(),
             metrics.clone(),
+            store.clone(),
             clock,
             towpath_protocol::BODY_BYTES_MAX,
         );
@@ -273,6 +276,7 @@ impl Plane {
             reports,
             inquiry,
             entered: ingress.recent(),
+            gates,
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
             program: std::env::current_exe().map_err(ServeError::Program)?,
@@ -368,6 +372,10 @@ impl Loops {
             Box::pin(forget(self.store.clone(), stop.clone())),
         );
         spawn(
+            "forgetting answered requests",
+            Box::pin(forget_answered(self.store.clone(), stop.clone())),
+        );
+        spawn(
             "forgetting settlements",
             Box::pin(forget_ledger(self.store, self.ledger_ms_kept, stop.clone())),
         );
@@ -436,6 +444,26 @@ async fn forget_ledger(store: Store, kept_ms: u64, stop: CancellationToken) {
             Ok(_) => FORGET_PAUSE,
             Err(error) => {
                 tracing::warn!("cannot forget old settlements: {}", chain(&error));
+                FORGET_EVERY
+            }
+        };
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Forgets requests to webhooks that were answered long ago, a little at a time.
+async fn forget_answered(store: Store, stop: CancellationToken) {
+    loop {
+        let before = now_ms().saturating_sub(ANSWERED_MS);
+        let pause = match store.forget_answered(before, FORGET_AT_ONCE).await {
+            Ok(0) => FORGET_EVERY,
+            Ok(_) => FORGET_PAUSE,
+            Err(error) => {
+                tracing::warn!("cannot forget answered requests: {}", chain(&error));
                 FORGET_EVERY
             }
         };

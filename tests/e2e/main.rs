@@ -19,6 +19,7 @@ mod operating;
 mod ordered;
 mod retries;
 mod scaling;
+mod webhooks;
 mod why;
 
 use std::time::Duration;
@@ -26,10 +27,10 @@ use std::time::Duration;
 use towpath_tests::{Demo, eventually, holds};
 
 /// Long enough for thousands of messages on two busy cores.
-const LONG: Duration = Duration::from_secs(180);
+const LONG: Duration = Duration::from_secs(300);
 
 /// Long enough for what happens at once, give or take a report.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A shop and a CRM in which nothing goes wrong.
 const NO_429: (&str, &str) = ("DEMO_429", "0");

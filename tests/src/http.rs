@@ -86,3 +86,34 @@ pub fn get(url: &str) -> Result<Value, String> {
     }
     serde_json::from_str(&answer.text).map_err(|error| format!("{url}: {error}: {}", answer.text))
 }
+
+/// Sends a request with headers and a body of any kind.
+pub fn send_with(
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<Answer, String> {
+    let (runtime, client) = runtime();
+    runtime.block_on(async {
+        let method = method
+            .parse()
+            .map_err(|_| format!("`{method}` is not a method"))?;
+        let mut request = client.request(method, url).body(body.to_vec());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| format!("{url}: {error:?}"))?;
+        let retry_after = answer.headers().get("retry-after");
+        Ok(Answer {
+            status: answer.status().as_u16(),
+            retry_after: retry_after
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned),
+            text: answer.text().await.map_err(|error| error.to_string())?,
+        })
+    })
+}

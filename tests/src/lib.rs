@@ -8,6 +8,7 @@
 pub mod demo;
 pub mod http;
 pub mod instance;
+pub mod load;
 pub mod machine;
 pub mod proxy;
 

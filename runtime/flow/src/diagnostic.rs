@@ -126,6 +126,18 @@ codes! {
     LongTimeout = "F060", Warning;
     /// Something was not checked, because the facts are not known.
     NotChecked = "F061", Note;
+    /// A key of `auth` or `handshake` has no meaning with its type.
+    AuthKey = "F080", Error;
+    /// A secret is written into the file.
+    WrittenSecret = "F081", Error;
+    /// `id` does not say where the id of a request is.
+    BadRequestId = "F082", Error;
+    /// The rate of a webhook cannot be read.
+    BadRate = "F083", Error;
+    /// An API key is in two places, or in none.
+    ApiKeyPlace = "F084", Error;
+    /// The name of a header cannot be read.
+    BadHeader = "F085", Error;
     /// What messages are ordered by is not an expression.
     BadOrder = "F095", Error;
     /// Partitions have no meaning without an order.

@@ -13,10 +13,14 @@ use crate::model::{Fires, Replicas, Step};
 use crate::read::{Reader, head, is_misspelt};
 use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
+use crate::webhook::Webhook;
 
 mod order;
 mod replicas;
 mod step;
+mod webhook;
+
+pub(crate) use webhook::AUTH_TYPES;
 
 /// A flow whose parts were read, one by one.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub(crate) struct Document<'t> {
     pub(crate) name: String,
     pub(crate) description: String,
     pub(crate) fires: Option<Fires>,
+    /// What its webhook asks of requests, if it has one.
+    pub(crate) webhook: Option<Webhook>,
     /// The trigger first, if there is one, then the actions.
     pub(crate) drafts: Vec<Draft<'t>>,
 }
@@ -63,6 +69,7 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
         name: String::new(),
         description: String::new(),
         fires: None,
+        webhook: None,
         drafts: Vec::new(),
     };
     let reader = &mut steps.reader;
@@ -92,6 +99,10 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
         Some(entry) => {
             let (draft, fires) = steps.trigger(&entry.value);
             document.fires = fires;
+            document.webhook = entry
+                .value
+                .entry("webhook")
+                .map(|entry| steps.webhook(&entry.value));
             document.drafts.extend(draft);
         }
         None => steps.reader.missing(
@@ -248,12 +259,15 @@ impl Steps<'_, '_> {
             self.reader.duration(&entry.value, "`every`", &limits::EVERY)
         });
         let is_webhook = webhook.and_then(|entry| {
+            if matches!(entry.value.content, Content::Mapping(_)) {
+                return Some(true);
+            }
             let flag = self.reader.flag(&entry.value, "`webhook`");
             if flag == Some(false) {
                 self.reader.report(
                     Diagnostic::new(Code::BadChoice, "`webhook` cannot be `false`")
                         .at(entry.value.span.clone())
-                        .label("it can be `true`")
+                        .label("it can be `true` or a mapping")
                         .help("leave it out if the flow has no webhook"),
                 );
             }

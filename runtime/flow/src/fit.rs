@@ -295,7 +295,7 @@ fn placeholder_texts(root: &Node) -> Vec<(&Node, &str)> {
     trigger
         .into_iter()
         .chain(actions)
-        .flat_map(|step| ["with", "env", "command"].map(|key| step.entry(key)))
+        .flat_map(|step| ["with", "env", "command", "webhook"].map(|key| step.entry(key)))
         .flatten()
         .flat_map(|entry| entry.value.texts())
         .collect()

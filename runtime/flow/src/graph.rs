@@ -7,7 +7,7 @@ use towpath_protocol::DEFAULT_PORT;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{Document, Draft, describe};
-use crate::model::Flow;
+use crate::model::{Fires, Flow};
 use crate::text::{did_you_mean, list, shown};
 
 /// Who takes messages from whom. Steps are their places in [`Document::drafts`].
@@ -72,6 +72,7 @@ impl Graph {
             name: document.name,
             description: document.description,
             fires,
+            webhook: document.webhook.filter(|_| fires == Fires::Webhook),
             trigger_id,
             steps,
         })

@@ -87,7 +87,7 @@ pub(crate) const TRIGGER: &[Key] = &[
     ),
     key(
         "webhook",
-        "`true` gives the flow a URL; each request to it is a message.",
+        "Gives the flow a URL; each request to it is a message. `true`, or what is asked of requests.",
     ),
 ];
 
@@ -139,6 +139,70 @@ pub(crate) const AUTOSCALE: &[Key] = &[
     ),
 ];
 
+/// Of `webhook`, where it is not `true`.
+pub(crate) const WEBHOOK: &[Key] = &[
+    key(
+        "auth",
+        "How a request shows who sent it, beside knowing the URL; `none` or a mapping.",
+    ),
+    key(
+        "types",
+        "The kinds of bodies that are taken: `json`, `form`, `text`, `xml`, `bytes`. Others are answered 415.",
+    ),
+    key(
+        "id",
+        "Where a request says which one it is: `header.x-shop-id` or `body.event.id`. A second request with the same id makes no second message.",
+    ),
+    key(
+        "rate",
+        "The most messages in a time: `100/s`, `600/m`, `5000/h`. What is more is answered 429.",
+    ),
+    key(
+        "handshake",
+        "How the sender makes sure that the URL is yours: `slack`, or `{ type: meta, secret }`.",
+    ),
+];
+
+/// Of `auth`.
+pub(crate) const AUTH: &[Key] = &[
+    key(
+        "type",
+        "In which form: `basic`, `api-key`, `hmac`, `github`, `shopify`, `slack`, `standard-webhooks`, `stripe` or `none`.",
+    ),
+    key(
+        "secret",
+        "The secret, or the list of those that are good: `${secrets.name}`.",
+    ),
+    key("user", "For `basic`: the name of the user."),
+    key(
+        "header",
+        "For `hmac` and `api-key`: the header that has the signature or the key.",
+    ),
+    key(
+        "query",
+        "For `api-key`: the parameter of the query that has the key.",
+    ),
+    key(
+        "prefix",
+        "For `hmac` and `api-key`: what stands before the signature or the key.",
+    ),
+    key("algorithm", "For `hmac`: `sha256`, `sha512` or `sha1`."),
+    key("encoding", "For `hmac`: `hex` or `base64`."),
+    key(
+        "tolerance",
+        "For `slack`, `standard-webhooks` and `stripe`: how far the time of a request may be from ours.",
+    ),
+];
+
+/// Of `handshake`, where it is not a word.
+pub(crate) const HANDSHAKE: &[Key] = &[
+    key("type", "Which: `slack` or `meta`."),
+    key(
+        "secret",
+        "For `meta`: the `hub.verify_token`, or the list of those that are good.",
+    ),
+];
+
 /// Words of later versions, each with what to do until then.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
     ("cron", "write `every: 30s` (or `5m`, `2h`, `1d`) instead"),
@@ -169,9 +233,11 @@ mod tests {
 
     #[test]
     fn the_manual_has_every_key() {
-        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY, AUTOSCALE]
-            .into_iter()
-            .flatten()
+        for key in [
+            FLOW, STEP, TRIGGER, ACTION, RETRY, AUTOSCALE, WEBHOOK, AUTH, HANDSHAKE,
+        ]
+        .into_iter()
+        .flatten()
         {
             let row = MANUAL.lines().any(|line| {
                 line.starts_with(&format!("| `{}`", key.name))

@@ -39,6 +39,7 @@ mod substitute;
 mod text;
 mod tree;
 mod units;
+pub mod webhook;
 
 pub use diagnostic::{Code, Diagnostics, Severity};
 pub use facts::{Facts, ImageFact};

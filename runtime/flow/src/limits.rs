@@ -113,3 +113,22 @@ pub const RETRY_DEFAULT: Retry = Retry {
     max_ms: 600_000,
     jitter: 0.2,
 };
+
+/// The most secrets that are good at a time: the one before, the one now, the one to come, and some.
+pub const WEBHOOK_SECRETS_MAX: usize = 8;
+
+/// The most characters of a header's name, a user or a prefix: each request is compared with them.
+pub const WEBHOOK_TEXT_CHARS_MAX: usize = 128;
+
+/// The most keys on the way to the id in a body.
+pub const WEBHOOK_ID_KEYS_MAX: usize = 16;
+
+/// How far the time of a signed request may be from ours.
+pub const WEBHOOK_TOLERANCE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+
+/// How far when the flow says nothing: what Stripe, Slack and Standard Webhooks recommend.
+pub const WEBHOOK_TOLERANCE_DEFAULT: Duration = Duration::from_secs(5 * 60);
+
+/// How many messages a webhook may be limited to; more than one broker takes is no limit.
+pub const WEBHOOK_RATE: RangeInclusive<u64> = 1..=100_000;

@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde_json::Value;
 use towpath_protocol::start::{Mode, Retry};
 
+use crate::webhook::Webhook;
+
 /// A flow: one trigger and the actions that follow it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -20,6 +22,8 @@ pub struct Flow {
     pub description: String,
     /// What sets the trigger off.
     pub fires: Fires,
+    /// What its webhook asks of requests; none if it is fired in another way.
+    pub webhook: Option<Webhook>,
     /// The trigger's step; none for a webhook trigger without an image, whose messages go straight
     /// to the actions that follow it.
     pub trigger_id: String,
@@ -33,7 +37,7 @@ pub struct Flow {
 pub enum Fires {
     /// A schedule: `every: 30s`.
     Every(Duration),
-    /// A request to the flow's URL: `webhook: true`.
+    /// A request to the flow's URL: `webhook`.
     Webhook,
 }
 

@@ -361,6 +361,7 @@ fn elsewhere(key: &str) -> Option<&'static str> {
         (keys::AUTOSCALE, "`replicas`"),
         (keys::FLOW, "the flow itself"),
         (keys::STEP, "a step"),
+        (keys::WEBHOOK, "`webhook`"),
     ];
     places
         .into_iter()

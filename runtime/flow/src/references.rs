@@ -46,6 +46,9 @@ impl References {
 /// What a checked flow speaks of.
 pub fn references(flow: &Flow) -> References {
     let mut references = References::default();
+    for text in flow.webhook.iter().flat_map(|webhook| webhook.texts()) {
+        references.text(text);
+    }
     for step in &flow.steps {
         references.images.insert(step.image.clone());
         references.value(&step.with);
@@ -76,7 +79,7 @@ pub fn references_in(source: &Source) -> References {
         {
             references.images.insert(image.clone());
         }
-        for key in ["with", "env", "command"] {
+        for key in ["with", "env", "command", "webhook"] {
             for (_, text) in step
                 .entry(key)
                 .map(|entry| entry.value.texts())

@@ -3,9 +3,11 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::document::AUTH_TYPES;
 use crate::keys::{self, Key};
 use crate::limits;
 use crate::text;
+use crate::webhook::BodyType;
 
 /// The schema: JSON Schema 2020-12, kept in `docs/flow.schema.json`.
 pub fn schema() -> Value {
@@ -26,6 +28,9 @@ pub fn schema() -> Value {
         "after": { "type": "string", "minLength": 1, "examples": ["orders", "orders.rejected"] },
         "retry": object(&[keys::RETRY], &[]),
         "autoscale": autoscale(),
+        "webhook": object_of(&[keys::WEBHOOK], &[], webhook_value),
+        "auth": object_of(&[keys::AUTH], &["type"], auth_value),
+        "handshake": object_of(&[keys::HANDSHAKE], &["type"], handshake_value),
         "trigger": trigger,
         "action": action,
     });
@@ -63,6 +68,65 @@ fn autoscale_value(key: &str) -> Value {
         "latency" => json!({ "$ref": "#/$defs/duration" }),
         // A test holds that every key has a case above.
         _ => json!({ "not": {} }),
+    }
+}
+
+fn webhook_value(key: &str) -> Value {
+    match key {
+        "auth" => json!({ "anyOf": [{ "const": "none" }, { "$ref": "#/$defs/auth" }] }),
+        "types" => json!({
+            "type": "array",
+            "items": { "enum": BodyType::ALL.map(|(word, _)| word) },
+            "minItems": 1,
+        }),
+        "id" => json!({
+            "type": "string",
+            "pattern": "^(header|body)\\..+$",
+            "examples": ["header.x-shop-id", "body.event.id"],
+        }),
+        "rate" => json!({
+            "type": "string",
+            "pattern": "^ *[0-9]+ */ *[smh] *$",
+            "examples": ["100/s"],
+        }),
+        "handshake" => json!({ "anyOf": [{ "enum": ["slack"] }, { "$ref": "#/$defs/handshake" }] }),
+        // A test holds that every key has a case above.
+        _ => json!({ "not": {} }),
+    }
+}
+
+fn auth_value(key: &str) -> Value {
+    let text =
+        || json!({ "type": "string", "minLength": 1, "maxLength": limits::WEBHOOK_TEXT_CHARS_MAX });
+    match key {
+        "type" => json!({ "enum": AUTH_TYPES }),
+        "secret" => json!({
+            "anyOf": [
+                { "type": "string" },
+                {
+                    "type": "array",
+                    "items": { "type": "string" },
+                    "minItems": 1,
+                    "maxItems": limits::WEBHOOK_SECRETS_MAX,
+                },
+            ],
+        }),
+        "user" | "header" | "query" | "prefix" => text(),
+        "algorithm" => json!({ "enum": ["sha256", "sha512", "sha1"], "default": "sha256" }),
+        "encoding" => json!({ "enum": ["hex", "base64"], "default": "hex" }),
+        "tolerance" => json!({
+            "$ref": "#/$defs/duration",
+            "default": text::duration(limits::WEBHOOK_TOLERANCE_DEFAULT),
+        }),
+        // A test holds that every key has a case above.
+        _ => json!({ "not": {} }),
+    }
+}
+
+fn handshake_value(key: &str) -> Value {
+    match key {
+        "type" => json!({ "enum": ["slack", "meta"] }),
+        _ => auth_value(key),
     }
 }
 
@@ -139,7 +203,7 @@ fn value(key: &str) -> Value {
                 _ => schema,
             }
         }
-        "webhook" => json!({ "const": true }),
+        "webhook" => json!({ "anyOf": [{ "const": true }, { "$ref": "#/$defs/webhook" }] }),
         "after" => json!({
             "anyOf": [
                 { "$ref": "#/$defs/after" },
@@ -179,6 +243,16 @@ mod tests {
         ];
         for key in tables.iter().flat_map(|table| table.iter()) {
             assert_ne!(value(key.name), json!({ "not": {} }), "{}", key.name);
+        }
+        let tables: [(&[Key], fn(&str) -> Value); 3] = [
+            (keys::WEBHOOK, webhook_value),
+            (keys::AUTH, auth_value),
+            (keys::HANDSHAKE, handshake_value),
+        ];
+        for (table, value) in tables {
+            for key in table {
+                assert_ne!(value(key.name), json!({ "not": {} }), "{}", key.name);
+            }
         }
         for key in keys::AUTOSCALE {
             let schema = autoscale_value(key.name);

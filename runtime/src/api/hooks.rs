@@ -3,6 +3,7 @@
 //! # Invariants
 //!
 //! - `a_wrong_key_looks_like_a_wrong_flow`: both are not found, in the same time.
+//! - Nothing here logs a URL: there is a key in it.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -15,7 +16,7 @@ use utoipa::ToSchema;
 use super::ApiState;
 use super::error::{ApiError, ErrorBody};
 use crate::engine::chain;
-use crate::ingress;
+use crate::ingress::{self, Answer};
 
 /// That a request was taken.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -24,10 +25,13 @@ pub(super) struct Taken {
     id: String,
 }
 
-/// Takes a request into a flow. Answers once the broker has it on disk.
-#[utoipa::path(post, path = "/hooks/{flow}/{key}",
+/// Takes a request into a flow. Answers once the broker has it on disk. HEAD makes no message: it
+/// asks whether one would be taken.
+#[utoipa::path(method(post, put, get, head), path = "/hooks/{flow}/{key}",
     params(("flow" = String, Path), ("key" = String, Path)), request_body = String, responses(
-    (status = 202, body = Taken), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    (status = 200, description = "The challenge of a handshake, or the answer to HEAD"),
+    (status = 202, body = Taken), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
+    (status = 403, body = ErrorBody), (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody), (status = 413, body = ErrorBody), (status = 415, body = ErrorBody),
     (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn hook(
@@ -48,14 +52,14 @@ pub(super) async fn hook_below(
 }
 
 async fn take(state: &ApiState, flow: &str, key: &str, path: String, request: Request) -> Response {
-    if !state.control.is_webhook_key(flow, key) {
+    let Some(gate) = state.ingress.gate(flow, key) else {
         let error = ApiError::new(
             StatusCode::NOT_FOUND,
             "no_such_webhook",
             "there is no webhook here",
         );
         return error.into_response();
-    }
+    };
     let (method, uri, headers) = (
         request.method().clone(),
         request.uri().clone(),
@@ -77,8 +81,20 @@ async fn take(state: &ApiState, flow: &str, key: &str, path: String, request: Re
             .collect(),
         body,
     };
-    match state.ingress.accept(flow, &request).await {
-        Ok(id) => (StatusCode::ACCEPTED, Json(Taken { id: id.to_string() })).into_response(),
+    match state.ingress.accept(&gate, &request).await {
+        Ok(Answer::Taken(id)) => {
+            (StatusCode::ACCEPTED, Json(Taken { id: id.to_string() })).into_response()
+        }
+        // As text that no browser takes for a page: it is whatever the sender wrote.
+        Ok(Answer::Challenge(challenge)) => (
+            [
+                (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            ],
+            challenge,
+        )
+            .into_response(),
+        Ok(Answer::Open) => StatusCode::OK.into_response(),
         Err(error) => refusal(&error),
     }
 }
@@ -90,6 +106,12 @@ fn refusal(error: &ingress::IngressError) -> Response {
         response
             .headers_mut()
             .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let ingress::IngressError::NotAuthentic { challenge, .. } = error {
+        response.headers_mut().insert(
+            header::WWW_AUTHENTICATE,
+            HeaderValue::from_static(challenge),
+        );
     }
     response
 }

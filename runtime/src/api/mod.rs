@@ -95,6 +95,7 @@ fn verbs() -> Router<ApiState> {
         .route("/flows/{flow}/steps/{step}/drain", post(routes::drain_step))
         .route("/flows/{flow}/steps/{step}/stop", post(routes::stop_step))
         .route("/flows/{flow}/steps/{step}/scale", put(routes::scale))
+        .route("/flows/{flow}/webhook/rotate", post(routes::rotate_webhook))
         .route("/flows/{flow}/versions", get(routes::versions))
         .route("/flows/{flow}/diff", get(routes::diff))
         .route("/flows/{flow}/rollback", post(routes::rollback))

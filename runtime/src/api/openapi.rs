@@ -19,7 +19,7 @@ use super::{dead, hooks, probes, routes};
         dead::edit, dead::set_body, dead::undo_body, dead::jobs, dead::job, dead::cancel,
         routes::why, routes::retries, routes::retries_now, routes::retries_cancel,
         routes::secrets, routes::set_secret, routes::delete_secret,
-        routes::manifest, hooks::hook, probes::live, probes::ready, probes::metrics,
+        routes::rotate_webhook, routes::manifest, hooks::hook, probes::live, probes::ready, probes::metrics,
     )
 )]
 pub struct ApiDoc;

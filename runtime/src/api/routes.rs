@@ -1,6 +1,7 @@
 //! The endpoints under `/api/v1`: each one calls one verb.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -20,7 +21,7 @@ use crate::control::view::{
     RollbackRequest, RunList, RunRequest, RunView, ScaleRequest, ScaleTo, ScaleWord, SecretList,
     SecretValue, VersionList,
 };
-use crate::control::view::{RetriesMoved, RetryList, RetrySelection};
+use crate::control::view::{RetriesMoved, RetryList, RetrySelection, RotateRequest, WebhookKeys};
 use crate::control::{DeadFilter, LogFilter, Verb, Whereabouts};
 use crate::sweep::Fate;
 
@@ -453,4 +454,17 @@ pub(super) async fn manifest(
 ) -> Answer<Value> {
     let manifest = state.control.manifest(&params.0.image).await?;
     Ok(Json(serde_json::to_value(manifest).unwrap_or(Value::Null)))
+}
+
+/// Gives a webhook another URL; the one before stays good for a while.
+#[utoipa::path(post, path = "/api/v1/flows/{flow}/webhook/rotate", params(("flow" = String, Path)),
+    request_body = RotateRequest, security(("token" = [])), responses((status = 200, body = WebhookKeys),
+    (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn rotate_webhook(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    request: JsonBody<RotateRequest>,
+) -> Answer<WebhookKeys> {
+    let grace = Duration::from_millis(request.0.grace_ms);
+    Ok(Json(state.control.rotate_webhook(&flow, grace).await?))
 }

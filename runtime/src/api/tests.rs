@@ -30,8 +30,10 @@ impl Api {
         let bench = Bench::new().await;
         let (ingress, worker) = Ingress::new(
             Names::new("t"),
+            bench.gates.clone(),
             bench.live.clone(),
             bench.metrics.clone(),
+            crate::store::Store::in_memory().unwrap(),
             system_clock(),
             BODY_BYTES_MAX,
         );

@@ -190,6 +190,7 @@ fn the_queue_of_a_step_has_these_arguments() {
         .map(|(name, value)| match value {
             Argument::Number(number) => format!("{name} {number}"),
             Argument::Text(text) => format!("{name} {text}"),
+            Argument::Flag(flag) => format!("{name} {flag}"),
         })
         .collect();
     // They are a contract: a queue that exists with other arguments cannot be declared again.
@@ -289,4 +290,39 @@ fn what_still_comes_for_a_step_that_was_renamed_goes_to_the_other() {
     let lost = super::super::topology::Names::new("t").lost();
     let other = router.route("t.steps", "0.0.1.orders.older").unwrap();
     assert_eq!(other, BTreeSet::from([lost]));
+}
+
+#[test]
+fn a_step_that_keeps_an_order_has_an_intake_and_partitions() {
+    let mut topology = topology();
+    let plain = topology.flows[0].port_key("shape", "out");
+    topology.flows[0].ordered.insert("crm".into(), 3);
+    let key = topology.flows[0].port_key("shape", "out");
+    assert_ne!(
+        key, plain,
+        "nothing goes both ways while the flow is changed"
+    );
+    let (router, queues) = (router(&topology), queues(&topology));
+    let reaches = |exchange: &str, key: &str| router.route(exchange, key).expect("it is declared");
+    let only = |queue: &str| BTreeSet::from([queue.to_owned()]);
+    assert_eq!(reaches("t.flow.orders", &key), only("t.flow.orders.crm.in"));
+    assert_eq!(
+        reaches("t.steps", "orders.crm"),
+        only("t.flow.orders.crm.in")
+    );
+    for number in 0..3 {
+        let key = Names::partition_key("crm", number);
+        let queue = format!("t.flow.orders.crm.{number}");
+        assert_eq!(reaches("t.flow.orders", &key), only(&queue));
+        assert_eq!(topology.names.parse_queue(&queue), Some(("orders", "crm")));
+        assert_eq!(Names::parse_partition_key(&key), Some("crm"));
+        assert!(queues[&queue].single_active);
+    }
+    assert!(queues["t.flow.orders.crm.in"].single_active);
+    assert!(!queues.contains_key("t.flow.orders.crm"));
+    assert!(!queues["t.flow.orders.audit"].single_active);
+    assert_eq!(Names::parse_partition_key(&plain), None);
+    let declared = topology.names.queues("orders", "crm", Some(3));
+    assert!(declared.iter().all(|queue| queues.contains_key(queue)));
+    assert_eq!(declared.len(), 4);
 }

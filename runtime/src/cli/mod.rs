@@ -34,6 +34,7 @@ mod status;
 mod step;
 mod verbs;
 mod versions;
+mod webhook;
 mod why;
 mod words;
 
@@ -150,6 +151,9 @@ enum Command {
     /// Sets, lists and deletes secrets
     #[command(subcommand)]
     Secret(secret::Secret),
+    /// Gives webhooks new URLs
+    #[command(subcommand)]
+    Webhook(webhook::Webhook),
     /// Packs steps into images, and shows what they say of themselves
     #[command(subcommand)]
     Step(step::Step),
@@ -251,6 +255,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Why(command) => why::run(&command, context).await,
         Command::Retries(command) => retries::run(&command, context).await,
         Command::Secret(command) => secret::run(&command, context).await,
+        Command::Webhook(command) => webhook::run(&command, context).await,
         Command::Step(command) => step::run(&command, context).await,
         Command::Completions(command) => Ok(completions::run(&command, context)),
     }

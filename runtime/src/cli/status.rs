@@ -7,7 +7,7 @@ use clap::Args;
 use super::printer::{Printer, Tone};
 use super::problem::Problem;
 use super::words::{apart, count, maybe_count, millis, rate};
-use super::{Context, ExitStatus, drain, list};
+use super::{Context, ExitStatus, drain, list, webhook};
 use crate::control::view::{FlowList, FlowStatus, RunView, StepStatus};
 use crate::reconcile::FlowState;
 use crate::store::now_ms;
@@ -91,6 +91,9 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
     lines.push(format!("  fires    {}", fires(status, now)));
     if let Some(url) = &status.webhook_url {
         lines.push(format!("  webhook  {url}"));
+        for until in &status.webhook_former_until {
+            lines.push(format!("           {}", webhook::former(*until, now)));
+        }
     }
     lines.push(String::new());
     let rows = status.steps.iter().map(|step| row(step, printer)).collect();

@@ -40,6 +40,10 @@ pub(super) fn changes(
         );
         changes.push(change(ChangeAction::Update, Some(&to.trigger_id), reason));
     }
+    if from.fires == to.fires && from.webhook != to.webhook {
+        let reason = "what its webhook asks of requests changed".to_owned();
+        changes.push(change(ChangeAction::Update, Some(&to.trigger_id), reason));
+    }
     for step in &new.steps {
         let model = to.steps.iter().find(|it| it.id == step.id);
         let was = old.steps.iter().find(|it| it.id == step.id);

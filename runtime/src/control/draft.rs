@@ -9,8 +9,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use towpath_flow::{Facts, Finding, Fires, Flow, ImageFact, Source, check, references_in};
 
 use super::Control;
@@ -24,9 +22,6 @@ use crate::engine::Image;
 use crate::live::LiveFlow;
 use crate::reconcile::FlowState;
 use crate::store::flows::{FlowRecord, NewVersion};
-
-/// The random bytes of a webhook key: 256 bits cannot be guessed.
-const WEBHOOK_KEY_BYTES: usize = 32;
 
 /// What is to become the newest version of its flow.
 pub(super) struct Proposal {
@@ -269,7 +264,7 @@ impl Control {
         topology.flows.push(next);
         self.broker.declare(&topology, &former).await?;
 
-        let key = (flow.fires == Fires::Webhook).then(webhook_key);
+        let key = (flow.fires == Fires::Webhook).then(super::webhooks::new_key);
         let kept = |step: &towpath_flow::Step| {
             let before = checked.flow_before.iter().flat_map(|flow| &flow.steps);
             before
@@ -602,8 +597,4 @@ fn hash(source: &str, env: &BTreeMap<String, String>, images: &BTreeMap<String, 
         part(&image.id);
     }
     hasher.finalize().to_hex()[..32].to_owned()
-}
-
-fn webhook_key() -> String {
-    URL_SAFE_NO_PAD.encode(rand::random::<[u8; WEBHOOK_KEY_BYTES]>())
 }

@@ -10,7 +10,7 @@ use super::view::{Done, SecretList};
 const SECRET_BYTES_MAX: usize = 64 << 10;
 
 impl Control {
-    /// Sets a secret. What uses it is replaced.
+    /// Sets a secret. What uses it is replaced; webhooks go by the new value at once.
     pub async fn set_secret(&self, name: &str, value: &str) -> Result<Done, ControlError> {
         let bad = |message: String| ControlError::new(ErrorKind::Bad, "bad_secret", message);
         if !is_secret_name(name) {
@@ -24,7 +24,8 @@ impl Control {
         }
         self.catalog.store.set_secret(name, value).await?;
         tracing::info!(name, "set a secret");
-        self.reconciler.look_now();
+        let _alone = self.applying.lock().await;
+        self.changed().await?;
         Ok(Done {
             changed: true,
             message: format!("the secret `{name}` is set"),

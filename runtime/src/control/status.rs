@@ -95,6 +95,10 @@ impl Control {
                 .as_ref()
                 .filter(|_| flow.fires == Fires::Webhook)
                 .map(|key| self.webhook_url(&record.name, key)),
+            webhook_former_until: match flow.fires {
+                Fires::Webhook => self.former_keys_until(&record.name).await?,
+                _ => Vec::new(),
+            },
             last_run: last_run.as_ref().map(run_view),
             next_run_at,
             dead_letters: dead_of_flow(&record.name, &facts),

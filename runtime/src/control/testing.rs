@@ -15,7 +15,7 @@ use crate::broker::topology::{Names, STEP_QUEUE_DELIVERIES_MAX};
 use crate::broker::{Broker, Publication};
 use crate::engine::Image;
 use crate::engine::simulated::SimulatedEngine;
-use crate::ingress::Recent;
+use crate::ingress::{Gates, Recent};
 use crate::inquiry::Inquiry;
 use crate::metrics::Metrics;
 use crate::reconcile::gauge::BrokerGauge;
@@ -45,6 +45,7 @@ pub(crate) struct Bench {
     pub(crate) engine: SimulatedEngine,
     pub(crate) broker: Arc<Simulated>,
     pub(crate) metrics: Metrics,
+    pub(crate) gates: Gates,
     pub(crate) live: watch::Receiver<Arc<BTreeMap<String, crate::live::LiveFlow>>>,
     reconciler: Mutex<Reconciler>,
 }
@@ -89,6 +90,7 @@ impl Bench {
             }),
             Pace::default(),
         );
+        let gates = Gates::default();
         let subscribed = live.subscribe();
         let scheduler = Scheduler {
             broker: broker.clone(),
@@ -108,6 +110,7 @@ impl Bench {
             reports,
             inquiry: Inquiry::default(),
             entered: Recent::default(),
+            gates: gates.clone(),
             metrics: metrics.clone(),
             public_url: "http://here".into(),
             program: "towpath".into(),
@@ -121,6 +124,7 @@ impl Bench {
             engine,
             broker,
             metrics,
+            gates,
             live: subscribed,
             reconciler,
         }

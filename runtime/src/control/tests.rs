@@ -47,9 +47,9 @@ async fn applying_twice_is_applying_once() {
         .unwrap()
         .to_owned();
     assert!(key.len() >= 32, "{key}");
-    assert!(bench.control.is_webhook_key("orders", &key));
-    assert!(!bench.control.is_webhook_key("orders", "x"));
-    assert!(!bench.control.is_webhook_key("other", &key));
+    assert!(bench.gates.open("orders", &key, 0).is_some());
+    assert!(bench.gates.open("orders", "x", 0).is_none());
+    assert!(bench.gates.open("other", &key, 0).is_none());
 }
 
 #[tokio::test]

@@ -68,6 +68,31 @@ pub struct PlanView {
     pub webhook_url: Option<String>,
 }
 
+/// How a webhook gets another URL.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateRequest {
+    /// How long the URL before stays good, in milliseconds; a day when left out, and with 0 no
+    /// former URL is good any more.
+    #[serde(default = "a_day_ms")]
+    pub grace_ms: u64,
+}
+
+fn a_day_ms() -> u64 {
+    24 * 3_600_000
+}
+
+/// The URLs of a webhook.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct WebhookKeys {
+    /// The flow.
+    pub flow: String,
+    /// Where it takes requests.
+    pub webhook_url: String,
+    /// Until when its former URLs are good, in milliseconds since 1970.
+    pub former_until: Vec<u64>,
+}
+
 /// A step that goes away, and its messages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RemovedStep {
@@ -227,6 +252,9 @@ pub struct FlowStatus {
     pub fires: String,
     /// Where it takes requests, if it has a webhook.
     pub webhook_url: Option<String>,
+    /// Until when former URLs of its webhook are good, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub webhook_former_until: Vec<u64>,
     /// The last run, if it is fired by a schedule.
     pub last_run: Option<RunView>,
     /// When it fires next, in milliseconds since 1970.

@@ -1,9 +1,12 @@
 //! From the body of a request to the body of a message: JSON, compact.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use serde_json::value::RawValue;
+use towpath_flow::webhook::BodyType;
 
 use super::IngressError;
 
@@ -13,43 +16,72 @@ const DEPTH_MAX: usize = 128;
 /// The most fields of a form.
 const FIELDS_MAX: usize = 1_000;
 
-/// Reads a body by its content type: JSON as it is, a form as an object, text as a string, nothing
-/// as null.
+/// A body that was read.
+#[derive(Debug)]
+pub(super) struct Body {
+    /// As JSON, without line breaks.
+    pub(super) json: Box<RawValue>,
+    /// Whether that is a text in base64.
+    pub(super) is_base64: bool,
+}
+
+/// Reads a body by its content type: JSON as it is, a form as an object, text and XML as a string,
+/// anything else as a string in base64, nothing as null. `types` are those that are taken, if not
+/// all are.
 pub(super) fn read(
     content_type: Option<&str>,
     body: &[u8],
+    types: Option<&BTreeSet<BodyType>>,
     bytes_max: usize,
-) -> Result<Box<RawValue>, IngressError> {
+) -> Result<Body, IngressError> {
     if body.len() > bytes_max {
         return Err(IngressError::TooLarge { limit: bytes_max });
     }
-    let text = std::str::from_utf8(body);
-    let text = text.map_err(|source| not_readable("text in UTF-8", source))?;
-    let kind = content_type
-        .unwrap_or("application/json")
-        .split(';')
-        .next()
-        .unwrap_or_default();
-    let kind = kind.trim().to_ascii_lowercase();
-    // White space is a text, and nothing of anything else.
-    let is_text = kind.starts_with("text/") && kind != "text/json";
-    let json = if text.is_empty() || !is_text && text.trim().is_empty() {
-        "null".to_owned()
-    } else if kind == "application/x-www-form-urlencoded" {
-        form(text)?
-    } else if kind.starts_with("application/json") || kind.ends_with("+json") || kind == "text/json"
-    {
-        compact(text)?
-    } else if is_text {
-        serde_json::to_string(text).expect("a string is JSON")
-    } else {
-        return Err(IngressError::UnknownType { content_type: kind });
+    let media = media(content_type.unwrap_or("application/json"));
+    let kind = kind_of(&media);
+    // White space is a text, and nothing of what has a syntax.
+    let has_syntax = matches!(kind, BodyType::Json | BodyType::Form | BodyType::Xml);
+    let is_nothing = body.is_empty() || has_syntax && body.trim_ascii().is_empty();
+    if !is_nothing && types.is_some_and(|types| !types.contains(&kind)) {
+        return Err(IngressError::UnknownType {
+            content_type: media,
+        });
+    }
+    let text = || std::str::from_utf8(body).map_err(|source| not_readable("text in UTF-8", source));
+    let json = match kind {
+        _ if is_nothing => "null".to_owned(),
+        BodyType::Json => compact(text()?)?,
+        BodyType::Form => form(text()?)?,
+        BodyType::Text | BodyType::Xml => serde_json::to_string(text()?).expect("a string is JSON"),
+        BodyType::Bytes => format!("\"{}\"", STANDARD.encode(body)),
     };
-    // A form or a text can grow a little as JSON.
+    // All but JSON grows a little as JSON.
     if json.len() > bytes_max {
         return Err(IngressError::TooLarge { limit: bytes_max });
     }
-    RawValue::from_string(json).map_err(|source| not_readable("JSON", source))
+    let json = RawValue::from_string(json).map_err(|source| not_readable("JSON", source))?;
+    Ok(Body {
+        json,
+        is_base64: kind == BodyType::Bytes && !is_nothing,
+    })
+}
+
+/// A content type without its parameters.
+fn media(content_type: &str) -> String {
+    let media = content_type.split(';').next().unwrap_or_default();
+    media.trim().to_ascii_lowercase()
+}
+
+fn kind_of(media: &str) -> BodyType {
+    match media {
+        "application/x-www-form-urlencoded" => BodyType::Form,
+        "text/json" => BodyType::Json,
+        "text/xml" | "application/xml" => BodyType::Xml,
+        _ if media.starts_with("application/json") || media.ends_with("+json") => BodyType::Json,
+        _ if media.ends_with("+xml") => BodyType::Xml,
+        _ if media.starts_with("text/") => BodyType::Text,
+        _ => BodyType::Bytes,
+    }
 }
 
 fn not_readable(
@@ -126,7 +158,7 @@ fn form(text: &str) -> Result<String, IngressError> {
 }
 
 /// Undoes the encoding of a form: `+` is a space, `%41` a byte.
-fn decode(text: &str) -> Result<String, IngressError> {
+pub(super) fn decode(text: &str) -> Result<String, IngressError> {
     let mut bytes = text.bytes();
     let mut out = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {
@@ -156,13 +188,14 @@ mod tests {
 
     #[track_caller]
     fn check(content_type: &str, body: &str, expect: &str) {
-        let read = read(Some(content_type), body.as_bytes(), 1_000).unwrap();
-        assert_eq!(read.get(), expect);
+        let read = read(Some(content_type), body.as_bytes(), None, 1_000).unwrap();
+        assert_eq!(read.json.get(), expect);
+        assert!(!read.is_base64);
     }
 
     #[track_caller]
     fn check_status(content_type: &str, body: &[u8], expect: u16) {
-        let error = read(Some(content_type), body, 1_000).unwrap_err();
+        let error = read(Some(content_type), body, None, 1_000).unwrap_err();
         assert_eq!(error.status(), expect, "{error}");
     }
 
@@ -185,8 +218,35 @@ mod tests {
             r#"{"a":["1","2"],"b":"x y!","c":"","d":"é"}"#,
         );
         check("text/plain", "two\nlines", r#""two\nlines""#);
-        check("image/png", "  ", "null");
+        check("application/xml", "<a>\n</a>", r#""<a>\n</a>""#);
+        check("application/atom+xml", "<a/>", r#""<a/>""#);
+        check("image/png", "", "null");
         check("application/json", "", "null");
+    }
+
+    #[test]
+    fn anything_else_becomes_base64() {
+        let png = read(Some("image/png"), b"\x89PNG\r\n", None, 1_000).unwrap();
+        assert_eq!((png.json.get(), png.is_base64), (r#""iVBORw0K""#, true));
+        let form = read(Some("multipart/form-data; boundary=x"), b"--x", None, 1_000);
+        assert!(form.unwrap().is_base64);
+        let large = read(Some("image/png"), &[0; 800], None, 1_000);
+        assert_eq!(large.unwrap_err().status(), 413, "it grows by a third");
+    }
+
+    #[test]
+    fn a_flow_can_say_which_kinds_it_takes() {
+        let types = BTreeSet::from([BodyType::Json, BodyType::Form]);
+        let status = |kind: &str, body: &[u8]| {
+            let read = read(Some(kind), body, Some(&types), 1_000);
+            read.map_or_else(|error| error.status(), |_| 202)
+        };
+        assert_eq!(status("application/problem+json", b"{}"), 202);
+        assert_eq!(status("application/x-www-form-urlencoded", b"a=1"), 202);
+        for kind in ["text/plain", "text/xml", "image/png", "nonsense", ""] {
+            assert_eq!(status(kind, b"<a/>"), 415, "{kind}");
+        }
+        assert_eq!(status("image/png", b""), 202, "nothing is of no kind");
     }
 
     #[test]
@@ -202,7 +262,7 @@ mod tests {
         );
         check_status("application/x-www-form-urlencoded", b"a=%4", 400);
         check_status("application/x-www-form-urlencoded", b"a=%FF", 400);
-        check_status("image/png", b"x", 415);
+        check_status("application/xml", b"<\xff/>", 400);
         check_status("application/json", &[b' '; 1_001], 413);
         check_status("text/plain", &[b'\n'; 800], 413);
     }

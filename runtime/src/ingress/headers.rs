@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use super::Request;
+use super::auth::Auth;
+use super::{Request, query};
 
 /// The most bytes of all headers of a message: they are copied from step to step by hand.
 const BYTES_MAX: usize = 16 << 10;
 
 /// Headers that travel on beside those that begin with `x-`.
-const TAKEN: [&str; 6] = [
+const TAKEN: [&str; 8] = [
     "content-language",
     "date",
     "idempotency-key",
     "referer",
     "user-agent",
     "origin",
+    "webhook-id",
+    "webhook-timestamp",
 ];
 
 /// A header with one of these in its name may hold a credential, and stays behind.
@@ -22,8 +25,13 @@ const CREDENTIALS: [&str; 8] = [
     "auth", "token", "secret", "password", "apikey", "api-key", "cookie", "session",
 ];
 
-/// The headers of the message that a request becomes: `http.method` and so on.
-pub(super) fn of(request: &Request) -> BTreeMap<String, String> {
+/// The headers of the message that a request becomes: `http.method` and so on. What shows who sent
+/// it stays behind.
+pub(super) fn of(
+    request: &Request,
+    auth: Option<&Auth>,
+    is_base64: bool,
+) -> BTreeMap<String, String> {
     let mut headers = BTreeMap::new();
     let mut left = BYTES_MAX;
     let mut add = |name: &str, value: &str| {
@@ -35,12 +43,19 @@ pub(super) fn of(request: &Request) -> BTreeMap<String, String> {
     };
     add("method", &request.method);
     add("path", &request.path);
-    add("query", &request.query);
+    match auth.and_then(Auth::parameter) {
+        Some(parameter) => add("query", &query::without(&request.query, parameter)),
+        None => add("query", &request.query),
+    }
+    if is_base64 {
+        add("body", "base64");
+    }
     for (name, value) in &request.headers {
         let name = name.to_ascii_lowercase();
         let is_taken = name.starts_with("x-") || TAKEN.contains(&name.as_str());
         let may_hold_a_credential = CREDENTIALS.iter().any(|part| name.contains(part));
-        if name == "content-type" || is_taken && !may_hold_a_credential {
+        let shows_who = auth.and_then(Auth::header) == Some(name.as_str());
+        if name == "content-type" || is_taken && !may_hold_a_credential && !shows_who {
             add(&name, value);
         }
     }
@@ -64,6 +79,8 @@ pub(super) fn is_traceparent(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use towpath_flow::webhook::{KeyPlace, Scheme};
+
     use super::*;
 
     #[test]
@@ -85,7 +102,7 @@ mod tests {
             .to_vec(),
             ..Request::default()
         };
-        let names: Vec<String> = of(&request).into_keys().collect();
+        let names: Vec<String> = of(&request, None, false).into_keys().collect();
         assert_eq!(
             names,
             [
@@ -98,6 +115,33 @@ mod tests {
     }
 
     #[test]
+    fn what_shows_who_sent_it_stays_behind() {
+        let scheme = |place| Scheme::ApiKey {
+            place,
+            prefix: String::new(),
+        };
+        let request = Request {
+            query: "a=1&k=s3cret".into(),
+            headers: vec![("X-Shop".into(), "s3cret".into())],
+            ..Request::default()
+        };
+        for (place, expect) in [
+            (
+                KeyPlace::Header("x-shop".into()),
+                [("http.query", "a=1&k=s3cret")],
+            ),
+            (KeyPlace::Query("k".into()), [("http.query", "a=1")]),
+        ] {
+            let auth = Auth::new(&scheme(place), "", &["s3cret".into()]).unwrap();
+            let found = of(&request, Some(&auth), false);
+            for (name, value) in expect {
+                assert_eq!(found[name], value);
+            }
+            assert_eq!(found.contains_key("http.x-shop"), auth.header().is_none());
+        }
+    }
+
+    #[test]
     fn headers_are_bounded() {
         let many = (0..1_000)
             .map(|index| (format!("x-{index}"), "v".repeat(100)))
@@ -106,7 +150,7 @@ mod tests {
             headers: many,
             ..Request::default()
         };
-        let size: usize = of(&request)
+        let size: usize = of(&request, None, false)
             .iter()
             .map(|(name, value)| name.len() + value.len())
             .sum();

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use towpath_flow::webhook::{Auth, BodyType, Handshake, KeyPlace, Rate, Scheme, Webhook};
 
 use super::*;
 use crate::broker::Broker as _;
@@ -16,6 +19,8 @@ use crate::live::LiveTrigger;
 struct World {
     broker: Simulated,
     ingress: Ingress,
+    gates: Gates,
+    now: Arc<AtomicU64>,
     flows: tokio::sync::watch::Sender<Arc<BTreeMap<String, LiveFlow>>>,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
@@ -44,6 +49,10 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
 }
 
 async fn world() -> World {
+    world_on(Store::in_memory().unwrap()).await
+}
+
+async fn world_on(store: Store) -> World {
     let flows = [
         flow("plain", false, FlowState::Running),
         flow("image", true, FlowState::Paused),
@@ -60,18 +69,37 @@ async fn world() -> World {
         .map(|flow| (flow.name.clone(), flow))
         .collect();
     let (flows, receiver) = tokio::sync::watch::channel(Arc::new(flows));
-    let clock: Clock = Arc::new(|| 77);
-    let (ingress, worker) = Ingress::new(names, receiver, Metrics::new(), clock, 1_000);
+    let now = Arc::new(AtomicU64::new(77));
+    let time = Arc::clone(&now);
+    let clock: Clock = Arc::new(move || time.load(Ordering::SeqCst));
+    let gates = Gates::default();
+    let (ingress, worker) = Ingress::new(
+        names,
+        gates.clone(),
+        receiver,
+        Metrics::new(),
+        store,
+        clock,
+        1_000,
+    );
+    gates.replace(["plain", "image", "nothing"].map(|flow| gate(flow, &Webhook::default())));
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(worker.run(Arc::new(broker.clone()), shutdown.clone()));
     World {
         broker,
         ingress,
+        gates,
+        now,
         flows,
         shutdown,
         tasks,
     }
+}
+
+fn gate(flow: &str, webhook: &Webhook) -> Gate {
+    let fill = |text: &str| Ok(text.to_owned());
+    Gate::new(flow, vec![UrlKey::new("key", None)], webhook, fill)
 }
 
 fn request(body: &str) -> Request {
@@ -98,22 +126,28 @@ impl World {
             .collect()
     }
 
+    async fn answer(&self, flow: &str, request: &Request) -> Result<Answer, IngressError> {
+        let gate = self.ingress.gate(flow, "key").expect("its key is good");
+        self.ingress.accept(&gate, request).await
+    }
+
+    async fn take(&self, flow: &str, request: &Request) -> Result<MessageId, IngressError> {
+        match self.answer(flow, request).await? {
+            Answer::Taken(id) => Ok(id),
+            other => panic!("{other:?}"),
+        }
+    }
+
     async fn refused(&self, flow: &str, request: &Request) -> IngressError {
-        self.ingress
-            .accept(flow, request)
-            .await
-            .expect_err("it is not taken")
+        let outcome = self.answer(flow, request).await;
+        outcome.expect_err("it is not taken")
     }
 }
 
 #[tokio::test]
 async fn a_request_becomes_a_message() {
     let world = world().await;
-    let id = world
-        .ingress
-        .accept("plain", &request("{ \"n\": 1 }"))
-        .await
-        .unwrap();
+    let id = world.take("plain", &request("{ \"n\": 1 }")).await.unwrap();
     let lines = world.lines("t.flow.plain.crm");
     assert_eq!(lines.len(), 1);
     let message: Message<'_> = serde_json::from_str(&lines[0]).unwrap();
@@ -126,20 +160,105 @@ async fn a_request_becomes_a_message() {
         r#"{"http.content-type":"application/json","http.method":"POST","http.query":"a=1"}"#
     );
     // With an image its own step is first, paused or not.
-    world.ingress.accept("image", &request("2")).await.unwrap();
+    world.take("image", &request("2")).await.unwrap();
     assert_eq!(world.lines("t.flow.image.hook").len(), 1);
     assert!(world.lines("t.flow.image.crm").is_empty());
 }
 
+fn named(body: &str, name: &str) -> Request {
+    let mut request = request(body);
+    request
+        .headers
+        .push(("Idempotency-Key".into(), name.into()));
+    request
+}
+
 #[tokio::test]
-async fn the_same_idempotency_key_is_the_same_message() {
-    let world = world().await;
-    let mut one = request("1");
-    one.headers.push(("Idempotency-Key".into(), "abc".into()));
-    let first = world.ingress.accept("plain", &one).await.unwrap();
-    assert_eq!(world.ingress.accept("plain", &one).await.unwrap(), first);
-    let other = world.ingress.accept("plain", &request("1")).await.unwrap();
+async fn a_repeated_request_is_answered_as_the_first_was_and_makes_no_second_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world_on(Store::open(folder.path()).unwrap()).await;
+    let first = world.take("plain", &named("1", "abc")).await.unwrap();
+    // Whatever else is in it: its name is what counts.
+    let again = world.take("plain", &named("2", "abc")).await.unwrap();
+    assert_eq!(again, first);
+    assert_eq!(world.lines("t.flow.plain.crm").len(), 1);
+    let other = world.take("plain", &request("1")).await.unwrap();
     assert_ne!(other, first);
+    assert_eq!(
+        world.lines("t.flow.plain.crm").len(),
+        2,
+        "without a name it is another one"
+    );
+    let stopped = flow("plain", false, FlowState::Stopped);
+    world
+        .flows
+        .send_replace(Arc::new(BTreeMap::from([("plain".to_owned(), stopped)])));
+    assert_eq!(
+        world.take("plain", &named("1", "abc")).await.unwrap(),
+        first
+    );
+    assert_eq!(
+        world.refused("plain", &named("1", "new")).await.status(),
+        409
+    );
+    // Another control plane, later.
+    world.shutdown.cancel();
+    world.tasks.join_all().await;
+    drop((world.ingress, world.gates));
+    let world = world_on(Store::open(folder.path()).unwrap()).await;
+    world.now.store(77 + ANSWERED_MS - 1, Ordering::SeqCst);
+    assert_eq!(
+        world.take("plain", &named("1", "abc")).await.unwrap(),
+        first
+    );
+    assert!(world.lines("t.flow.plain.crm").is_empty());
+    world.now.store(77 + ANSWERED_MS, Ordering::SeqCst);
+    assert_eq!(
+        world.take("plain", &named("1", "abc")).await.unwrap(),
+        first,
+        "after that it is a message again, of the same id"
+    );
+    assert_eq!(world.lines("t.flow.plain.crm").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_at_the_same_instant_make_one_message() {
+    let world = world().await;
+    let request = named("1", "abc");
+    let many = (0..50).map(|_| world.take("plain", &request));
+    let ids: HashSet<MessageId> = futures_util::future::join_all(many)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(ids.len(), 1);
+    assert_eq!(world.lines("t.flow.plain.crm").len(), 1);
+}
+
+#[tokio::test]
+async fn a_sender_that_left_before_its_answer_gets_it_when_it_comes_again() {
+    let world = world().await;
+    let request = named("1", "abc");
+    {
+        let mut first = Box::pin(world.take("plain", &request));
+        while world.lines("t.flow.plain.crm").is_empty() {
+            assert!(futures_util::poll!(&mut first).is_pending());
+            tokio::task::yield_now().await;
+        }
+    }
+    world.take("plain", &request).await.unwrap();
+    assert_eq!(world.lines("t.flow.plain.crm").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_confirmed_is_not_remembered() {
+    let world = world().await;
+    let request = named("1", "abc");
+    world.broker.set_full("t.flow.plain.crm", true);
+    assert_eq!(world.refused("plain", &request).await.status(), 429);
+    world.broker.set_full("t.flow.plain.crm", false);
+    world.take("plain", &request).await.unwrap();
+    assert_eq!(world.lines("t.flow.plain.crm").len(), 1);
 }
 
 #[tokio::test]
@@ -194,7 +313,7 @@ async fn no_id_without_a_confirm() {
         confirm_lost: 0.3,
         acknowledgement_lost: 0.0,
     });
-    let many = (0..500).map(|_| async { world.ingress.accept("plain", &request("1")).await });
+    let many = (0..500).map(|_| async { world.take("plain", &request("1")).await });
     let outcomes = futures_util::future::join_all(many).await;
     let taken: HashSet<MessageId> = outcomes.into_iter().filter_map(Result::ok).collect();
     let lines = world.lines("t.flow.plain.crm");
@@ -214,10 +333,11 @@ async fn no_id_without_a_confirm() {
 async fn what_was_taken_is_still_published_at_the_end() {
     let mut world = world().await;
     let ingress = world.ingress.clone();
+    let gate = ingress.gate("plain", "key").unwrap();
     let mut requests = JoinSet::new();
     for _ in 0..100 {
-        let ingress = ingress.clone();
-        requests.spawn(async move { ingress.accept("plain", &request("1")).await.is_ok() });
+        let (ingress, gate) = (ingress.clone(), Arc::clone(&gate));
+        requests.spawn(async move { ingress.accept(&gate, &request("1")).await.is_ok() });
     }
     tokio::task::yield_now().await;
     world.shutdown.cancel();
@@ -231,4 +351,94 @@ async fn what_was_taken_is_still_published_at_the_end() {
         .count();
     assert_eq!(taken, world.lines("t.flow.plain.crm").len());
     assert_eq!(world.refused("plain", &request("1")).await.status(), 503);
+}
+
+#[tokio::test]
+async fn whoever_does_not_show_who_they_are_learns_nothing() {
+    let world = world().await;
+    let mut webhook = Webhook::default();
+    webhook.auth = Some(Auth {
+        scheme: Scheme::ApiKey {
+            place: KeyPlace::Header("x-key".into()),
+            prefix: String::new(),
+        },
+        secrets: vec!["s3cret".into()],
+    });
+    webhook.handshake = Some(Handshake::Slack);
+    webhook.types = Some([BodyType::Json].into());
+    world.gates.replace([gate("plain", &webhook)]);
+    let stopped = flow("plain", false, FlowState::Stopped);
+    let mut signed = request("1");
+    signed.headers.push(("X-Key".into(), "s3cret".into()));
+    let id = world.take("plain", &signed).await.unwrap();
+    assert!(
+        !world.lines("t.flow.plain.crm")[0].contains("s3cret"),
+        "{id}"
+    );
+    world
+        .flows
+        .send_replace(Arc::new(BTreeMap::from([("plain".to_owned(), stopped)])));
+    assert_eq!(world.refused("plain", &signed).await.status(), 409);
+    let challenge = r#"{"type":"url_verification","challenge":"c"}"#;
+    for body in ["1", "{", challenge] {
+        let refused = world.refused("plain", &request(body)).await;
+        assert_eq!((refused.status(), refused.code()), (401, "not_authentic"));
+    }
+    let mut shaken = request(challenge);
+    shaken.headers.clone_from(&signed.headers);
+    let answer = world.answer("plain", &shaken).await.unwrap();
+    assert_eq!(answer, Answer::Challenge("c".into()));
+    assert_eq!(world.lines("t.flow.plain.crm").len(), 1);
+}
+
+#[tokio::test]
+async fn a_head_request_asks_and_makes_no_message() {
+    let world = world().await;
+    let head = Request {
+        method: "HEAD".into(),
+        ..Request::default()
+    };
+    assert_eq!(world.answer("plain", &head).await.unwrap(), Answer::Open);
+    let stopped = flow("plain", false, FlowState::Stopped);
+    world
+        .flows
+        .send_replace(Arc::new(BTreeMap::from([("plain".to_owned(), stopped)])));
+    assert_eq!(world.refused("plain", &head).await.status(), 409);
+    assert!(world.lines("t.flow.plain.crm").is_empty());
+}
+
+#[tokio::test]
+async fn what_is_over_the_rate_is_told_when_to_come_again() {
+    let world = world().await;
+    let mut webhook = Webhook::default();
+    webhook.rate = Some(Rate {
+        count: 2,
+        per: Duration::from_secs(60),
+    });
+    world.gates.replace([gate("plain", &webhook)]);
+    for _ in 0..2 {
+        world.take("plain", &request("1")).await.unwrap();
+    }
+    let over = world.refused("plain", &request("1")).await;
+    assert_eq!((over.status(), over.code()), (429, "over_rate"));
+    assert_eq!(over.retry_after(), Some(60));
+    assert_eq!(world.lines("t.flow.plain.crm").len(), 2);
+}
+
+#[tokio::test]
+async fn a_webhook_that_cannot_check_requests_takes_none() {
+    let world = world().await;
+    let mut webhook = Webhook::default();
+    webhook.auth = Some(Auth {
+        scheme: Scheme::GitHub,
+        secrets: vec!["${secrets.x}".into()],
+    });
+    let missing = |_: &str| Err("the secret `x` does not exist".to_owned());
+    let keys = vec![UrlKey::new("key", None)];
+    world
+        .gates
+        .replace([Gate::new("plain", keys, &webhook, missing)]);
+    let refused = world.refused("plain", &request("1")).await;
+    assert_eq!((refused.status(), refused.retry_after()), (503, Some(60)));
+    assert!(!refused.to_string().contains('x'), "callers learn no names");
 }

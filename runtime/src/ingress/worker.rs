@@ -1,5 +1,6 @@
 //! Publishes what comes in, in batches that grow by themselves: one request alone is sent at once,
-//! and while it waits for its confirm, those behind it gather.
+//! and while it waits for its confirm, those behind it gather. Requests that have a name are
+//! remembered after the confirm and before the answer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,10 +10,15 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use towpath_protocol::MessageId;
 use towpath_protocol::message::BATCH_TYPE;
 
+use super::turns::Turn;
 use super::{IngressError, WAITING_MAX};
 use crate::broker::{Broker, BrokerError, Publication};
+use crate::engine::chain;
+use crate::schedule::Clock;
+use crate::store::Store;
 
 /// The most messages in one batch: a slow step that follows wants its replicas to share the work.
 const BATCH_MESSAGES_MAX: usize = 32;
@@ -37,28 +43,42 @@ type Outcome = oneshot::Sender<Result<(), IngressError>>;
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) route: Route,
+    pub(super) flow: String,
+    pub(super) id: MessageId,
     pub(super) line: String,
+    /// The turn of a request that has a name: such a one is remembered.
+    pub(super) turn: Option<Turn>,
     pub(super) outcome: Outcome,
 }
 
 /// The task behind an [`super::Ingress`].
-#[derive(Debug)]
 pub struct Worker {
     items: mpsc::Receiver<Item>,
+    memory: Memory,
+}
+
+/// Where answered requests are remembered.
+#[derive(Clone)]
+struct Memory {
+    store: Store,
+    clock: Clock,
 }
 
 /// What waits for one route.
 #[derive(Default)]
 struct Waiting {
-    items: Vec<(String, Outcome)>,
+    items: Vec<Item>,
     in_flight: usize,
 }
 
 type InFlight = FuturesUnordered<BoxFuture<'static, Route>>;
 
 impl Worker {
-    pub(super) fn new(items: mpsc::Receiver<Item>) -> Self {
-        Self { items }
+    pub(super) fn new(items: mpsc::Receiver<Item>, store: Store, clock: Clock) -> Self {
+        Self {
+            items,
+            memory: Memory { store, clock },
+        }
     }
 
     /// Publishes until `shutdown`; what was taken before is still published.
@@ -80,8 +100,8 @@ impl Worker {
                     route
                 }
                 Some(item) = self.items.recv(), if count < WAITING_MAX => {
-                    let Item { route, line, outcome } = item;
-                    waiting.entry(route.clone()).or_default().items.push((line, outcome));
+                    let route = item.route.clone();
+                    waiting.entry(route.clone()).or_default().items.push(item);
                     route
                 }
                 else => return,
@@ -91,6 +111,7 @@ impl Worker {
                 of_route.in_flight += 1;
                 in_flight.push(publish(
                     Arc::clone(&broker),
+                    self.memory.clone(),
                     route.clone(),
                     of_route.batch(),
                 ));
@@ -104,10 +125,10 @@ impl Worker {
 
 impl Waiting {
     /// Takes the next batch out.
-    fn batch(&mut self) -> Vec<(String, Outcome)> {
+    fn batch(&mut self) -> Vec<Item> {
         let mut bytes = 0;
-        let fits = |(line, _): &&(String, Outcome)| {
-            bytes += line.len() + 1;
+        let fits = |item: &&Item| {
+            bytes += item.line.len() + 1;
             bytes <= BATCH_BYTES_MAX
         };
         let count = self
@@ -121,13 +142,35 @@ impl Waiting {
     }
 }
 
+impl Memory {
+    /// Remembers those of a batch, which is of one flow, that have names.
+    async fn remember(&self, batch: &[Item]) {
+        let named = batch.iter().filter(|item| item.turn.is_some());
+        let named: Vec<MessageId> = named.map(|item| item.id).collect();
+        let Some(first) = batch.first().filter(|_| !named.is_empty()) else {
+            return;
+        };
+        let now = (self.clock)();
+        if let Err(error) = self.store.remember_answered(&first.flow, named, now).await {
+            // The messages are in the queue, and so the answers are right; repeated, the same
+            // messages would be there a second time, with the same ids.
+            tracing::warn!(
+                flow = first.flow,
+                "cannot remember answered requests: {}",
+                chain(&error)
+            );
+        }
+    }
+}
+
 fn publish(
     broker: Arc<dyn Broker>,
+    memory: Memory,
     route: Route,
-    batch: Vec<(String, Outcome)>,
+    batch: Vec<Item>,
 ) -> BoxFuture<'static, Route> {
     Box::pin(async move {
-        let (lines, outcomes): (Vec<String>, Vec<Outcome>) = batch.into_iter().unzip();
+        let lines: Vec<&str> = batch.iter().map(|item| item.line.as_str()).collect();
         let publication = Publication {
             exchange: route.exchange.clone(),
             key: route.key.clone(),
@@ -138,7 +181,10 @@ fn publish(
         let mut failed = broker.publish(publication).await.err();
         let is_full = matches!(failed, Some(BrokerError::Full { .. }));
         let is_ok = failed.is_none();
-        for outcome in outcomes {
+        if is_ok {
+            memory.remember(&batch).await;
+        }
+        for item in batch {
             let answer = if is_ok {
                 Ok(())
             } else if is_full {
@@ -147,7 +193,7 @@ fn publish(
                 // The first gets the cause; the log of the broker's own loop has it too.
                 Err(IngressError::Unavailable(failed.take()))
             };
-            if outcome.send(answer).is_err() {
+            if item.outcome.send(answer).is_err() {
                 tracing::debug!("a sender left before its webhook was confirmed");
             }
         }

@@ -317,6 +317,7 @@ impl Store {
             let deleted = transaction.execute("DELETE FROM flows WHERE name = ?1", [&flow])?;
             super::ledger::forget_flow(&transaction, &flow)?;
             super::waiting::forget_flow(&transaction, &flow)?;
+            super::answered::forget_flow(&transaction, &flow)?;
             for step in &steps {
                 insert_removal(&transaction, &flow, step, drop_messages)?;
             }

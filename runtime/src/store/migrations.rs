@@ -223,6 +223,22 @@ CREATE TABLE former_steps (
 
 -- What changed with a version, in a line.
 ALTER TABLE versions ADD COLUMN summary TEXT NOT NULL DEFAULT '';
+", "
+-- Keys that webhook URLs had before, while they are still good.
+CREATE TABLE former_webhook_keys (
+    flow  TEXT NOT NULL REFERENCES flows (name) ON DELETE CASCADE,
+    key   TEXT NOT NULL,
+    until INTEGER NOT NULL
+) STRICT;
+CREATE INDEX former_webhook_keys_by_flow ON former_webhook_keys (flow);
+
+-- Requests to webhooks that were answered, by the ids of their messages, in the order of answers.
+CREATE TABLE answered_requests (
+    number  INTEGER PRIMARY KEY AUTOINCREMENT,
+    message BLOB NOT NULL UNIQUE,
+    flow    TEXT NOT NULL,
+    at      INTEGER NOT NULL
+) STRICT;
 "];
 
 /// Brings a database to the newest shape.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+pub mod answered;
 mod checkpoints;
 mod columns;
 pub mod dead_groups;
@@ -34,6 +35,7 @@ pub mod replay_jobs;
 mod runs;
 pub mod secrets;
 pub mod waiting;
+pub mod webhook_keys;
 
 /// How long a statement waits for a lock that another reader of the file holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -108,7 +108,11 @@ fn a_deeply_nested_body_ends_nothing_else() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let pool = Pool::start(settings(".")).await.unwrap();
+        let settings = Settings {
+            timeout: Duration::from_secs(30),
+            ..settings(".")
+        };
+        let pool = Pool::start(settings).await.unwrap();
         let deep = format!("{}{}", "[".repeat(500_000), "]".repeat(500_000));
         let failure = run(&pool, &deep).await.unwrap_err();
         assert_eq!(failure, Failure::Message(TOO_LARGE.into()));

@@ -278,7 +278,7 @@ impl Steps<'_, '_> {
     }
 
     /// Every placeholder in it must be one.
-    fn placeholders(&mut self, node: &Node) {
+    pub(super) fn placeholders(&mut self, node: &Node) {
         for (at, text) in node.texts() {
             let bad: Vec<_> = placeholder::pieces(text)
                 .into_iter()

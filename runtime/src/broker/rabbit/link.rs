@@ -176,8 +176,12 @@ async fn watch_over(
         // Cancel-safe: a stream's `next`, a tick and a token lose nothing.
         tokio::select! {
             () = shutdown.cancelled() => {
-                if let Err(error) = connection.close(200, "stopping".into()).await {
-                    tracing::debug!(%error, "the connection to the broker was gone already");
+                match timeout(ANSWER_TIMEOUT, connection.close(200, "stopping".into())).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "the connection to the broker was gone already");
+                    }
+                    Err(_) => tracing::debug!("the broker did not answer that the connection ends"),
                 }
                 return "stopping".into();
             }

@@ -224,7 +224,12 @@ async fn keep_declared(inner: Arc<Inner>, resync: Duration) {
         if wanted.is_empty() {
             continue;
         }
-        match inner.declare(&connection, &wanted).await {
+        // Cancel-safe: what is half declared is declared again after the next start.
+        let declared = tokio::select! {
+            () = inner.shutdown.cancelled() => return,
+            declared = inner.declare(&connection, &wanted) => declared,
+        };
+        match declared {
             Ok(()) if warned => {
                 tracing::info!("the queues on the broker are as they should be again");
                 warned = false;

@@ -312,6 +312,7 @@ pub(crate) fn start(
         kind,
         routes: Routes {
             queue: queue(step),
+            order: None,
             outputs_exchange: names.flow(PREFIX),
             outputs: BTreeMap::from([(
                 "out".to_owned(),
