@@ -109,7 +109,7 @@ remove_all() {
 remove_but_bases() {
   remove_labelled io.towpath.instance
   remove_labelled "$LABEL"
-  remove_images -v '^rabbitmq:\|^python:\|^towpath/base:\|^towpath/rabbitmq:\|^towpath/python:'
+  remove_images -v '^rabbitmq:\|^python:\|^towpath/base:\|^towpath/rabbitmq:\|^towpath/python:\|^postgres:\|^towpath/postgresql:'
 }
 
 # remove_images PATTERN…: the images made here that `grep PATTERN…` lets through, the youngest

@@ -17,6 +17,8 @@ LABEL=io.towpath.deploy
 . "$ROOT/deploy/engine.sh"
 # shellcheck source=deploy/broker.sh
 . "$ROOT/deploy/broker.sh"
+# shellcheck source=deploy/postgres.sh
+. "$ROOT/deploy/postgres.sh"
 # shellcheck source=deploy/beside.sh
 . "$ROOT/deploy/beside.sh"
 # shellcheck source=deploy/images.sh

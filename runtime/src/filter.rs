@@ -1,4 +1,5 @@
-//! jq over dead letters: a condition that chooses some, an expression that changes bodies.
+//! jq over dead letters: a condition that chooses some, an expression that changes bodies. And
+//! whether the conditions of steps compile.
 //!
 //! # Invariants
 //!
@@ -6,12 +7,14 @@
 //!   takes nothing else with it.
 //! - `a_filter_that_fails_on_a_letter_does_not_choose_it`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use serde_json::value::RawValue;
+use towpath_step_jq::judge;
 use towpath_step_jq::pool::{Failure, Pool, Settings, StartError};
 
 /// How long a filter may take for one letter.
@@ -105,6 +108,23 @@ impl Filter {
             .collect()
             .await
     }
+}
+
+/// Tries which conditions of steps compile.
+pub async fn compile(
+    program: &Path,
+    conditions: impl IntoIterator<Item = String>,
+) -> Result<BTreeMap<String, Result<(), String>>, FilterError> {
+    let mut all = BTreeMap::new();
+    for condition in conditions {
+        let outcome = match judge::check(program, &condition).await {
+            Ok(()) => Ok(()),
+            Err(StartError::Filter(reason)) => Err(reason.replace("the filter", "the condition")),
+            Err(StartError::Worker(error)) => return Err(FilterError::Worker(error)),
+        };
+        all.insert(condition, outcome);
+    }
+    Ok(all)
 }
 
 fn said(failure: Failure) -> String {

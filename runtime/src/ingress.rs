@@ -5,17 +5,20 @@
 //! - `no_id_without_a_confirm`: whoever gets an id can forget the request.
 //! - `one_request_alone_waits_for_nothing`; many at a time travel in batches.
 //! - `what_cannot_be_taken_now_is_said_at_once`: full, away, draining or stopped, with when to come again.
+//! - `a_request_goes_to_exactly_the_branches_that_hold_for_it`, if no step handles it first.
 //! - `whoever_does_not_show_who_they_are_learns_nothing` of the flow: not even whether it is stopped.
 //! - `a_repeated_request_is_answered_as_the_first_was_and_makes_no_second_message`, also if both come
 //!   at the same instant, and if the control plane was started again in between.
 //! - No credentials of a request travel on: neither its `authorization` nor the key in its URL.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
-use towpath_protocol::message::{Lineage, Message};
+use towpath_flow::Fires;
+use towpath_protocol::message::{BATCH_TYPE, Lineage, Message};
 use towpath_protocol::{DEFAULT_CONNECTION, DEFAULT_PORT, MessageId};
 
 use crate::broker::BrokerError;
@@ -29,6 +32,7 @@ use crate::store::Store;
 
 mod auth;
 mod body;
+mod branches;
 mod gate;
 mod handshake;
 mod headers;
@@ -40,6 +44,7 @@ mod turns;
 mod worker;
 
 pub use auth::Refusal;
+use branches::{Branches, Way};
 pub use gate::{Gate, Gates, KEYS_MAX, UrlKey};
 pub use recent::{Entered, Recent};
 use turns::{Turn, Turns};
@@ -213,6 +218,13 @@ impl IngressError {
     }
 }
 
+/// What the worker says of something that was published.
+type Confirm = oneshot::Receiver<Result<(), IngressError>>;
+
+async fn confirmed(answer: Confirm) -> Result<(), IngressError> {
+    answer.await.unwrap_or(Err(IngressError::Unavailable(None)))
+}
+
 /// Takes requests. Clones share the queue to the [`Worker`].
 #[derive(Clone)]
 pub struct Ingress {
@@ -224,12 +236,18 @@ pub struct Ingress {
     body_bytes_max: usize,
     items: mpsc::Sender<Item>,
     recent: Recent,
+    branches: Branches,
     store: Store,
     turns: Turns,
 }
 
 impl Ingress {
-    /// Makes an ingress and the worker that publishes for it, which somebody must run.
+    /// Makes an ingress and the worker that publishes for it, which somebody must run. `program` is
+    /// the binary that evaluates conditions when it is told to by its first argument: this one.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "it is made in one place, of all that it needs"
+    )]
     pub fn new(
         names: Names,
         gates: Gates,
@@ -238,6 +256,7 @@ impl Ingress {
         store: Store,
         clock: Clock,
         body_bytes_max: usize,
+        program: PathBuf,
     ) -> (Self, Worker) {
         let (items, receiver) = mpsc::channel(WAITING_MAX);
         let this = Self {
@@ -249,6 +268,7 @@ impl Ingress {
             body_bytes_max,
             items,
             recent: Recent::default(),
+            branches: Branches::new(program),
             store,
             turns: Turns::default(),
         };
@@ -336,7 +356,7 @@ impl Ingress {
         self.flows
             .borrow()
             .get(flow)
-            .filter(|flow| flow.trigger.every.is_none())
+            .filter(|flow| flow.trigger.fires == Fires::Webhook)
             .cloned()
     }
 
@@ -353,20 +373,46 @@ impl Ingress {
             })
     }
 
-    /// Publishes a message, and remembers a request that has a name. Whoever stops waiting here stops
-    /// neither: its turn lasts until both are done.
+    /// Publishes a message by all of its ways, and remembers a request that has a name. Whoever stops
+    /// waiting here does not stop what is published last: its turn lasts until that is remembered.
     async fn publish(
         &self,
         flow: &LiveFlow,
         draft: Draft,
         turn: Option<Turn>,
     ) -> Result<(), IngressError> {
+        let mut ways = self.ways(flow, draft.line).await?;
+        let to: Vec<String> = ways.iter().flat_map(|way| way.steps.clone()).collect();
+        // The last one has the turn: what is remembered is nowhere missing.
+        let last = ways.pop();
+        let mut answers = Vec::with_capacity(ways.len());
+        for way in ways {
+            answers.push(self.send(flow, draft.id, way, None)?);
+        }
+        for answer in answers {
+            confirmed(answer).await?;
+        }
+        match last {
+            Some(way) => confirmed(self.send(flow, draft.id, way, turn)?).await?,
+            None => self.metrics.webhook_unmatched(&flow.name),
+        }
+        self.recent.push(draft.id, &flow.name, &to, (self.clock)());
+        Ok(())
+    }
+
+    fn send(
+        &self,
+        flow: &LiveFlow,
+        id: MessageId,
+        way: Way,
+        turn: Option<Turn>,
+    ) -> Result<Confirm, IngressError> {
         let (outcome, answer) = oneshot::channel();
         let item = Item {
-            route: self.route(flow),
+            route: way.route,
             flow: flow.name.clone(),
-            id: draft.id,
-            line: draft.line,
+            id,
+            line: way.line,
             turn,
             outcome,
         };
@@ -375,31 +421,26 @@ impl Ingress {
             mpsc::error::TrySendError::Full(_) => IngressError::Full,
             mpsc::error::TrySendError::Closed(_) => IngressError::Unavailable(None),
         })?;
-        match answer.await {
-            Ok(Ok(())) => {
-                self.recent.push(draft.id, &flow.name, (self.clock)());
-                Ok(())
-            }
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(IngressError::Unavailable(None)),
-        }
+        Ok(answer)
     }
 
     /// With an image the trigger's step handles the request first; without one it goes straight to
     /// the steps that follow.
-    fn route(&self, flow: &LiveFlow) -> Route {
+    async fn ways(&self, flow: &LiveFlow, line: String) -> Result<Vec<Way>, IngressError> {
+        if !flow.trigger.has_image {
+            let now = (self.clock)();
+            return self.branches.ways(&self.names, flow, &line, now).await;
+        }
         let step = &flow.trigger.step;
-        if flow.trigger.has_image {
-            Route {
+        Ok(vec![Way {
+            steps: vec![step.clone()],
+            route: Route {
                 exchange: self.names.steps(),
                 key: Names::step_key(&flow.name, step),
-            }
-        } else {
-            Route {
-                exchange: self.names.flow(&flow.name),
-                key: flow.port_key(step, DEFAULT_PORT),
-            }
-        }
+                kind: BATCH_TYPE,
+            },
+            line,
+        }])
     }
 
     fn draft(

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
-use towpath_flow::model::{Fires, Flow};
+use towpath_flow::model::{Fires, Flow, Missed, Overlap};
+use towpath_protocol::DEFAULT_PORT;
 
-use crate::broker::topology::FlowTopology;
+use crate::broker::topology::{FlowTopology, branch_tag};
 use crate::reconcile::FlowState;
 
 /// All flows that are applied, by name; whoever changes a flow sends a new map.
@@ -21,14 +21,29 @@ pub struct LiveFlow {
     pub name: String,
     /// Its version.
     pub version: u32,
+    /// When this version was applied, in milliseconds since 1970.
+    pub applied_at: u64,
     /// What its trigger should be doing: ticks and requests.
     pub state: FlowState,
+    /// Whether it is noted what comes of its runs.
+    pub track: bool,
     /// Its trigger.
     pub trigger: LiveTrigger,
     /// Its steps that have a queue, each with the (step, port) it takes messages from.
     pub steps: Vec<(String, Vec<(String, String)>)>,
+    /// Those of them that do not take everything, or not as it comes.
+    pub branches: BTreeMap<String, LiveBranch>,
     /// Those of them that keep an order, each with its number of partitions.
     pub ordered: BTreeMap<String, u32>,
+}
+
+/// What makes a step a branch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveBranch {
+    /// Its condition.
+    pub when: Option<String>,
+    /// What it is called in routing keys; see [`branch_tag`].
+    pub tag: String,
 }
 
 /// What brings messages into a flow.
@@ -38,24 +53,29 @@ pub struct LiveTrigger {
     pub step: String,
     /// Whether it runs as containers: then it handles each request to a webhook first.
     pub has_image: bool,
-    /// How often it is fired; none for a webhook.
-    pub every: Option<Duration>,
+    /// What sets it off.
+    pub fires: Fires,
+    /// What becomes of a firing while it still runs.
+    pub overlap: Overlap,
+    /// What becomes of firings that nobody was there for.
+    pub missed: Missed,
 }
 
 impl LiveFlow {
     /// Takes from a checked flow what matters here.
-    pub fn new(flow: &Flow, version: u32, state: FlowState) -> Self {
+    pub fn new(flow: &Flow, version: u32, applied_at: u64, state: FlowState) -> Self {
         Self {
             name: flow.name.clone(),
             version,
+            applied_at,
             state,
+            track: flow.track,
             trigger: LiveTrigger {
                 step: flow.trigger_id.clone(),
                 has_image: flow.steps.iter().any(|step| step.is_trigger),
-                every: match flow.fires {
-                    Fires::Every(every) => Some(every),
-                    Fires::Webhook => None,
-                },
+                fires: flow.fires.clone(),
+                overlap: flow.overlap,
+                missed: flow.missed,
             },
             steps: flow
                 .steps
@@ -63,7 +83,35 @@ impl LiveFlow {
                 .map(|step| (step.id.clone(), step.after.clone()))
                 .collect(),
             ordered: ordered(flow),
+            branches: flow
+                .steps
+                .iter()
+                .filter_map(|step| {
+                    let branch = LiveBranch {
+                        when: step.when.clone(),
+                        tag: branch_tag(step.when.as_deref(), step.order.is_some())?,
+                    };
+                    Some((step.id.clone(), branch))
+                })
+                .collect(),
         }
+    }
+
+    /// The steps that take all that enters the flow: the trigger, if it runs as containers, else
+    /// those after it that have no condition.
+    pub fn entry_steps(&self) -> Vec<String> {
+        if self.trigger.has_image {
+            return vec![self.trigger.step.clone()];
+        }
+        let follows = |sources: &[(String, String)]| {
+            let mut sources = sources.iter();
+            sources.any(|(step, port)| *step == self.trigger.step && port == DEFAULT_PORT)
+        };
+        self.steps
+            .iter()
+            .filter(|(step, sources)| follows(sources) && !self.branches.contains_key(step))
+            .map(|(step, _)| step.clone())
+            .collect()
     }
 
     /// What it needs on the broker.
@@ -71,12 +119,23 @@ impl LiveFlow {
         FlowTopology {
             flow: self.name.clone(),
             steps: self.steps.clone(),
+            branches: self
+                .branches
+                .iter()
+                .map(|(step, branch)| (step.clone(), branch.tag.clone()))
+                .collect(),
             ordered: self.ordered.clone(),
             aliases: Vec::new(),
         }
     }
 
-    /// The routing key of a step's port, in the flow's exchange.
+    /// The routing key by which a step's port leads to one that follows it, in the flow's exchange.
+    pub fn key_to(&self, step: &str, port: &str, follower: &str) -> String {
+        self.topology().key_to(step, port, follower)
+    }
+
+    /// The routing key by which a step's port leads to those that take everything, in the flow's
+    /// exchange.
     pub fn port_key(&self, step: &str, port: &str) -> String {
         self.topology().port_key(step, port)
     }

@@ -28,6 +28,7 @@ pub struct Metrics {
 struct Counts {
     registry: Registry,
     webhooks: IntCounterVec,
+    webhooks_unmatched: IntCounterVec,
     ticks: IntCounterVec,
     runs_abandoned: IntCounterVec,
     dead_letters: IntCounterVec,
@@ -36,6 +37,8 @@ struct Counts {
     recycled: IntCounterVec,
     ledger_claims: IntCounterVec,
     ledger_settled: IntCounterVec,
+    run_entries: IntCounterVec,
+    runs_finished: IntCounterVec,
 }
 
 /// How things are when the text is written.
@@ -93,6 +96,11 @@ impl Metrics {
             "Requests to webhook URLs, by the status they were answered with.",
             &["flow", "connection", "status"],
         );
+        let webhooks_unmatched = counter(
+            "towpath_webhook_unmatched_total",
+            "Requests to webhook URLs that went nowhere, because no condition (`when`) held.",
+            &["flow"],
+        );
         let ticks = counter(
             "towpath_ticks_fired_total",
             "Ticks sent to triggers.",
@@ -133,10 +141,21 @@ impl Metrics {
             "Messages that agents said are settled.",
             &["flow", "step"],
         );
+        let run_entries = counter(
+            "towpath_run_entries_total",
+            "What agents reported of runs: a message that was emitted, or one that is done.",
+            &[],
+        );
+        let runs_finished = counter(
+            "towpath_runs_finished_total",
+            "Runs of which everything that came of them is settled.",
+            &[],
+        );
         Self {
             counts: Arc::new(Counts {
                 registry,
                 webhooks,
+                webhooks_unmatched,
                 ticks,
                 runs_abandoned,
                 dead_letters,
@@ -145,6 +164,8 @@ impl Metrics {
                 recycled,
                 ledger_claims,
                 ledger_settled,
+                run_entries,
+                runs_finished,
             }),
         }
     }
@@ -158,11 +179,28 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts a request that no condition of the first actions held for.
+    pub fn webhook_unmatched(&self, flow: &str) {
+        self.counts
+            .webhooks_unmatched
+            .with_label_values(&[flow])
+            .inc();
+    }
+
+    /// How many requests of a flow no condition held for, since this process started.
+    pub fn webhooks_unmatched(&self, flow: &str) -> u64 {
+        self.counts
+            .webhooks_unmatched
+            .with_label_values(&[flow])
+            .get()
+    }
+
     /// Counts a tick.
     pub fn tick(&self, flow: &str, step: &str, connection: &str, why: Why) {
         let why = match why {
             Why::Schedule => "schedule",
             Why::Manual => "manual",
+            Why::Webhook => "webhook",
         };
         self.counts
             .ticks
@@ -230,6 +268,19 @@ impl Metrics {
             .inc_by(count);
     }
 
+    /// Counts what agents reported of runs, and the runs that are finished by it.
+    pub fn runs_noted(&self, entries: u64, finished: u64) {
+        let none: [&str; 0] = [];
+        self.counts
+            .run_entries
+            .with_label_values(&none)
+            .inc_by(entries);
+        self.counts
+            .runs_finished
+            .with_label_values(&none)
+            .inc_by(finished);
+    }
+
     /// Writes everything as Prometheus reads it.
     pub fn render(&self, reports: &Reports, snapshot: &Snapshot) -> String {
         let mut families = self.counts.registry.gather();
@@ -246,7 +297,7 @@ impl Metrics {
 type Count = (&'static str, &'static str, fn(&Totals) -> u64);
 
 /// What agents count, with its names.
-const COUNTS: [Count; 13] = [
+const COUNTS: [Count; 15] = [
     (
         "messages_received_total",
         "Messages taken from the queue.",
@@ -302,6 +353,16 @@ const COUNTS: [Count; 13] = [
         "messages_repeated_total",
         "Messages that were settled before, and not handled again.",
         |it| it.counters.repeated,
+    ),
+    (
+        "messages_unmatched_total",
+        "Messages sent on to nobody, because no condition (`when`) held.",
+        |it| it.counters.unmatched,
+    ),
+    (
+        "messages_invalid_total",
+        "Messages whose body is not what the step takes (`validate`).",
+        |it| it.counters.invalid,
     ),
     (
         "step_process_restarts_total",
@@ -533,6 +594,7 @@ mod tests {
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
             last_lines: Vec::new(),
+            pacing: None,
         };
         reports.record(report, 1);
         reports

@@ -177,18 +177,20 @@ impl Replayer {
         let store = &self.scheduler.store;
         let letter = self.take(id).await?;
         let sent = self.send(&letter, body.as_deref(), from).await;
-        let state = match &sent {
-            Ok(_) => DeadState::Replayed,
-            Err(_) => DeadState::Open,
+        let mark = async || {
+            if sent.is_ok() {
+                store
+                    .dead_letter_sent(id, from.map(ToOwned::to_owned))
+                    .await
+            } else {
+                let (from, to) = (DeadState::Replaying, DeadState::Open);
+                store.change_dead_letter(id, from, to).await
+            }
         };
-        let mut marked = store
-            .change_dead_letter(id, DeadState::Replaying, state)
-            .await;
+        let mut marked = mark().await;
         if marked.is_err() {
             // Tried once more, so that it is not sent twice; after that it is open when we start.
-            marked = store
-                .change_dead_letter(id, DeadState::Replaying, state)
-                .await;
+            marked = mark().await;
         }
         let replayed = sent?;
         marked?;

@@ -32,17 +32,22 @@ pub(super) async fn world() -> World {
     let flow = LiveFlow {
         name: "orders".into(),
         version: 3,
+        applied_at: 0,
         state: FlowState::Running,
+        track: false,
         trigger: LiveTrigger {
             step: "poll".into(),
             has_image: true,
-            every: Some(Duration::from_secs(3_600)),
+            fires: towpath_flow::Fires::Every(Duration::from_secs(3_600)),
+            overlap: towpath_flow::Overlap::Skip,
+            missed: towpath_flow::Missed::Once,
         },
         ordered: BTreeMap::new(),
         steps: vec![
             ("poll".into(), vec![]),
             ("crm".into(), vec![("poll".into(), "out".into())]),
         ],
+        branches: BTreeMap::new(),
     };
     let store = Store::in_memory().unwrap();
     let version = NewVersion {

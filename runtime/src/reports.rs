@@ -342,6 +342,8 @@ fn map(one: &Counters, other: &Counters, with: fn(u64, u64) -> u64) -> Counters 
         crashed: with(one.crashed, other.crashed),
         repeated: with(one.repeated, other.repeated),
         sorted: with(one.sorted, other.sorted),
+        unmatched: with(one.unmatched, other.unmatched),
+        invalid: with(one.invalid, other.invalid),
     }
 }
 
@@ -382,6 +384,7 @@ mod tests {
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
             last_lines: Vec::new(),
+            pacing: None,
         }
     }
 

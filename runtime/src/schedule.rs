@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! - `a_trigger_has_at_most_one_active_run`: the next tick is sent when the run before has ended.
-//!   What was due meanwhile is skipped, not made up for.
+//! - `one_further_run_is_remembered_and_fires_when_the_one_before_has_ended`, if the flow says so:
+//!   it is a record in the store, of which there can be but one, and not a count.
 //! - `a_run_is_recorded_before_its_tick_is_published`: cut off in between, the same tick is published
 //!   again, with the same id.
 //! - `only_running_flows_fire`.
@@ -16,6 +17,7 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use towpath_flow::{Fires, Overlap};
 use towpath_protocol::frame::{TickBody, Why};
 use towpath_protocol::message::{BATCH_TYPE, Lineage, Message};
 use towpath_protocol::office::AgentState;
@@ -30,6 +32,10 @@ use crate::reconcile::FlowState;
 use crate::reports::Reports;
 use crate::store::records::{RunRecord, RunState};
 use crate::store::{Store, StoreError};
+
+mod due;
+
+pub use due::{Decision, STILL_AFTER, due};
 
 /// What time it is, in milliseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -56,95 +62,6 @@ const QUIET_AFTER_RETRY_MS: u64 = 5 * 60_000;
 
 /// How old a report may be to say how an agent is now.
 const FRESH_MS: u64 = 30_000;
-
-/// The longest that a flow's ticks are moved to spread the flows: what is more is not small.
-const OFFSET_MS_MAX: u64 = 10_000;
-
-/// What to do about a trigger now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    /// Fire it.
-    Fire {
-        /// When it was due, in milliseconds since 1970.
-        due: u64,
-    },
-    /// Wait until it is due.
-    Wait {
-        /// When that is, in milliseconds since 1970.
-        until: u64,
-    },
-    /// Wait for its active run to end.
-    Busy {
-        /// The run.
-        run: MessageId,
-    },
-    /// It does not fire: it is a webhook, or the flow is paused or stopped.
-    Off,
-}
-
-/// Decides what to do about a trigger. `last` is its active run, or else its last one.
-///
-/// A trigger that never fired is due at once. From then on it is due at the points of a grid of its
-/// interval, moved by a small offset that is the flow's own, so that a hundred flows with
-/// `every: 1m` do not all fire in the same instant.
-pub fn due(flow: &LiveFlow, last: Option<&RunRecord>, now: u64) -> Decision {
-    let (Some(every), FlowState::Running) = (flow.trigger.every, flow.state) else {
-        return Decision::Off;
-    };
-    let Some(last) = last else {
-        return Decision::Fire { due: now };
-    };
-    if last.state.is_active() {
-        return Decision::Busy { run: last.id };
-    }
-    let every = u64::try_from(every.as_millis()).unwrap_or(u64::MAX).max(1);
-    let grid = Grid {
-        every,
-        offset: offset(&flow.name, every),
-    };
-    // Half an interval after the last one, so that the first grid point after a start that was not
-    // on the grid is not a moment later.
-    let earliest = last
-        .due
-        .saturating_add(every / 2)
-        .max(last.ended_at.unwrap_or(last.due));
-    let next = grid.at_or_after(earliest);
-    if now < next {
-        Decision::Wait { until: next }
-    } else {
-        Decision::Fire {
-            due: grid.at_or_before(now),
-        }
-    }
-}
-
-struct Grid {
-    every: u64,
-    offset: u64,
-}
-
-impl Grid {
-    fn at_or_after(&self, time: u64) -> u64 {
-        let steps = time.saturating_sub(self.offset).div_ceil(self.every);
-        steps.saturating_mul(self.every).saturating_add(self.offset)
-    }
-
-    fn at_or_before(&self, time: u64) -> u64 {
-        let steps = time.saturating_sub(self.offset) / self.every;
-        steps.saturating_mul(self.every).saturating_add(self.offset)
-    }
-}
-
-/// A flow's own offset: always the same, below a fifth of the interval and below ten seconds.
-fn offset(flow: &str, every: u64) -> u64 {
-    let hash = blake3::hash(flow.as_bytes());
-    let number = u64::from_le_bytes(
-        hash.as_bytes()[..8]
-            .try_into()
-            .expect("a hash has 32 bytes"),
-    );
-    number % (every / 5).clamp(1, OFFSET_MS_MAX)
-}
 
 /// Fires triggers. Clones do the same work.
 #[derive(Clone)]
@@ -197,6 +114,8 @@ pub enum FireError {
         flow: String,
         /// The run, if it has not ended by now.
         run: Option<MessageId>,
+        /// Whether a further one is remembered already.
+        queues: bool,
     },
     /// The store does not work.
     #[error("the run cannot be recorded")]
@@ -237,7 +156,7 @@ impl Scheduler {
     async fn look(&self, memory: &mut Memory, began: u64) -> u64 {
         let flows = Arc::clone(&self.flows.borrow());
         let mut next = u64::MAX;
-        for flow in flows.values().filter(|flow| flow.trigger.every.is_some()) {
+        for flow in flows.values().filter(|flow| flow.trigger.fires.by_ticks()) {
             match self.look_at(flow, memory, began).await {
                 Ok(until) => {
                     next = next.min(until);
@@ -266,12 +185,16 @@ impl Scheduler {
         memory: &mut Memory,
         began: u64,
     ) -> Result<u64, LookError> {
-        let last = match self.store.active_run(&flow.name).await? {
-            Some(active) => Some(active),
-            None => self.store.last_run(&flow.name).await?,
-        };
+        let runs = history(&self.store, flow).await?;
         let now = (self.clock)();
-        match due(flow, last.as_ref(), now) {
+        if flow.state == FlowState::Running
+            && runs.first().is_none_or(|last| !last.state.is_active())
+            && let Some(run) = self.store.run_released(&flow.name, now).await?
+        {
+            self.publish(flow, &run).await?;
+            return Ok(u64::MAX);
+        }
+        match due(flow, &runs, now) {
             Decision::Off => Ok(u64::MAX),
             Decision::Wait { until } => Ok(until),
             Decision::Fire { due } => {
@@ -282,8 +205,10 @@ impl Scheduler {
                 Ok(u64::MAX)
             }
             Decision::Busy { .. } => {
-                let Some(run) = last else { return Ok(u64::MAX) };
-                self.tend(flow, &run, memory, began, now).await?;
+                let Some(run) = runs.first() else {
+                    return Ok(u64::MAX);
+                };
+                self.tend(flow, run, memory, began, now).await?;
                 Ok(u64::MAX)
             }
         }
@@ -379,7 +304,7 @@ impl Scheduler {
     }
 
     /// Fires a trigger now, and returns the run. It is recorded; if the broker is away, its tick is
-    /// published when it is back.
+    /// published when it is back. If a run is active and the flow remembers one, it is that one.
     pub async fn fire(
         &self,
         flow: &str,
@@ -390,7 +315,7 @@ impl Scheduler {
         let Some(flow) = self.flows.borrow().get(flow).cloned() else {
             return Err(FireError::NoFlow { flow: name });
         };
-        if flow.trigger.every.is_none() {
+        if !flow.trigger.fires.by_ticks() {
             return Err(FireError::Webhook { flow: name });
         }
         if flow.state != FlowState::Running {
@@ -399,10 +324,21 @@ impl Scheduler {
                 state: flow.state,
             });
         }
-        let run = self.record(&flow, why, (self.clock)(), payload);
+        let mut run = self.record(&flow, why, (self.clock)(), payload);
         if !self.store.run_started(&run).await? {
+            run.state = RunState::Queued;
+            let queues = flow.trigger.overlap == Overlap::QueueOne;
+            if queues && self.store.run_started(&run).await? {
+                // The active one may have ended meanwhile.
+                self.runs_changed.notify_one();
+                return Ok(run.id);
+            }
             let run = self.store.active_run(&name).await?.map(|run| run.id);
-            return Err(FireError::Busy { flow: name, run });
+            return Err(FireError::Busy {
+                flow: name,
+                run,
+                queues,
+            });
         }
         if let Err(error) = self.publish(&flow, &run).await {
             tracing::warn!(flow = name, run = %run.id, error = %chain(&error), "the tick is published later");
@@ -433,6 +369,8 @@ impl Scheduler {
             next_at: None,
             reason: None,
             payload,
+            tracked: flow.track,
+            cancel_at: None,
         }
     }
 
@@ -459,6 +397,18 @@ enum LookError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
+}
+
+/// The runs of a trigger that matter for when it is due: the active one, or else the last ones.
+pub async fn history(store: &Store, flow: &LiveFlow) -> Result<Vec<RunRecord>, StoreError> {
+    if let Some(active) = store.active_run(&flow.name).await? {
+        return Ok(vec![active]);
+    }
+    let count = match flow.trigger.fires {
+        Fires::Stream => due::STREAM_RUNS,
+        _ => 1,
+    };
+    store.last_runs(&flow.name, count).await
 }
 
 fn is_overdue(run: &RunRecord, now: u64) -> bool {

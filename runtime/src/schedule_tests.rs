@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use towpath_flow::Missed;
 use towpath_protocol::office::{Counters, Latency, Report};
 use towpath_protocol::start::Identity;
 
+use super::due::tests::run;
 use super::*;
 use crate::broker::simulated::{Faults, Simulated};
 use crate::broker::topology::Topology;
@@ -15,120 +17,22 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
     LiveFlow {
         name: "orders".into(),
         version: 3,
+        applied_at: 0,
         state,
+        track: false,
         trigger: LiveTrigger {
             step: "poll".into(),
             has_image: true,
-            every: Some(Duration::from_millis(every_ms)),
+            fires: Fires::Every(Duration::from_millis(every_ms)),
+            overlap: Overlap::Skip,
+            missed: Missed::Once,
         },
         ordered: BTreeMap::new(),
         steps: vec![
             ("poll".into(), vec![]),
             ("crm".into(), vec![("poll".into(), "out".into())]),
         ],
-    }
-}
-
-fn run(state: RunState, due: u64, ended_at: Option<u64>) -> RunRecord {
-    RunRecord {
-        id: MessageId::from_bytes([1; 16]),
-        flow: "orders".into(),
-        step: "poll".into(),
-        connection: DEFAULT_CONNECTION.into(),
-        version: 3,
-        why: Why::Schedule,
-        state,
-        due,
-        started_at: due,
-        ended_at,
-        emitted: None,
-        attempts: 0,
-        next_at: None,
-        reason: None,
-        payload: None,
-    }
-}
-
-const MINUTE: u64 = 60_000;
-/// A time on the grid of `orders` with an interval of a minute.
-fn grid(index: u64) -> u64 {
-    offset("orders", MINUTE) + (1_000_000 + index) * MINUTE
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the cases below read better")]
-#[track_caller]
-fn check(last: Option<RunRecord>, now: u64, expect: Decision) {
-    assert_eq!(
-        due(&flow(MINUTE, FlowState::Running), last.as_ref(), now),
-        expect
-    );
-}
-
-#[test]
-fn a_trigger_that_never_fired_is_due_at_once() {
-    check(None, 12_345, Decision::Fire { due: 12_345 });
-}
-
-#[test]
-fn it_is_due_on_its_grid() {
-    let done = |due, ended| Some(run(RunState::Done, due, Some(ended)));
-    check(
-        done(grid(0), grid(0) + 100),
-        grid(0) + 200,
-        Decision::Wait { until: grid(1) },
-    );
-    check(
-        done(grid(0), grid(0) + 100),
-        grid(1),
-        Decision::Fire { due: grid(1) },
-    );
-    // Started off the grid, just before a point of it: not again a moment later.
-    check(
-        done(grid(1) - 5, grid(1) - 1),
-        grid(1),
-        Decision::Wait { until: grid(2) },
-    );
-}
-
-#[test]
-fn what_was_due_during_a_run_is_skipped() {
-    let long = Some(run(RunState::Done, grid(0), Some(grid(2) + 5)));
-    check(long, grid(2) + 10, Decision::Wait { until: grid(3) });
-}
-
-#[test]
-fn what_was_due_while_nobody_looked_is_due_now_and_once() {
-    let done = Some(run(RunState::Done, grid(0), Some(grid(0) + 100)));
-    check(done, grid(7) + 500, Decision::Fire { due: grid(7) });
-}
-
-#[test]
-fn a_trigger_has_at_most_one_active_run() {
-    for state in [RunState::Recorded, RunState::Published] {
-        let active = run(state, grid(0), None);
-        let id = active.id;
-        check(Some(active), grid(9), Decision::Busy { run: id });
-    }
-}
-
-#[test]
-fn only_running_flows_fire() {
-    for state in [FlowState::Draining, FlowState::Paused, FlowState::Stopped] {
-        assert_eq!(due(&flow(MINUTE, state), None, 5), Decision::Off);
-    }
-    let mut webhook = flow(MINUTE, FlowState::Running);
-    webhook.trigger.every = None;
-    assert_eq!(due(&webhook, None, 5), Decision::Off);
-}
-
-#[test]
-fn the_offset_is_small_and_always_the_same() {
-    for every in [1, 100, 1_000, 30_000, 86_400_000] {
-        for name in ["orders", "b", "c"] {
-            let it = offset(name, every);
-            assert_eq!(it, offset(name, every));
-            assert!(it <= every / 5 && it < OFFSET_MS_MAX, "{it} {every}");
-        }
+        branches: BTreeMap::new(),
     }
 }
 
@@ -250,6 +154,7 @@ impl World {
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
             last_lines: Vec::new(),
+            pacing: None,
         };
         self.scheduler.reports.record(report, now);
     }
@@ -302,7 +207,7 @@ async fn a_run_is_recorded_before_its_tick_is_published() {
         .await
         .unwrap_err();
     assert!(
-        matches!(busy, FireError::Busy { run: Some(run), .. } if run == id),
+        matches!(busy, FireError::Busy { run: Some(run), queues: false, .. } if run == id),
         "{busy}"
     );
 
@@ -330,6 +235,79 @@ async fn a_run_is_recorded_before_its_tick_is_published() {
         .unwrap()
         .unwrap();
     assert_eq!(active.state, RunState::Published);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_further_run_is_remembered_and_fires_when_the_one_before_has_ended() {
+    let world = world(3_600_000).await;
+    let mut queues = flow(3_600_000, FlowState::Running);
+    queues.trigger.overlap = Overlap::QueueOne;
+    world
+        .flows
+        .send_replace(Arc::new(BTreeMap::from([("orders".to_owned(), queues)])));
+    let fire = async |payload: &str| {
+        let payload = RawValue::from_string(payload.to_owned()).unwrap();
+        world
+            .scheduler
+            .fire("orders", Why::Manual, Some(payload))
+            .await
+    };
+    let first = fire("1").await.unwrap();
+    let second = fire("2").await.unwrap();
+    let store = &world.scheduler.store;
+    let state = async |id| store.run(id).await.unwrap().unwrap().state;
+    assert_eq!(state(second).await, RunState::Queued);
+    let third = fire("3").await.unwrap_err();
+    assert!(
+        matches!(third, FireError::Busy { run: Some(run), queues: true, .. } if run == first),
+        "{third}"
+    );
+
+    // While the first one is active nothing else is sent, however often somebody looks.
+    let mut memory = Memory::default();
+    for _ in 0..3 {
+        world.scheduler.look(&mut memory, 0).await;
+    }
+    assert_eq!(world.ticks(), [first]);
+
+    // The process is cut off here: what is remembered is in the store, and another one finds it.
+    world.broker.purge(&world.queue());
+    world.end(first).await;
+    let mut memory = Memory::default();
+    world.scheduler.look(&mut memory, 0).await;
+    assert_eq!(world.ticks(), [second]);
+    let run = store.run(second).await.unwrap().unwrap();
+    assert_eq!(run.state, RunState::Published);
+    assert_eq!(run.payload.unwrap().get(), "2");
+    // Now there is room for one again.
+    let fourth = fire("4").await.unwrap();
+    assert_eq!(state(fourth).await, RunState::Queued);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_remembered_waits_while_the_flow_is_paused() {
+    let world = world(3_600_000).await;
+    let mut queues = flow(3_600_000, FlowState::Running);
+    queues.trigger.overlap = Overlap::QueueOne;
+    let set = |state| {
+        queues.state = state;
+        let flows = BTreeMap::from([("orders".to_owned(), queues.clone())]);
+        world.flows.send_replace(Arc::new(flows));
+    };
+    let mut set = set;
+    set(FlowState::Running);
+    let fire = async || world.scheduler.fire("orders", Why::Manual, None).await;
+    let first = fire().await.unwrap();
+    let second = fire().await.unwrap();
+    world.broker.purge(&world.queue());
+    world.end(first).await;
+    set(FlowState::Paused);
+    let mut memory = Memory::default();
+    world.scheduler.look(&mut memory, 0).await;
+    assert!(world.ticks().is_empty());
+    set(FlowState::Running);
+    world.scheduler.look(&mut memory, 0).await;
+    assert_eq!(world.ticks(), [second]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -397,7 +375,7 @@ async fn a_run_is_abandoned_only_if_its_tick_is_nowhere() {
     world
         .scheduler
         .store
-        .run_retries(id, "429", now + 400_000)
+        .run_retries(id, "429", now + 400_000, false)
         .await
         .unwrap();
     assert_eq!(rounds(&world, 60, Some(0)).await, RunState::Published);

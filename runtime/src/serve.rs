@@ -30,10 +30,12 @@ use crate::inquiry::Inquiry;
 use crate::ledger::Sighting;
 use crate::metrics::Metrics;
 use crate::office::Office;
+use crate::rates::{Containers, Rates};
 use crate::reconcile::gauge::BrokerGauge;
 use crate::reconcile::run::{Handle, Pace, Reconciler};
 use crate::reconcile::spec::Ground;
 use crate::reports::Reports;
+use crate::run_watch::RunWatch;
 use crate::schedule::{Scheduler, system_clock};
 use crate::settings::{Settings, without_password};
 use crate::store::ledger::Sightings;
@@ -194,6 +196,10 @@ struct Plane {
 }
 
 impl Plane {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one part after the other, each made once"
+    )]
     async fn start(
         settings: &Settings,
         store: Store,
@@ -255,7 +261,19 @@ impl Plane {
             inquiry: inquiry.clone(),
             metrics: metrics.clone(),
             runs_changed,
+            flows: live.subscribe(),
             sightings: sightings(reports.clone(), handle.clone()),
+            rates: Rates::default(),
+            containers: containers(handle.clone()),
+            clock: clock.clone(),
+        };
+        let program = std::env::current_exe().map_err(ServeError::Program)?;
+        let watch = RunWatch {
+            broker: Arc::clone(&broker),
+            store: store.clone(),
+            names: names.clone(),
+            flows: live.subscribe(),
+            reports: reports.clone(),
             clock: clock.clone(),
         };
         let gates = Gates::default();
@@ -267,6 +285,7 @@ impl Plane {
             store.clone(),
             clock,
             towpath_protocol::BODY_BYTES_MAX,
+            program.clone(),
         );
         let control = Control::start(Parts {
             catalog,
@@ -279,7 +298,8 @@ impl Plane {
             gates,
             metrics: metrics.clone(),
             public_url: settings.public_url.clone(),
-            program: std::env::current_exe().map_err(ServeError::Program)?,
+            program,
+            stalled_after_ms: settings.stalled_after_seconds.saturating_mul(1_000),
             live,
         })
         .await?;
@@ -289,6 +309,7 @@ impl Plane {
             reconciler,
             scheduler,
             office,
+            watch,
             worker,
             broker,
             store,
@@ -313,6 +334,7 @@ struct Loops {
     reconciler: Reconciler,
     scheduler: Scheduler,
     office: Office,
+    watch: RunWatch,
     worker: Worker,
     broker: Arc<dyn Broker>,
     store: Store,
@@ -355,6 +377,7 @@ impl Loops {
                 }
             }),
         );
+        spawn("watching runs", Box::pin(self.watch.run(stop.clone())));
         spawn(
             "the ingress",
             Box::pin(self.worker.run(self.broker, stop.clone())),
@@ -395,6 +418,11 @@ fn sightings(reports: Reports, reconciler: Handle) -> Sightings {
             .map(|report| (report.incarnation, report.at)),
         ..reconciler.sighting(identity)
     })
+}
+
+/// The containers that the reconciler saw last.
+fn containers(reconciler: Handle) -> Arc<dyn Fn() -> Containers + Send + Sync> {
+    Arc::new(move || reconciler.containers())
 }
 
 fn binaries(settings: &Settings) -> AgentBinaries {

@@ -60,6 +60,8 @@ pub struct Settings {
     pub body_bytes_max: u64,
     /// For how many days it is remembered which messages are settled, of steps with `once: true`.
     pub ledger_days: u32,
+    /// After how many seconds without a checkpoint or a message a run is said to be stalled.
+    pub stalled_after_seconds: u64,
     /// How logs are written.
     pub log: LogSettings,
 }
@@ -220,6 +222,9 @@ impl Settings {
         if self.ledger_days == 0 {
             return Err(bad("ledger_days", "must be at least 1"));
         }
+        if self.stalled_after_seconds == 0 {
+            return Err(bad("stalled_after_seconds", "must be at least 1"));
+        }
         Ok(self)
     }
 
@@ -248,6 +253,7 @@ impl fmt::Debug for Settings {
             .field("token", &"***")
             .field("body_bytes_max", &self.body_bytes_max)
             .field("ledger_days", &self.ledger_days)
+            .field("stalled_after_seconds", &self.stalled_after_seconds)
             .field("log", &self.log)
             .finish()
     }
@@ -302,7 +308,7 @@ fn from_a_container(url: &str) -> String {
     format!("{scheme}://{user}{name}{port}{tail}")
 }
 
-const DEFAULTS: [(&str, &str); 13] = [
+const DEFAULTS: [(&str, &str); 14] = [
     ("listen", "127.0.0.1:7700"),
     ("public_url", ""),
     ("data", ".towpath"),
@@ -314,6 +320,7 @@ const DEFAULTS: [(&str, &str); 13] = [
     ("token", ""),
     ("body_bytes_max", ""),
     ("ledger_days", "7"),
+    ("stalled_after_seconds", "600"),
     ("log.format", "text"),
     ("log.level", "info"),
 ];

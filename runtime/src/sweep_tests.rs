@@ -31,8 +31,8 @@ async fn world(seed: u64) -> World {
             .iter()
             .map(|step| ((*step).to_owned(), vec![]))
             .collect(),
-        ordered: BTreeMap::new(),
         aliases: vec![],
+        ..FlowTopology::default()
     };
     let topology = Topology {
         names: names.clone(),
@@ -321,6 +321,7 @@ fn without_a_header_what_is_put_back_is_late_rather_than_early() {
     let (_, key) = names.delayed(Duration::from_millis(1_250), "orders", "crm");
     let (settle, _settled) = tokio::sync::oneshot::channel();
     let mut delivery = Delivery {
+        is_redelivered: false,
         kind: BATCH_TYPE.into(),
         body: bytes::Bytes::new(),
         key,

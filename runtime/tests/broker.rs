@@ -61,8 +61,8 @@ impl Instance {
             flows: vec![FlowTopology {
                 flow: "orders".into(),
                 steps: vec![("poll".into(), vec![]), ("crm".into(), after("poll"))],
-                ordered: std::collections::BTreeMap::new(),
                 aliases: vec![],
+                ..FlowTopology::default()
             }],
         };
         let this = Self {
@@ -523,8 +523,8 @@ async fn a_changed_flow_loses_its_old_bindings_only() {
     let strange = FlowTopology {
         flow: "never".into(),
         steps: vec![("a".into(), vec![("b".into(), "out".into())])],
-        ordered: std::collections::BTreeMap::new(),
         aliases: vec![],
+        ..FlowTopology::default()
     };
     instance
         .rabbit

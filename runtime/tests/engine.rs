@@ -28,6 +28,7 @@ use towpath::engine::{
 use towpath::pack::{Pack, manifest, pack};
 use towpath_flow::{Facts, Source, check};
 use towpath_protocol::CONTRACT;
+use towpath_protocol::handing::Handing;
 use towpath_protocol::log::LogLine;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::start::{Identity, Mode, Retry, Routes, Settings, Start};
@@ -287,10 +288,13 @@ fn start(identity: Identity) -> Start {
             },
             rebounds_max: 1,
             once: false,
+            stream: false,
+            track: false,
             body_bytes_max: 1 << 20,
             drain_ms: 5_000,
             memory_bytes: 64 << 20,
         },
+        handing: Handing::default(),
         paused: false,
     }
 }

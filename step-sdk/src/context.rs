@@ -214,10 +214,32 @@ impl<C, S> Context<C, S> {
         (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms))
     }
 
-    /// Returns whether the replica is to leave: a trigger that saves checkpoints may stop early
-    /// and return, the next tick goes on where it left off.
+    /// Returns whether the replica is to leave, or the trigger to come to an end: one that saves
+    /// checkpoints may stop early and return, the next tick goes on where it left off.
     pub fn is_draining(&self) -> bool {
-        self.link.is_draining()
+        self.link.is_ending()
+    }
+
+    /// Waits until [`Self::is_draining`] is true: what a trigger that runs for ever (`stream: true`
+    /// in the flow) waits for beside its source.
+    ///
+    /// ```
+    /// # use towpath_step::{Context, Result, Tick};
+    /// # struct Source;
+    /// # impl Source { async fn next(&mut self) -> Result<u64> { Ok(7) } }
+    /// # async fn follow(tick: Tick<u64>, ctx: &Context<()>, mut source: Source) -> Result<()> {
+    /// loop {
+    ///     let change = tokio::select! {
+    ///         change = source.next() => change?,
+    ///         () = ctx.draining() => return Ok(()),
+    ///     };
+    ///     ctx.output(change).source_id(&change.to_string()).send().await?;
+    ///     ctx.checkpoint(&change).await?;
+    /// }
+    /// # }
+    /// ```
+    pub async fn draining(&self) {
+        self.link.ending().await;
     }
 
     /// Logs an error that belongs to this message. The macros of `tracing` do the same.

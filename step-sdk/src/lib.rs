@@ -101,7 +101,7 @@
 //!
 //! # More
 //!
-//! The `examples/` have one idea each: `action`, `poll`, `errors`, `ports`, `state`, `batch`,
+//! The `examples/` have one idea each: `action`, `poll`, `stream`, `errors`, `ports`, `state`, `batch`,
 //! `testing`. What goes over the pipes is in `docs/step-protocol.md`.
 //!
 //! # What does not compile

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use towpath_protocol::frame::Saved;
 use towpath_protocol::{DEFAULT_PORT, MessageId};
 
@@ -36,6 +36,8 @@ pub(crate) struct Link {
     has_checkpoints: bool,
     saves: Mutex<HashMap<(MessageId, u64), oneshot::Sender<()>>>,
     draining: AtomicBool,
+    /// What is in hand is to come to an end, though there may be more to read.
+    ending: watch::Sender<bool>,
 }
 
 /// What of the agent's hello is needed later.
@@ -62,6 +64,7 @@ impl Link {
             has_checkpoints,
             saves: Mutex::default(),
             draining: AtomicBool::new(false),
+            ending: watch::Sender::new(false),
         }
     }
 
@@ -154,6 +157,28 @@ impl Link {
 
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.ending.send_replace(true);
+    }
+
+    /// A tick begins: what the one before it was told is no longer meant.
+    pub(crate) fn begin_tick(&self) {
+        self.ending.send_replace(self.is_draining());
+    }
+
+    /// The tick in hand is to come to an end.
+    pub(crate) fn finish(&self) {
+        self.ending.send_replace(true);
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        *self.ending.borrow()
+    }
+
+    /// Returns when what is in hand is to come to an end.
+    pub(crate) async fn ending(&self) {
+        // It cannot fail: the sender lives as long as this.
+        let mut ending = self.ending.subscribe();
+        let _ended = ending.wait_for(|ending| *ending).await;
     }
 
     /// Nobody waits any more for a position to be saved.

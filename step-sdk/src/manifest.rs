@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Value, json};
 use towpath_protocol::manifest::Manifest;
@@ -37,6 +38,17 @@ pub(crate) fn schema_of<T: JsonSchema>() -> Value {
         .to_value()
 }
 
+/// Returns what describes types as they are written, not as they are read: what has a default when
+/// it is read is always there when it is written.
+fn written() -> SchemaGenerator {
+    SchemaSettings::default().for_serialize().into_generator()
+}
+
+/// Returns the JSON Schema of what leaves by a port.
+pub(crate) fn output_schema_of<T: JsonSchema>() -> Value {
+    written().into_root_schema_for::<T>().to_value()
+}
+
 /// A step without configuration takes an empty `with:`, which is an object.
 fn config_schema<C: JsonSchema>() -> Value {
     let schema = schema_of::<C>();
@@ -50,7 +62,7 @@ fn config_schema<C: JsonSchema>() -> Value {
 pub(crate) fn manifest<H: Handler>(handler: &H, description: &Description) -> Manifest {
     let mut generator = SchemaGenerator::default();
     let mut ports = description.ports.clone();
-    let output = handler.output_schema(&mut generator);
+    let output = handler.output_schema(&mut written());
     ports
         .entry(DEFAULT_PORT.to_owned())
         .or_insert(output.map_or(Value::Null, Schema::to_value));

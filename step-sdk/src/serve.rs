@@ -146,9 +146,13 @@ impl<H: Handler> Server<H> {
             ToStep::Message(message) => {
                 self.start(Given::Body(message.body), about_message(message));
             }
-            ToStep::Tick(tick) => self.start(Given::Tick(tick), about_tick(tick)),
+            ToStep::Tick(tick) => {
+                self.shared.link.begin_tick();
+                self.start(Given::Tick(tick), about_tick(tick));
+            }
             ToStep::Cancel(cancel) => self.cancel(cancel.id),
             ToStep::Saved(saved) => self.shared.link.saved(*saved),
+            ToStep::Finish(_) => self.shared.link.finish(),
             ToStep::Drain(_) => self.shared.link.drain(),
             ToStep::Hello(_) => {}
         }

@@ -161,7 +161,7 @@ impl<H: Handler, P> Step<H, P> {
     pub fn port<T: JsonSchema>(mut self, name: &str) -> Self {
         self.description
             .ports
-            .insert(name.to_owned(), manifest::schema_of::<T>());
+            .insert(name.to_owned(), manifest::output_schema_of::<T>());
         self
     }
 

@@ -510,6 +510,38 @@ fn a_trigger_emits_then_saves_then_goes_on() {
 }
 
 #[test]
+fn a_stream_that_is_told_to_finish_saves_its_position_and_says_done() {
+    let path = std::env::temp_dir().join(format!("towpath-stream-{}", std::process::id()));
+    std::fs::write(&path, "one\ntwo\n").unwrap();
+    let mut step = Played::ready("stream", &json!({"path": path}));
+    step.send(&json!({"tick": {"id": id(9), "attempt": 1, "why": "schedule", "due": 0}}));
+    let emit = |at: &str, body: &str| json!({"emit": {"id": id(9), "source_id": at, "body": body}});
+    let checkpoint = |number: u32, value: u32| json!({"checkpoint": {"id": id(9), "number": number, "value": value}});
+    let saved = |number: u32| json!({"saved": {"id": id(9), "number": number}});
+    assert_eq!(step.frame(), emit("0", "one"));
+    assert_eq!(step.frame(), emit("4", "two"));
+    assert_eq!(step.frame(), checkpoint(1, 8));
+    step.send(&saved(1));
+    // It stays, and reads what is appended.
+    let mut file = std::fs::File::options().append(true).open(&path).unwrap();
+    file.write_all(b"three\n").unwrap();
+    assert_eq!(step.frame(), emit("8", "three"));
+    assert_eq!(step.frame(), checkpoint(2, 14));
+    step.send(&saved(2));
+    step.send(&json!({"finish": {"id": id(9)}}));
+    assert_eq!(step.frame(), checkpoint(3, 14));
+    step.send(&saved(3));
+    assert_eq!(step.frame(), json!({"done": {"id": id(9)}}));
+    // The process stays, and the next tick is not told to finish.
+    step.send(&json!({"tick": {"id": id(10), "attempt": 1, "why": "schedule", "due": 0, "checkpoint": 8}}));
+    assert_eq!(
+        step.frame(),
+        json!({"emit": {"id": id(10), "source_id": "8", "body": "three"}})
+    );
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
 fn a_batch_gathers_what_is_there_and_each_message_has_its_fate() {
     let mut step = Played::ready("batch", &json!({}));
     let mut lines = String::new();

@@ -10,6 +10,7 @@ mod dead_letters;
 mod deploying;
 mod engine;
 mod faults;
+mod handing;
 mod isolation;
 mod languages;
 mod misbehaving;
@@ -17,8 +18,15 @@ mod mistakes;
 mod once;
 mod operating;
 mod ordered;
+mod postgres;
 mod retries;
+mod routing;
+mod runs;
 mod scaling;
+mod schedules;
+mod steps_http_poll;
+mod steps_split;
+mod steps_sse;
 mod webhooks;
 mod why;
 
@@ -90,4 +98,11 @@ fn crm_holds_exactly(demo: &Demo, orders: u64, limit: Duration) {
         Some(0),
         "one order a key: {stats}"
     );
+}
+
+/// The flow that the README of a step shows first, with the images of this build.
+fn flow_of_readme(readme: &str) -> String {
+    let (_, flow) = readme.split_once("```yaml\n").expect("a flow");
+    let (flow, _) = flow.split_once("```").expect("its end");
+    flow.replace(":1\n", ":test\n")
 }

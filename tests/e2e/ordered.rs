@@ -1,7 +1,7 @@
 //! `order_by`: messages of one key are handled in order, one at a time, by several replicas, whatever
 //! is killed; a retry holds its partition and no other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
 use serde_json::{Value, json};
-use towpath_tests::machine::docker;
-use towpath_tests::{BrokerVersion, Instance, eventually, holds, http};
+use towpath_tests::machine::{docker, try_docker};
+use towpath_tests::{BrokerVersion, Instance, Source, eventually, holds, http};
 
-use crate::SOON;
+use crate::{LONG, SOON};
 
 const FLOW: &str = "in-order";
 
@@ -22,59 +22,49 @@ const KEYS: u64 = 500;
 /// How many messages a request to the webhook becomes.
 const OF_A_REQUEST: u64 = 500;
 
-/// How many messages there are; as many as the variable says, for a longer run.
+/// How many messages there are where things are killed; as many as the variable says, for a longer
+/// run.
 fn messages() -> u64 {
     let wanted = std::env::var("TOWPATH_ORDERED_MESSAGES").ok();
-    wanted.and_then(|it| it.parse().ok()).unwrap_or(10_000)
+    wanted.and_then(|it| it.parse().ok()).unwrap_or(6_000)
 }
 
 /// Long enough for 50,000 messages on two busy cores, with kills.
-const VERY_LONG: Duration = Duration::from_secs(420);
+const VERY_LONG: Duration = Duration::from_secs(540);
 
 /// What a target was given, as it came.
 #[derive(Default)]
 struct Given {
     /// By key: the numbers.
     by_key: BTreeMap<u64, Vec<u64>>,
+    /// How many different ones.
     count: u64,
-    /// Numbers that are refused the next time.
+    /// Numbers that are refused, once for each time they are here.
     refuses: Vec<u64>,
-    /// How many of a key were there at a time, at most.
+    /// How many of a key are there at a time.
     at_a_time: BTreeMap<u64, u32>,
+    /// How often one came while another of its key was there.
     overlaps: u64,
 }
 
-/// A target on a thread of its own.
+/// A target that writes down what it is given.
 #[derive(Clone, Default)]
 struct Target {
     given: Arc<Mutex<Given>>,
 }
 
 impl Target {
-    /// Starts the server; returns its port.
-    fn serve(&self) -> u16 {
-        let listener = std::net::TcpListener::bind("0.0.0.0:0").expect("a port is free");
-        listener.set_nonblocking(true).expect("it can be made so");
-        let port = listener.local_addr().expect("it has an address").port();
-        let target = self.clone();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime can be made");
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).expect("it listens");
-                let router = Router::new().route("/", post(take)).with_state(target);
-                axum::serve(listener, router)
-                    .await
-                    .expect("it does not end");
-            });
-        });
-        port
+    fn serve(&self, instance: &Instance) -> Source {
+        let router = Router::new().route("/", post(take));
+        Source::start(instance, router.with_state(self.clone()))
     }
 
     fn look<T>(&self, look: impl FnOnce(&mut Given) -> T) -> T {
         look(&mut self.given.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn of_key(&self, key: u64) -> Vec<u64> {
+        self.look(|given| given.by_key.get(&key).cloned().unwrap_or_default())
     }
 
     /// Waits until so many different messages arrived.
@@ -87,26 +77,25 @@ impl Target {
     }
 
     /// Each key has had its numbers in order; what was given again was followed by what came after it.
-    /// With `once`, nothing is given again but what was in a hand that was lost.
     #[track_caller]
-    fn was_given_all_in_order(&self, messages: u64, once: bool) {
-        self.look(|given| {
-            for key in 0..KEYS.min(messages) {
-                let numbers = given.by_key.get(&key).cloned().unwrap_or_default();
-                let expect: Vec<u64> = (0..messages).filter(|n| n % KEYS == key).collect();
-                let mut first = Vec::new();
-                for number in &numbers {
-                    if !first.contains(number) {
-                        first.push(*number);
-                    }
-                }
-                assert_eq!(first, expect, "key {key}: {numbers:?}");
-                assert_eq!(numbers.last(), expect.last(), "key {key}: {numbers:?}");
-                if once {
-                    assert!(numbers.is_sorted(), "key {key}: {numbers:?}");
+    fn was_given_all_in_order(&self, messages: u64) {
+        for key in 0..KEYS.min(messages) {
+            let numbers = self.of_key(key);
+            let expect: Vec<u64> = (0..messages).filter(|n| n % KEYS == key).collect();
+            let mut first = Vec::new();
+            for number in &numbers {
+                if !first.contains(number) {
+                    first.push(*number);
                 }
             }
-        });
+            assert_eq!(first, expect, "key {key}: {numbers:?}");
+            assert_eq!(numbers.last(), expect.last(), "key {key}: {numbers:?}");
+        }
+    }
+
+    /// In all.
+    fn times(&self) -> usize {
+        self.look(|given| given.by_key.values().map(Vec::len).sum())
     }
 }
 
@@ -144,8 +133,8 @@ async fn take(State(target): State<Target>, body: String) -> StatusCode {
 
 /// A webhook, a step that makes many messages of a request, one after the other, and one that writes
 /// them by their keys.
-fn flow(instance: &Instance, port: u16, write: &str) -> String {
-    let gateway = instance.gateway();
+fn flow(target: &Source, write: &str) -> String {
+    let url = &target.url;
     format!(
         r#"
 flow: {FLOW}
@@ -157,57 +146,91 @@ actions:
     with: {{ filter: ".from as $from | range($from; $from + {OF_A_REQUEST}) | {{key: (. % {KEYS}), n: .}}" }}
   - id: write
     image: towpath/http-request:test
-{write}
+    order_by: .key
     retry: {{ attempts: 20, initial: 500ms, factor: 1.5, max: 5s }}
-    with: {{ method: POST, url: "http://{gateway}:{port}/" }}
+    with: {{ method: POST, url: "{url}/" }}
+    {write}
 "#
     )
 }
 
-fn send(instance: &Instance, messages: u64) {
+/// Sends requests for so many messages; returns the ids of the requests.
+fn send(instance: &Instance, messages: u64) -> Vec<String> {
     let status = instance.status(FLOW);
     let hook = status["webhook_url"].as_str().expect("a URL");
-    for from in (0..messages).step_by(usize::try_from(OF_A_REQUEST).expect("few")) {
+    let each = usize::try_from(OF_A_REQUEST).expect("few");
+    let requests = (0..messages).step_by(each).map(|from| {
         let body = json!({ "from": from }).to_string();
         let answer = http::send("POST", hook, None, Some(&body)).expect("an answer");
         assert_eq!(answer.status, 202, "{answer:?}");
+        let answer: Value = serde_json::from_str(&answer.text).expect("JSON");
+        answer["id"].as_str().expect("an id").to_owned()
+    });
+    requests.collect()
+}
+
+/// What is killed, each after its part of the messages.
+#[derive(Debug, Clone, Copy)]
+enum Kill {
+    Container(&'static str),
+    StepProcess,
+    ControlPlane,
+}
+
+/// The process that the agent of a container runs, as this machine numbers it.
+fn step_process_of(container: &str) -> Option<u32> {
+    let agent = try_docker(&["inspect", "--format", "{{.State.Pid}}", container]).ok()?;
+    let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+fn kill(instance: &Instance, target: &Target, kill: Kill, round: usize) {
+    let one_of = |step: &str| {
+        eventually("there is something to kill", SOON, || {
+            let containers = instance.containers(FLOW, Some(step));
+            let one = containers.values().nth(round % containers.len().max(1));
+            one.cloned().ok_or_else(|| "no container".to_owned())
+        })
+    };
+    match kill {
+        Kill::Container(step) => drop(docker(&["kill", &one_of(step)])),
+        Kill::StepProcess => {
+            let process = eventually("there is a process to kill", SOON, || {
+                step_process_of(&one_of("write")).ok_or_else(|| "none".to_owned())
+            });
+            let said = std::process::Command::new("kill")
+                .args(["-9", &process.to_string()])
+                .status();
+            assert!(said.expect("`kill` can be run").success());
+        }
+        Kill::ControlPlane => {
+            instance.kill_control_plane();
+            let then = target.look(|given| given.count);
+            target.has(then + 100, SOON);
+            instance.launch();
+        }
     }
 }
 
-/// Kills the replicas of the step in turn, one every few seconds, until all has arrived.
-fn kill_until_done(instance: &Instance, target: &Target, messages: u64, kills: usize) -> usize {
-    let began = Instant::now();
-    let mut killed = 0;
-    while killed < kills {
-        let share = messages * u64::try_from(killed + 1).expect("few") / (kills as u64 + 1);
-        let is_there = || target.look(|given| given.count) >= share;
-        while !is_there() {
-            assert!(began.elapsed() < VERY_LONG, "it does not get on");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        let containers = instance.containers(FLOW, Some("write"));
-        if let Some(container) = containers.values().nth(killed % containers.len().max(1)) {
-            docker(&["kill", container]);
-            killed += 1;
-        }
-    }
-    killed
-}
-
+/// Sends messages, kills in the middle of them, and looks whether the order held.
 #[track_caller]
-fn order_holds(version: BrokerVersion, once: bool) {
+fn order_holds(version: BrokerVersion, once: bool, kills: &[Kill]) {
     let instance = Instance::start(version);
     let target = Target::default();
-    let port = target.serve();
+    let source = target.serve(&instance);
     let messages = messages();
     target.look(|given| given.refuses = (0..messages).step_by(997).collect());
-    let write =
-        format!("    order_by: .key\n    partitions: 16\n    replicas: 3\n    once: {once}\n");
-    instance.apply(&flow(&instance, port, &write));
+    let write = format!("partitions: 16\n    replicas: 3\n    once: {once}\n");
+    instance.apply(&flow(&source, &write));
     send(&instance, messages);
     let began = Instant::now();
-    let killed = kill_until_done(&instance, &target, messages, 6);
+    for (round, what) in kills.iter().enumerate() {
+        let parts = kills.len() as u64 + 1;
+        target.has(messages * (round as u64 + 1) / parts, VERY_LONG);
+        kill(&instance, &target, *what, round);
+    }
     target.has(messages, VERY_LONG);
+    let took = began.elapsed();
     eventually("nothing is left", VERY_LONG, || {
         let status = instance.status(FLOW);
         let step = &status["steps"][1];
@@ -216,103 +239,243 @@ fn order_holds(version: BrokerVersion, once: bool) {
             step.to_string()
         })
     });
-    target.was_given_all_in_order(messages, once);
-    let (given, overlaps) = target.look(|given| {
-        (
-            given.by_key.values().map(Vec::len).sum::<usize>(),
-            given.overlaps,
-        )
-    });
+    target.was_given_all_in_order(messages);
+    let (times, overlaps) = (target.times(), target.look(|given| given.overlaps));
     println!(
-        "{messages} messages of {KEYS} keys in {:?}, {killed} replicas killed: given {given} times, {overlaps} times beside another of the key",
-        began.elapsed()
+        "{messages} messages of {KEYS} keys in {took:.1?}, {} kills, once: {once}: given {times} times, {overlaps} times beside another of the key",
+        kills.len()
     );
-    // Whoever is killed leaves at most what it had in hand: one of each partition.
-    assert!(overlaps <= 16 * killed as u64, "{overlaps}");
+    if once {
+        for key in 0..KEYS {
+            // Only what was in a hand that was lost is given again, and before anything after it.
+            assert!(target.of_key(key).is_sorted(), "{:?}", target.of_key(key));
+        }
+    }
+    // Whoever is killed leaves at the target what it had in hand: at most one of each partition.
+    let lost_hands = 16 * kills.len() as u64;
+    assert!(overlaps <= lost_hands, "{overlaps}");
     assert_eq!(instance.status(FLOW)["dead_letters"].as_u64(), Some(0));
 }
 
+const KILLS: [Kill; 6] = [
+    Kill::Container("write"),
+    Kill::StepProcess,
+    Kill::ControlPlane,
+    Kill::Container("write"),
+    Kill::StepProcess,
+    Kill::Container("write"),
+];
+
 #[test]
-fn order_holds_through_failovers() {
-    order_holds(BrokerVersion::V40, false);
+fn order_holds_whatever_is_killed() {
+    order_holds(BrokerVersion::V40, false, &KILLS);
 }
 
 #[test]
-fn order_holds_through_failovers_on_an_old_broker() {
-    order_holds(BrokerVersion::V310, false);
+fn order_holds_whatever_is_killed_on_an_old_broker() {
+    order_holds(BrokerVersion::V310, false, &KILLS);
 }
 
 #[test]
-fn with_once_nothing_comes_again_out_of_order() {
-    order_holds(BrokerVersion::V40, true);
+fn with_once_nothing_is_given_again_after_what_came_behind_it() {
+    // What the step before emits again is recognised.
+    let kills = [
+        Kill::Container("many"),
+        Kill::Container("write"),
+        Kill::StepProcess,
+        Kill::Container("many"),
+        Kill::Container("write"),
+    ];
+    order_holds(BrokerVersion::V40, true, &kills);
 }
 
 #[test]
-fn a_retry_holds_its_partition_and_a_dead_letter_lets_it_go_on() {
+fn a_retry_holds_its_partition_and_replayed_dead_letters_keep_their_order() {
     let instance = Instance::start(BrokerVersion::V40);
     let target = Target::default();
-    let port = target.serve();
-    // The first message of key 3 is refused again and again.
-    target.look(|given| given.refuses = vec![3; 4]);
-    let write = "    order_by: .key\n    partitions: 16\n    replicas: 2\n";
-    let flow = flow(&instance, port, write).replace(
-        "attempts: 20, initial: 500ms, factor: 1.5",
-        "attempts: 4, initial: 4s, factor: 1",
+    let source = target.serve(&instance);
+    // The first two messages of key 3 are refused until they are given up.
+    target.look(|given| given.refuses = [[3; 3], [503; 3]].concat());
+    let flow = flow(&source, "partitions: 16\n    replicas: 2\n").replace(
+        "attempts: 20, initial: 500ms, factor: 1.5, max: 5s",
+        "attempts: 3, initial: 4s, factor: 1, max: 4s, jitter: 0",
     );
     instance.apply(&flow);
-    send(&instance, 1_000);
+    send(&instance, 1_500);
     eventually("the other partitions go on", SOON, || {
-        let keys = target.look(|given| given.by_key.len());
-        holds(keys > 400, || keys.to_string())
+        let seen = target.look(|given| given.by_key.len());
+        holds(seen > 400, || seen.to_string())
     });
-    assert_eq!(target.look(|given| given.by_key.get(&3).cloned()), None);
-    target.has(999, SOON);
-    target.look(|given| {
-        assert_eq!(
-            given.by_key[&3],
-            [503],
-            "it goes on without the dead letter"
-        )
+    assert_eq!(target.of_key(3), [0; 0], "nothing overtakes what is held");
+    eventually("status says what is held", SOON, || {
+        let status = instance.status(FLOW);
+        let text = status.to_string();
+        holds(text.contains("held until they are tried again"), || text)
     });
-    eventually("there is a dead letter", SOON, || {
+    target.has(1_498, SOON);
+    assert_eq!(
+        target.of_key(3),
+        [1_003],
+        "it goes on without the dead letters"
+    );
+    eventually("there are dead letters", SOON, || {
         let count = instance.status(FLOW)["dead_letters"].as_u64();
-        holds(count == Some(1), || format!("{count:?}"))
+        holds(count == Some(2), || format!("{count:?}"))
     });
-    instance.run(&["dead", "replay", "--all", "--yes"]).ok();
-    target.has(1_000, SOON);
-    target.look(|given| assert_eq!(given.by_key[&3], [503, 3], "it comes after its successor"));
+    instance.run(&["dead", "replay", "--all"]).ok();
+    target.has(1_500, SOON);
+    assert_eq!(
+        target.of_key(3),
+        [1_003, 3, 503],
+        "they come after their successor, and in their order"
+    );
 }
 
 #[test]
 fn the_order_changes_only_when_nothing_is_there() {
     let instance = Instance::start(BrokerVersion::V310);
     let target = Target::default();
-    let port = target.serve();
-    instance.apply(&flow(&instance, port, "    replicas: 2\n"));
+    let source = target.serve(&instance);
+    let plain = flow(&source, "replicas: 2").replace("order_by: .key", "");
+    instance.apply(&plain);
     send(&instance, 500);
     target.has(500, SOON);
     let ordered = |partitions: u32| {
-        let write = format!("    order_by: .key\n    partitions: {partitions}\n    replicas: 2\n");
-        instance.write("ordered.yaml", &flow(&instance, port, &write))
+        let write = format!("partitions: {partitions}\n    replicas: 2\n");
+        instance.write("ordered.yaml", &flow(&source, &write))
     };
     let refused = instance.run(&["apply", &ordered(4)]);
     assert!(
-        refused.err.contains("order its messages in another way"),
+        refused.code == 1 && refused.err.contains("order its messages in another way"),
         "{refused:?}"
     );
-    for (round, partitions) in [(1, 4), (2, 6)] {
+    for partitions in [4, 6, 3] {
         instance.run(&["drain", FLOW, "write", "--wait"]).ok();
         instance.run(&["apply", &ordered(partitions)]).ok();
         instance.run(&["resume", FLOW, "write"]).ok();
         target.look(|given| *given = Given::default());
         send(&instance, 500);
         target.has(500, SOON);
-        target.was_given_all_in_order(500, false);
+        target.was_given_all_in_order(500);
         let status = instance.status(FLOW);
-        assert_eq!(
-            status["dead_letters"].as_u64(),
-            Some(0),
-            "round {round}: {status}"
-        );
+        assert_eq!(status["dead_letters"].as_u64(), Some(0), "{status}");
     }
+    eventually("queues of former partitions are gone", LONG, || {
+        let queues = queues(&instance);
+        let write = queues.iter().filter(|it| it.contains(".write")).count();
+        holds(write == 4, || format!("{queues:?}"))
+    });
+}
+
+fn ctl(instance: &Instance, arguments: &[&str]) -> String {
+    let broker = instance.broker.container.as_str();
+    let ctl = ["exec", broker, "rabbitmqctl", "-q"];
+    docker(&[ctl.as_slice(), arguments].concat())
+}
+
+fn queues(instance: &Instance) -> Vec<String> {
+    let list = ctl(instance, &["list_queues", "-p", &instance.name, "name"]);
+    let mark = format!("{}.flow.", instance.name);
+    let ours = list.lines().filter(|line| line.contains(&mark));
+    ours.map(str::to_owned).collect()
+}
+
+/// The replicas that have a partition each.
+fn who_has_partitions(instance: &Instance) -> BTreeSet<String> {
+    let columns = ["queue_name", "consumer_tag", "activity_status"];
+    let list = [&["list_consumers", "-p", &instance.name], &columns[..]].concat();
+    let list = ctl(instance, &list);
+    let active = list
+        .lines()
+        .filter(|line| line.contains(".write.") && line.contains("single_active"));
+    // The tag says the replica after the step.
+    let replica = |line: &str| {
+        let (_, rest) = line.split('\t').nth(1)?.split_once(".write.")?;
+        Some(rest.split_whitespace().next()?.to_owned())
+    };
+    active.filter_map(replica).collect()
+}
+
+#[test]
+fn replicas_that_come_and_go_share_the_partitions_and_nothing_is_given_twice() {
+    let instance = Instance::start(BrokerVersion::V40);
+    let target = Target::default();
+    let source = target.serve(&instance);
+    instance.apply(&flow(&source, "partitions: 16\n    replicas: 1\n"));
+    let messages = 5_000;
+    send(&instance, messages);
+    target.has(500, SOON);
+    for replicas in ["4", "2", "3"] {
+        instance.run(&["scale", FLOW, "write", replicas]).ok();
+        eventually("each replica has a part", SOON, || {
+            let who = who_has_partitions(&instance);
+            holds(who.len().to_string() == replicas, || format!("{who:?}"))
+        });
+    }
+    target.has(messages, LONG);
+    target.was_given_all_in_order(messages);
+    let messages = usize::try_from(messages).expect("few");
+    assert_eq!(target.times(), messages, "who leaves finishes what it has");
+    assert_eq!(target.look(|given| given.overlaps), 0);
+}
+
+#[test]
+fn an_ordered_step_is_paused_stopped_asked_about_and_deleted_like_any_other() {
+    let instance = Instance::start(BrokerVersion::V40);
+    let target = Target::default();
+    let source = target.serve(&instance);
+    // The first message is refused for a long time, and all others are behind it.
+    target.look(|given| given.refuses = vec![0; 2]);
+    let flow = flow(&source, "partitions: 1\n").replace(
+        "initial: 500ms, factor: 1.5, max: 5s",
+        "initial: 10m, max: 10m",
+    );
+    instance.apply(&flow);
+    let request = send(&instance, 500).remove(0);
+    let why = |id: &str| instance.run(&["why", id, "--output", "json"]).json();
+    let child = |index: usize| {
+        eventually("the request has children", SOON, || {
+            let found = why(&request);
+            let id = found["children"][index]["id"].as_str();
+            id.map(str::to_owned).ok_or_else(|| found.to_string())
+        })
+    };
+    let is = |id: &str, state: &str| {
+        eventually(&format!("the message is {state}"), SOON, || {
+            let found = why(id);
+            holds(found["state"] == state, || found.to_string())
+        });
+    };
+    let step_is = |what: &str, look: &dyn Fn(&Value) -> bool| {
+        eventually(what, SOON, || {
+            let status = instance.status(FLOW);
+            holds(look(&status["steps"][1]), || status.to_string())
+        });
+    };
+    let (first, second) = (child(0), child(1));
+    is(&first, "waiting");
+    step_is("all are in its queues", &|step| {
+        step["queued"].as_u64() >= Some(400) && step["in_hand"] == 0
+    });
+    instance.run(&["pause", FLOW, "write"]).ok();
+    step_is("all are back in its queues", &|step| {
+        step["state"] == "paused" && step["queued"] == 500 && step["unacknowledged"] == 0
+    });
+    instance.run(&["stop", FLOW, "write"]).ok();
+    step_is("it is stopped, and keeps what it has", &|step| {
+        step["state"] == "stopped" && step["queued"] == 500
+    });
+    is(&second, "queued");
+    let refused = instance.run(&["delete", FLOW, "--yes"]);
+    assert!(
+        refused.code == 1 && refused.err.contains("`write` about 500"),
+        "{refused:?}"
+    );
+    let delete = ["delete", FLOW, "--drop-messages", "--yes"];
+    instance.run(&delete).ok();
+    eventually("nothing of it is left", LONG, || {
+        let left = queues(&instance);
+        holds(left.is_empty(), || format!("{left:?}"))
+    });
+    assert_eq!(target.times(), 0, "nothing overtook the first");
 }

@@ -344,6 +344,12 @@ fn a_webhook_says_when_to_come_again_while_the_broker_is_away() {
 fn all_that_was_acknowledged_under_load_is_in_the_queue() {
     let (instance, hook) = begin("true");
     instance.run(&["pause", "hooks"]).ok();
+    eventually("`log` is paused", SOON, || {
+        let status = instance.status("hooks");
+        holds(status["steps"][0]["state"] == "paused", || {
+            status.to_string()
+        })
+    });
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
     for named in [false, true] {
         let load = Load {

@@ -10,14 +10,18 @@ pub mod http;
 pub mod instance;
 pub mod load;
 pub mod machine;
+pub mod postgres;
 pub mod proxy;
+pub mod source;
 
 use std::time::{Duration, Instant};
 
 pub use demo::Demo;
 pub use instance::Instance;
 pub use machine::BrokerVersion;
+pub use postgres::Postgres;
 pub use proxy::{Condition, Proxy};
+pub use source::Source;
 
 /// Waits until `look` returns something, and returns that; `look` says what it saw instead.
 ///

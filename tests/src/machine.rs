@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::eventually;
 
 /// Which broker a test runs on. Both must pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +89,10 @@ fn split_url(url: &str) -> (String, String) {
     (login.to_owned(), host.to_owned())
 }
 
-fn need(variable: &str) -> String {
+/// What a variable of the environment says.
+pub(crate) fn need(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
-        panic!("`{variable}` is not set: run `./test`, which starts an engine and the brokers")
+        panic!("`{variable}` is not set: run `./test`, which starts an engine, the brokers and PostgreSQL")
     })
 }
 
@@ -136,14 +140,18 @@ impl BrokerAt {
     /// Makes a virtual host.
     pub fn add_vhost(&self, vhost: &str) {
         let user = self.login.split(':').next().expect("a user");
-        docker(&[
+        let add = [
             "exec",
             &self.container,
             "rabbitmqctl",
             "-q",
             "add_vhost",
             vhost,
-        ]);
+        ];
+        // On a busy machine the tool gives up on its broker now and then.
+        eventually("there is a virtual host", Duration::from_secs(60), || {
+            try_docker(&add)
+        });
         let permissions = [
             "exec",
             &self.container,
@@ -152,7 +160,12 @@ impl BrokerAt {
             "set_permissions",
             "-p",
         ];
-        docker(&[&permissions[..], &[vhost, user, ".*", ".*", ".*"]].concat());
+        let permissions = [&permissions[..], &[vhost, user, ".*", ".*", ".*"]].concat();
+        eventually(
+            "its user may do everything there",
+            Duration::from_secs(60),
+            || try_docker(&permissions),
+        );
     }
 
     /// Deletes a virtual host and all in it.

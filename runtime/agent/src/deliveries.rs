@@ -261,6 +261,12 @@ impl Deliveries {
         is_whole.then(|| (sequence, returns, delivery.payload.clone()))
     }
 
+    /// Returns how often the delivery that the next line is of came back.
+    pub fn next_returns(&mut self) -> Option<u32> {
+        let sequence = *self.waiting.get(&INTAKE)?.front()?;
+        Some(self.origin(sequence).returns)
+    }
+
     /// Takes all lines of the next delivery as one. It is open until [`Self::settle`] is called.
     pub fn take_whole(&mut self, sequence: Sequence) {
         self.begin(sequence);

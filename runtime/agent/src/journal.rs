@@ -17,11 +17,18 @@ const EVENTS_MAX: usize = 32_768;
 /// How many events of one message are told, and how many of its children: the newest.
 const TOLD_MAX: usize = 100;
 
-/// What can happen, as it is kept: a port is its number.
+/// What can happen, as it is kept: ports and branches are numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// The broker has an output.
     Emitted {
+        /// The message it was made from.
+        parent: MessageId,
+        /// The number of the port, or of the branch: see [`crate::lanes::Lanes::way`].
+        way: u16,
+    },
+    /// An output that no condition held for.
+    Unmatched {
         /// The message it was made from.
         parent: MessageId,
         /// The number of the port.
@@ -95,7 +102,12 @@ impl Journal {
     }
 
     /// Returns what happened to a message and that its children were emitted, oldest first.
-    pub fn of(&self, id: MessageId, port_name: impl Fn(u16) -> String) -> Vec<Happened> {
+    /// `way_name` says the port of a way and the step it leads to, if it leads to one alone.
+    pub fn of(
+        &self,
+        id: MessageId,
+        way_name: impl Fn(u16) -> (String, Option<String>),
+    ) -> Vec<Happened> {
         let (newer, older) = self.entries.split_at(self.oldest);
         let (mut own, mut children) = (0, 0);
         let mut told: Vec<Happened> = older
@@ -103,7 +115,10 @@ impl Journal {
             .chain(newer)
             .rev()
             .filter(|entry| {
-                let is_child = matches!(entry.event, Event::Emitted { parent, .. } if parent == id);
+                let is_child = matches!(
+                    entry.event,
+                    Event::Emitted { parent, .. } | Event::Unmatched { parent, .. } if parent == id
+                );
                 let count = if entry.id == id {
                     &mut own
                 } else if is_child {
@@ -118,9 +133,13 @@ impl Journal {
                 id: entry.id,
                 at: entry.at,
                 what: match entry.event {
-                    Event::Emitted { parent, port } => What::Emitted {
+                    Event::Emitted { parent, way } => {
+                        let (port, to) = way_name(way);
+                        What::Emitted { parent, port, to }
+                    }
+                    Event::Unmatched { parent, port } => What::Unmatched {
                         parent,
-                        port: port_name(port),
+                        port: way_name(port).0,
                     },
                     Event::Done { attempt } => What::Done { attempt },
                     Event::Delayed { attempt, due } => What::Delayed { attempt, due },
@@ -142,8 +161,8 @@ mod tests {
         MessageId::from_bytes((number as u128).to_be_bytes())
     }
 
-    fn port(_: u16) -> String {
-        "out".into()
+    fn port(_: u16) -> (String, Option<String>) {
+        ("out".into(), None)
     }
 
     #[test]
@@ -167,7 +186,7 @@ mod tests {
         for child in 0..300 {
             let event = Event::Emitted {
                 parent: id(1),
-                port: 0,
+                way: 0,
             };
             journal.push(id(1000 + child), 10, event);
         }

@@ -11,8 +11,11 @@
 //! - `news_keep_their_order`: their lane has one open publish at most.
 //! - `a_partition_keeps_its_order`, for the same reason: of two batches under way the first may be
 //!   refused and the second not.
+//! - `news_keep_their_order`, and so do reports of runs: their lanes have one open publish at most.
+//! - `every_report_of_runs_can_be_read_by_itself`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +23,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use towpath_protocol::MessageId;
 use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY};
+use towpath_protocol::runs::{ENTRY_BYTES_MAX, Entry, Head, RUNS_KEY, write_run};
 use towpath_protocol::start::{Identity, Routes};
 
 use crate::broker::{Content, Publish};
@@ -44,9 +48,12 @@ pub const SETTLEMENT: u32 = u32::MAX;
 /// The epoch of a checkpoint.
 pub const CHECKPOINT: u32 = u32::MAX - 1;
 
-/// How many messages go into a partition together: whoever takes over a partition handles again
-/// what of a delivery was handled before.
-const PARTITION_BATCH_MAX: u32 = 16;
+/// The record of what belongs to no record: that a report was lost.
+pub const NOBODY: u32 = u32::MAX;
+
+/// How many entries there are in one report of runs: the control plane writes some reports in one
+/// transaction, and others wait for it.
+const RUNS_BATCH_MAX: u32 = 4096;
 
 /// How many messages that go apart may await their confirms.
 const APART_OPEN_MAX: u32 = 64;
@@ -54,10 +61,14 @@ const APART_OPEN_MAX: u32 = 64;
 /// Names a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LaneId {
-    /// The outputs of a port, by its number in [`Lanes::port`].
+    /// The outputs of a port, to all steps that take everything; by its number in [`Lanes::port`].
     Port(u16),
     /// Into a partition of this step.
     Partition(u16),
+    /// Outputs to one branch of a port; by its number in [`Lanes::branches`].
+    Branch(u16),
+    /// Outputs that a condition failed for, as dead letters of the step that has it.
+    Astray,
     /// Back to this step after a delay, in units.
     Delay(u32),
     /// The same for a message that may kill whoever has it: whoever gets it next must know.
@@ -72,6 +83,8 @@ pub enum LaneId {
     Settled,
     /// To the ledger: messages that are in nobody's hands any more, and not settled.
     Released,
+    /// What came of runs.
+    Runs,
 }
 
 impl LaneId {
@@ -102,9 +115,24 @@ impl LaneId {
     fn survives(self) -> bool {
         matches!(
             self,
-            Self::Port(_) | Self::News | Self::Settled | Self::Released
+            Self::Port(_)
+                | Self::Branch(_)
+                | Self::Astray
+                | Self::News
+                | Self::Settled
+                | Self::Released
+                | Self::Runs
         )
     }
+}
+
+/// What is known of an output that goes by a lane.
+#[derive(Debug, Clone, Copy)]
+pub struct Copy {
+    /// Its id.
+    pub id: MessageId,
+    /// Whether it goes by no other lane before: an output is counted once.
+    pub is_first: bool,
 }
 
 #[derive(Default)]
@@ -114,14 +142,19 @@ struct Batch {
     members: Vec<Member>,
     /// The ids of the lines, if they are outputs.
     ids: Vec<MessageId>,
+    /// How many of them are the first copy of an output.
+    firsts: u32,
     answer: Option<Arc<str>>,
 }
 
 impl Batch {
-    fn push(&mut self, line: &[u8], member: Member, output: Option<MessageId>) {
+    fn push(&mut self, line: &[u8], member: Member, output: Option<Copy>) {
         self.payload.extend_from_slice(line);
         self.count += 1;
-        self.ids.extend(output);
+        if let Some(copy) = output {
+            self.ids.push(copy.id);
+            self.firsts += u32::from(copy.is_first);
+        }
         match self.members.last_mut() {
             Some(last) if last.record == member.record && last.epoch == member.epoch => {
                 last.count += 1;
@@ -139,6 +172,7 @@ struct Sealed {
     count: u32,
     members: Vec<Member>,
     ids: Vec<MessageId>,
+    firsts: u32,
     answer: Option<Arc<str>>,
 }
 
@@ -151,6 +185,8 @@ pub struct Accepted {
     pub members: Vec<Member>,
     /// The ids of its lines, if they are outputs.
     pub outputs: Vec<MessageId>,
+    /// How many of them are the first copy of an output.
+    pub firsts: u32,
 }
 
 /// What makes one document of the lines of a batch.
@@ -158,6 +194,8 @@ struct Frame {
     before: Vec<u8>,
     /// When the newest line was added, in milliseconds since 1970.
     at: u64,
+    /// Whether it is an entry of the ledger; else it is a report of runs, which needs no end.
+    is_entry: bool,
 }
 
 impl Frame {
@@ -177,10 +215,37 @@ impl Frame {
         Self {
             before: format!(r#"{{"{entry}":{open},"messages":["#).into_bytes(),
             at: 0,
+            is_entry: true,
+        }
+    }
+
+    /// Begins as a report of runs does.
+    fn of_runs(routes: &Routes, identity: &Identity) -> Self {
+        let head = Head {
+            identity: identity.clone(),
+            // In the order of [`Lanes::way`]: the ports, then the branches of each.
+            ways: {
+                let outputs = routes.outputs.values();
+                let branches = outputs.clone().flat_map(|it| &it.branches);
+                outputs
+                    .map(|it| it.steps.clone())
+                    .chain(branches.map(|it| vec![it.step.clone()]))
+                    .collect()
+            },
+        };
+        let mut before = Vec::new();
+        head.write(&mut before);
+        Self {
+            before,
+            at: 0,
+            is_entry: false,
         }
     }
 
     fn close(&self, lines: &[u8]) -> Vec<u8> {
+        if !self.is_entry {
+            return [self.before.as_slice(), lines].concat();
+        }
         let lines = lines.strip_suffix(b",").unwrap_or(lines);
         let after = format!(r#"],"at":{}}}}}"#, self.at);
         [self.before.as_slice(), lines, after.as_bytes()].concat()
@@ -229,6 +294,7 @@ impl Lane {
             count: batch.count,
             members: batch.members,
             ids: batch.ids,
+            firsts: batch.firsts,
             answer: batch.answer,
         });
     }
@@ -250,15 +316,32 @@ impl Lane {
     }
 }
 
+/// The lane of a branch.
+struct BranchLane {
+    /// The number of its port.
+    port: u16,
+    /// The step it leads to.
+    step: Box<str>,
+    lane: Lane,
+}
+
 /// All lanes of an agent.
 pub struct Lanes {
-    ports: Vec<(Box<str>, Lane)>,
+    /// The lane of each port is to the steps that take everything, if there are such.
+    ports: Vec<(Box<str>, Option<Lane>)>,
+    /// Those of one port are together.
+    branches: Vec<BranchLane>,
+    /// Into the partitions of this step, if it keeps an order.
     partitions: Vec<Lane>,
     dead: Lane,
+    astray: Lane,
     news: Lane,
     apart: Lane,
     settled: Lane,
     released: Lane,
+    runs: Lane,
+    /// Of which run the newest entry in the lane of runs is.
+    newest_run: Option<MessageId>,
     /// By units, and whether it is for suspects.
     delays: BTreeMap<(u32, bool), Lane>,
     open: HashMap<u64, (LaneId, Sealed)>,
@@ -285,27 +368,47 @@ impl Lanes {
             refusals: 0,
             not_before: None,
         };
-        let ports = routes
-            .outputs
-            .iter()
-            .map(|(port, output)| {
-                let lane = lane(
-                    &routes.outputs_exchange,
-                    &output.key,
-                    Content::Batch,
-                    output.batch_max.max(1),
-                    limits.open_batches,
-                );
-                (port.as_str().into(), lane)
-            })
-            .collect();
+        let outputs = |key: &str, batch_max: u32, in_order: bool| {
+            lane(
+                &routes.outputs_exchange,
+                key,
+                Content::Batch,
+                batch_max.max(1),
+                // Of two the first may be refused, and the second not.
+                if in_order { 1 } else { limits.open_batches },
+            )
+        };
+        let mut ports = Vec::new();
+        let mut branches = Vec::new();
+        for (number, (port, output)) in (0..).zip(&routes.outputs) {
+            let all = output.key.as_deref();
+            let all = all.map(|key| outputs(key, output.batch_max, output.in_order));
+            ports.push((port.as_str().into(), all));
+            for branch in &output.branches {
+                branches.push(BranchLane {
+                    port: number,
+                    step: branch.step.as_str().into(),
+                    lane: outputs(&branch.key, branch.batch_max, branch.in_order),
+                });
+            }
+        }
         let order = routes.order.as_ref();
+        let batch_max = order.map_or(1, |order| order.batch_max.max(1));
         let partitions = order.map_or(&[][..], |order| &order.partitions);
         let partitions = partitions.iter().map(|partition| {
             let (exchange, key) = (&routes.outputs_exchange, &partition.key);
-            lane(exchange, key, Content::Sorted, PARTITION_BATCH_MAX, 1)
+            lane(exchange, key, Content::Sorted, batch_max, 1)
         });
         let partitions = partitions.collect();
+        let dead = || {
+            lane(
+                &routes.dead_exchange,
+                "",
+                Content::Dead,
+                64,
+                limits.open_batches,
+            )
+        };
         let ledger = |entry| Lane {
             frame: Some(Frame::new(entry, identity, incarnation)),
             ..lane(
@@ -318,6 +421,7 @@ impl Lanes {
         };
         Self {
             ports,
+            branches,
             partitions,
             apart: lane(
                 &routes.steps_exchange,
@@ -328,13 +432,19 @@ impl Lanes {
             ),
             settled: ledger("settled"),
             released: ledger("released"),
-            dead: lane(
-                &routes.dead_exchange,
-                "",
-                Content::Dead,
-                64,
-                limits.open_batches,
-            ),
+            runs: Lane {
+                frame: Some(Frame::of_runs(routes, identity)),
+                ..lane(
+                    &routes.office_exchange,
+                    RUNS_KEY,
+                    Content::Runs,
+                    RUNS_BATCH_MAX,
+                    1,
+                )
+            },
+            newest_run: None,
+            dead: dead(),
+            astray: dead(),
             news: lane(&routes.office_exchange, NEWS_KEY, Content::News, 1, 1),
             delays: BTreeMap::new(),
             open: HashMap::new(),
@@ -358,31 +468,58 @@ impl Lanes {
             .map_or("", |(name, _)| name)
     }
 
+    /// Returns whether there are steps that take everything that leaves by a port.
+    pub fn has_all(&self, port: u16) -> bool {
+        self.ports[usize::from(port)].1.is_some()
+    }
+
+    /// Returns the numbers of a port's branches, in the order of [`Output::branches`].
+    ///
+    /// [`Output::branches`]: towpath_protocol::start::Output::branches
+    pub fn branches(&self, port: u16) -> Range<u16> {
+        let begin = self.branches.partition_point(|it| it.port < port);
+        let end = self.branches.partition_point(|it| it.port <= port);
+        let number = |index| u16::try_from(index).expect("a step has few branches");
+        number(begin)..number(end)
+    }
+
+    /// Returns the number of the way that a lane of outputs is: of a port, or, after all ports, of a
+    /// branch.
+    pub fn way(&self, lane: LaneId) -> Option<u16> {
+        match lane {
+            LaneId::Port(port) => Some(port),
+            LaneId::Branch(branch) => u16::try_from(self.ports.len() + usize::from(branch)).ok(),
+            _ => None,
+        }
+    }
+
+    /// Returns the name of a way's port, and the step it leads to, if it is that of a branch.
+    pub fn way_name(&self, way: u16) -> (&str, Option<&str>) {
+        let branch = usize::from(way).checked_sub(self.ports.len());
+        match branch.and_then(|branch| self.branches.get(branch)) {
+            Some(branch) => (self.port_name(branch.port), Some(&branch.step)),
+            None => (self.port_name(way), None),
+        }
+    }
+
     /// Adds a line (with its line end) to a lane.
     pub fn push(&mut self, id: LaneId, line: &[u8], member: Member, now: Instant) {
         self.add(id, line, member, None, now);
     }
 
-    /// Adds an output.
+    /// Adds a copy of an output to the lane of its port, or of a branch.
     pub fn push_output(
-        &mut self,
-        port: u16,
-        line: &[u8],
-        member: Member,
-        output: MessageId,
-        now: Instant,
-    ) {
-        self.add(LaneId::Port(port), line, member, Some(output), now);
-    }
-
-    fn add(
         &mut self,
         id: LaneId,
         line: &[u8],
         member: Member,
-        output: Option<MessageId>,
+        output: Copy,
         now: Instant,
     ) {
+        self.add(id, line, member, Some(output), now);
+    }
+
+    fn add(&mut self, id: LaneId, line: &[u8], member: Member, output: Option<Copy>, now: Instant) {
         if id.holds_back() {
             self.outstanding_bytes += line.len();
         }
@@ -412,6 +549,30 @@ impl Lanes {
         self.push(id, &line, member, now.instant);
     }
 
+    /// Adds what is said of a run.
+    pub fn report(&mut self, run: MessageId, entry: Entry, member: Member, now: Instant) {
+        let batch_bytes = self.limits.batch_bytes;
+        let mut numbers = self.numbers;
+        let is_full = self.runs.growing.payload.len() + ENTRY_BYTES_MAX > batch_bytes;
+        if is_full {
+            self.runs.seal(&mut numbers);
+        }
+        self.numbers = numbers;
+        let mut line = Vec::with_capacity(ENTRY_BYTES_MAX);
+        // Every report is read by itself.
+        if self.runs.growing.count == 0 || self.newest_run != Some(run) {
+            write_run(run, &mut line);
+            self.newest_run = Some(run);
+        }
+        entry.write(&mut line);
+        self.push(LaneId::Runs, &line, member, now);
+    }
+
+    /// Says whether something that was sent is a report of runs.
+    pub fn is_report(&self, number: u64) -> bool {
+        matches!(self.open.get(&number), Some((LaneId::Runs, _)))
+    }
+
     /// Adds a question to the lane of news; the answer has this correlation id.
     pub fn ask(&mut self, document: &[u8], member: Member, correlation: Arc<str>, now: Instant) {
         let mut numbers = self.numbers;
@@ -426,17 +587,15 @@ impl Lanes {
         let age = self.limits.batch_age;
         let mut numbers = self.numbers;
         let open = &mut self.open;
-        let fixed = self.ports.iter_mut().enumerate().map(|(index, (_, lane))| {
-            (
-                LaneId::Port(u16::try_from(index).expect("a step has few ports")),
-                lane,
-            )
-        });
-        let partitions = self.partitions.iter_mut().enumerate().map(|(index, lane)| {
-            let index = u16::try_from(index).expect("a step has few partitions");
-            (LaneId::Partition(index), lane)
-        });
-        let all = fixed
+        let ports = (0..).zip(&mut self.ports);
+        let ports =
+            ports.filter_map(|(port, (_, lane))| Some((LaneId::Port(port), lane.as_mut()?)));
+        let branches = (0..).zip(&mut self.branches);
+        let branches = branches.map(|(branch, it)| (LaneId::Branch(branch), &mut it.lane));
+        let partitions = (0..).zip(&mut self.partitions);
+        let partitions = partitions.map(|(partition, lane)| (LaneId::Partition(partition), lane));
+        let all = ports
+            .chain(branches)
             .chain(partitions)
             .chain(
                 self.delays
@@ -446,9 +605,11 @@ impl Lanes {
             .chain([
                 (LaneId::Apart, &mut self.apart),
                 (LaneId::Dead, &mut self.dead),
+                (LaneId::Astray, &mut self.astray),
                 (LaneId::News, &mut self.news),
                 (LaneId::Settled, &mut self.settled),
                 (LaneId::Released, &mut self.released),
+                (LaneId::Runs, &mut self.runs),
             ]);
         for (id, lane) in all {
             while let Some(batch) = lane.next(now, age, &mut numbers) {
@@ -487,6 +648,7 @@ impl Lanes {
             lane: id,
             members: batch.members,
             outputs: batch.ids,
+            firsts: batch.firsts,
         })
     }
 
@@ -583,9 +745,9 @@ impl Lanes {
         !self.open.is_empty()
     }
 
-    /// Returns whether the step is to be held back.
-    pub fn is_full(&self) -> bool {
-        self.outstanding_bytes > self.limits.outstanding_bytes
+    /// Returns whether the step is to be held back, if so many bytes are to come beside.
+    pub fn is_full(&self, to_come: usize) -> bool {
+        self.outstanding_bytes + to_come > self.limits.outstanding_bytes
     }
 
     /// Returns when to look again without an event.
@@ -600,14 +762,17 @@ impl Lanes {
     }
 
     fn all(&self) -> impl Iterator<Item = &Lane> {
-        let ports = self.ports.iter().map(|(_, lane)| lane);
-        let ports = ports.chain(&self.partitions);
-        ports.chain(self.delays.values()).chain([
+        let ports = self.ports.iter().filter_map(|(_, lane)| lane.as_ref());
+        let branches = self.branches.iter().map(|it| &it.lane);
+        let outputs = ports.chain(branches).chain(&self.partitions);
+        outputs.chain(self.delays.values()).chain([
             &self.apart,
             &self.dead,
+            &self.astray,
             &self.news,
             &self.settled,
             &self.released,
+            &self.runs,
         ])
     }
 
@@ -619,20 +784,26 @@ impl Lanes {
 
     fn lane(&mut self, id: LaneId) -> &mut Lane {
         match id {
+            LaneId::Port(port) => self.ports[usize::from(port)]
+                .1
+                .as_mut()
+                .expect("nothing goes to all where nobody takes all"),
+            LaneId::Branch(branch) => &mut self.branches[usize::from(branch)].lane,
             LaneId::Partition(partition) => &mut self.partitions[usize::from(partition)],
-            LaneId::Port(port) => &mut self.ports[usize::from(port)].1,
+            LaneId::Astray => &mut self.astray,
             LaneId::Dead => &mut self.dead,
             LaneId::News => &mut self.news,
             LaneId::Apart => &mut self.apart,
             LaneId::Settled => &mut self.settled,
             LaneId::Released => &mut self.released,
+            LaneId::Runs => &mut self.runs,
             LaneId::Delay(units) | LaneId::Suspect(units) => {
                 let (routes, limits) = (&self.routes, &self.limits);
                 let is_suspect = matches!(id, LaneId::Suspect(_));
                 let (content, batch_max) = if is_suspect {
                     (Content::Returned(limits.suspect_returns), 1)
                 } else {
-                    (Content::Batch, 256)
+                    (Content::Batch, limits.delay_batch)
                 };
                 self.delays.entry((units, is_suspect)).or_insert_with(|| {
                     let (exchange, key) = match ladder::level(units) {
@@ -679,8 +850,11 @@ mod tests {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key: "s.out".into(),
+                    key: Some("s.out".into()),
                     batch_max: 3,
+                    in_order: false,
+                    branches: vec![],
+                    steps: vec!["t".into()],
                 },
             )]),
             own_key: "f.s".into(),
@@ -696,6 +870,7 @@ mod tests {
                         key: format!("s.partition.{number}"),
                     })
                     .collect(),
+                batch_max: 16,
             }),
         };
         let identity = Identity {
@@ -882,6 +1057,42 @@ mod tests {
         }
         assert!(lanes.disconnected().is_empty(), "it is told again");
         assert_eq!(sent(&mut lanes, now.instant).len(), 2);
+    }
+
+    #[test]
+    fn every_report_of_runs_can_be_read_by_itself() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        let id = |number: u32| {
+            let mut bytes = [7; 16];
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            MessageId::from_bytes(bytes)
+        };
+        let total = 2 * RUNS_BATCH_MAX + 10;
+        let mut said = Vec::new();
+        for number in 0..total {
+            let done = Entry::Done {
+                id: id(number),
+                replays: 0,
+            };
+            let run = id(number / 5000);
+            lanes.report(run, done, MEMBER, now);
+            said.push((run, done));
+        }
+        let mut read = Vec::new();
+        loop {
+            let publishes = sent(&mut lanes, now);
+            assert!(publishes.len() <= 1, "they keep their order");
+            let Some(publish) = publishes.into_iter().next() else {
+                break;
+            };
+            let (head, entries) = towpath_protocol::runs::read(&publish.payload).unwrap();
+            assert_eq!(head.ways, [["t"]]);
+            read.extend(entries);
+            assert!(lanes.is_report(publish.number));
+            lanes.accepted(publish.number);
+        }
+        assert_eq!(read, said);
+        assert!(lanes.disconnected().is_empty());
     }
 
     #[test]

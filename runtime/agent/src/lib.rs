@@ -10,6 +10,8 @@
 //! | [`claims`] | questions to the ledger: may these be handled? |
 //! | [`lanes`] | natural batching: what is published, when, and what waits for its confirm |
 //! | [`deliveries`] | what was taken from the queue, and when it may be acknowledged |
+//! | [`pace`] | this replica's share of the step's rate |
+//! | [`validate`] | bodies held against what the step takes, for flows that want it |
 //! | [`attempt_log`], [`journal`] | what is remembered: the lines of an attempt, what happened to messages |
 //! | [`broker`] | commands and events; [`broker::rabbit`] alone names `lapin` |
 //! | [`child`], [`reaper`], [`exit`], [`shim`] | the step process |
@@ -20,7 +22,9 @@
 //!   confirm → acknowledge. Cut anywhere, the worst case is the same outputs again with the same
 //!   ids.
 //! - It declares nothing on the broker.
-//! - It never interprets a body: it checks that a step's output is JSON, and copies bytes.
+//! - It never interprets a body: it checks that a step's output is JSON, and copies bytes. Only
+//!   [`validate`] reads bodies, where the flow asks for it, and changes none; what the conditions of
+//!   the steps after it say of a body, worker processes of this binary find out.
 
 pub mod args;
 pub mod attempt_log;
@@ -39,6 +43,7 @@ pub mod lanes;
 pub mod limits;
 pub mod line_reader;
 pub mod log;
+pub mod pace;
 pub mod reaper;
 pub mod record;
 pub mod redact;
@@ -47,3 +52,4 @@ pub mod settle;
 pub mod shim;
 pub mod start;
 pub mod step_frame;
+pub mod validate;

@@ -18,12 +18,19 @@ pub struct Limits {
     /// Bytes that are published or about to be and not confirmed, above which the step's frames
     /// are not read: back-pressure.
     pub outstanding_bytes: usize,
+    /// Outputs whose conditions are evaluated together: enough that the worker never waits for the
+    /// loop.
+    pub questions: usize,
+    /// Bytes of them, unless one alone has more.
+    pub question_bytes: usize,
     /// Bytes of one batch: the broker copies a delivery as a whole.
     pub batch_bytes: usize,
     /// How old the oldest of a batch may get while earlier batches await their confirms.
     pub batch_age: Duration,
     /// Batches of one lane that await their confirms.
     pub open_batches: u32,
+    /// Messages of one batch that go into the delay ladder together.
+    pub delay_batch: u32,
     /// Bytes waiting to be written to the step, above which nothing more is handed over.
     pub step_input_bytes: usize,
     /// How long a step may take to say `ready`: a cold virtual machine is slow.
@@ -85,6 +92,13 @@ pub struct Limits {
     /// The longest that a message of a step that keeps an order is held until it is tried again: it is
     /// not acknowledged meanwhile, and the broker waits for 30 min.
     pub held_longest: Duration,
+    /// How long a trigger that runs for ever has to come to an end before it is cancelled: time for a
+    /// page and its checkpoint.
+    pub finish: Duration,
+    /// How often the tick of a trigger that runs for ever may come back, because its connection was
+    /// lost or the broker's consumer timeout passed, before it is ended to begin anew: well below the
+    /// delivery limit of 50, at which the broker gives it up.
+    pub stream_returns: u32,
     /// How long a step has to exit after `drain` once nothing is in its hands.
     pub leave: Duration,
 }
@@ -97,9 +111,12 @@ impl Default for Limits {
             held_bytes_all: 16 << 20,
             attempt_log_bytes_all: 1 << 20,
             outstanding_bytes: 4 << 20,
+            questions: 256,
+            question_bytes: 1 << 20,
             batch_bytes: 512 << 10,
             batch_age: Duration::from_millis(10),
             open_batches: 8,
+            delay_batch: 256,
             step_input_bytes: 256 << 10,
             hello: Duration::from_secs(60),
             cancel_grace: Duration::from_secs(5),
@@ -126,6 +143,8 @@ impl Default for Limits {
             suspect_patience: Duration::from_secs(30),
             sort_ahead: 512,
             held_longest: Duration::from_secs(900),
+            finish: Duration::from_secs(5),
+            stream_returns: 25,
             leave: Duration::from_secs(10),
         }
     }

@@ -67,6 +67,8 @@ pub enum Resolution {
     },
     /// Not handled: it was settled before.
     Repeated,
+    /// A tick whose run an operator cancelled.
+    Cancelled,
     /// Not handled: somebody else has it. It comes back as it is, and nothing is counted.
     Busy {
         /// The delay in ladder units.
@@ -118,6 +120,8 @@ pub struct TickState {
     pub connection: String,
     /// The answer to the question for the checkpoint.
     pub checkpoint: Option<Box<str>>,
+    /// The version of the checkpoint that the next one replaces.
+    pub version: u64,
     /// When the question is asked again.
     pub ask_at: Option<Instant>,
     /// The number of the first of `epochs`.
@@ -130,6 +134,8 @@ pub struct TickState {
     pub emitted: u64,
     /// The end of the run is said.
     pub ended: bool,
+    /// An operator cancelled the run.
+    pub cancelled: bool,
 }
 
 /// An output that is held.
@@ -192,6 +198,8 @@ pub struct Record {
     pub unconfirmed: u64,
     /// Why its outputs cannot be sent on.
     pub bad_output: Option<String>,
+    /// It is reported that it is done.
+    pub is_reported: bool,
     /// What was decided.
     pub resolution: Option<Resolution>,
     /// If it is a tick.
@@ -357,6 +365,7 @@ impl Records {
             is_streaming: false,
             unconfirmed: 0,
             bad_output: None,
+            is_reported: false,
             resolution: None,
             tick: None,
             log: AttemptLog::default(),

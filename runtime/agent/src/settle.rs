@@ -31,6 +31,8 @@ pub enum Outcome {
     NoKey,
     /// The step emitted something for it that cannot be sent on.
     BadOutput,
+    /// Its body is not what the step takes.
+    Invalid,
 }
 
 /// What becomes of it.
@@ -108,6 +110,9 @@ pub fn settle(
         Outcome::BadOutput => Decision::Dead {
             cause: DeadCause::Output,
         },
+        Outcome::Invalid => Decision::Dead {
+            cause: DeadCause::Invalid,
+        },
     }
 }
 
@@ -154,6 +159,8 @@ mod tests {
             },
             rebounds_max: 2,
             once: false,
+            stream: false,
+            track: false,
             body_bytes_max: 100,
             drain_ms: 0,
             memory_bytes: 0,
@@ -255,6 +262,14 @@ mod tests {
             0,
             Decision::Dead {
                 cause: DeadCause::Output,
+            },
+        );
+        check(
+            Outcome::Invalid,
+            1,
+            0,
+            Decision::Dead {
+                cause: DeadCause::Invalid,
             },
         );
     }

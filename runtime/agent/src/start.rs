@@ -8,6 +8,8 @@ use thiserror::Error;
 use towpath_protocol::CONTRACT;
 use towpath_protocol::start::{DELAY_LEVELS, Start};
 
+use crate::validate::Validator;
+
 /// How long the document may take to arrive.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -98,6 +100,12 @@ pub fn check(text: &[u8]) -> Result<Start, StartError> {
     }
     if start.routes.delay_exchanges.len() != DELAY_LEVELS {
         return Err(StartError::Senseless("the delay ladder has not 24 levels"));
+    }
+    if let Some(validation) = &start.handing.validate
+        && Validator::new(validation).is_err()
+    {
+        let what = "the schema that bodies are to be held against cannot be used";
+        return Err(StartError::Senseless(what));
     }
     Ok(start)
 }

@@ -13,6 +13,7 @@ use towpath_agent::limits::Limits;
 use towpath_agent::log::Logger;
 use towpath_agent::redact::Redact;
 use towpath_protocol::MessageId;
+use towpath_protocol::handing::Handing;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::Report;
 use towpath_protocol::start::{
@@ -360,8 +361,8 @@ impl World {
         let Some(question) = it.keys.pop_back() else {
             return;
         };
-        let body: Value = serde_json::from_str(question.body.get()).expect("a body is JSON");
-        let key = serde_json::value::to_raw_value(&body["key"]).expect("JSON");
+        let message: Value = serde_json::from_slice(&question.message).expect("it is JSON");
+        let key = serde_json::value::to_raw_value(&message["body"]["key"]).expect("JSON");
         it.core.on_key(question.number, key_of(&[key]));
     }
 
@@ -592,13 +593,17 @@ fn start(replica: u32) -> Start {
             order: Some(Order {
                 by: ".key".into(),
                 partitions: partitions.collect(),
+                batch_max: 16,
             }),
             outputs_exchange: "outputs".into(),
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key: "out".into(),
+                    key: Some("out".into()),
                     batch_max: 3,
+                    in_order: false,
+                    steps: vec!["next".into()],
+                    branches: Vec::new(),
                 },
             )]),
             own_key: "flow.step".into(),
@@ -625,10 +630,13 @@ fn start(replica: u32) -> Start {
             },
             rebounds_max: 3,
             once: false,
+            stream: false,
+            track: false,
             body_bytes_max: 1000,
             drain_ms: 3000,
             memory_bytes: 0,
         },
+        handing: Handing::default(),
         paused: false,
     }
 }

@@ -126,6 +126,14 @@ codes! {
     LongTimeout = "F060", Warning;
     /// Something was not checked, because the facts are not known.
     NotChecked = "F061", Note;
+    /// A cron expression cannot be read.
+    BadCron = "F070", Error;
+    /// A cron expression never fires.
+    CronNever = "F071", Error;
+    /// A time zone does not exist.
+    UnknownZone = "F072", Error;
+    /// A key has no meaning for the way the trigger fires.
+    NeedsSchedule = "F073", Error;
     /// A key of `auth` or `handshake` has no meaning with its type.
     AuthKey = "F080", Error;
     /// A secret is written into the file.
@@ -138,6 +146,8 @@ codes! {
     ApiKeyPlace = "F084", Error;
     /// The name of a header cannot be read.
     BadHeader = "F085", Error;
+    /// A condition cannot be compiled.
+    BadCondition = "F090", Error;
     /// What messages are ordered by is not an expression.
     BadOrder = "F095", Error;
     /// Partitions have no meaning without an order.
@@ -146,6 +156,14 @@ codes! {
     LongHold = "F097", Error;
     /// There are more replicas than partitions.
     IdleReplicas = "F098", Warning;
+    /// What a step emits can never be what the next one takes.
+    NeverFits = "F105", Error;
+    /// What a step emits may not be what the next one takes.
+    MayNotFit = "F106", Warning;
+    /// Bodies are to be held against a schema that the image does not have.
+    NothingToValidate = "F107", Error;
+    /// A rate cannot be read.
+    BadStepRate = "F108", Error;
 }
 
 impl fmt::Display for Code {

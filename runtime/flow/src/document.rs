@@ -9,16 +9,20 @@ use towpath_protocol::DEFAULT_PORT;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
 use crate::limits;
-use crate::model::{Fires, Replicas, Step};
-use crate::read::{Reader, head, is_misspelt};
+use crate::model::{Fires, Missed, Overlap, Replicas, Step};
+use crate::read::{Reader, head};
 use crate::text::shown;
 use crate::tree::{Content, Entry, Node};
 use crate::webhook::Webhook;
 
+mod handing;
 mod order;
 mod replicas;
+mod schedule;
 mod step;
 mod webhook;
+
+pub(crate) use order::ORDER_HELP;
 
 pub(crate) use webhook::AUTH_TYPES;
 
@@ -28,6 +32,10 @@ pub(crate) struct Document<'t> {
     pub(crate) name: String,
     pub(crate) description: String,
     pub(crate) fires: Option<Fires>,
+    pub(crate) overlap: Overlap,
+    pub(crate) missed: Missed,
+    /// What `track` says, if it says something.
+    pub(crate) track: Option<bool>,
     /// What its webhook asks of requests, if it has one.
     pub(crate) webhook: Option<Webhook>,
     /// The trigger first, if there is one, then the actions.
@@ -46,9 +54,12 @@ pub(crate) struct Draft<'t> {
     pub(crate) image_span: Range<usize>,
     /// What `after` says; none if it says nothing.
     pub(crate) after: Option<Vec<After>>,
+    /// Where its condition is.
+    pub(crate) when_span: Range<usize>,
     pub(crate) with: Option<&'t Entry>,
     /// Where its `order_by` is.
     pub(crate) order_span: Range<usize>,
+    pub(crate) validate: Option<&'t Entry>,
 }
 
 /// An entry of `after`.
@@ -69,6 +80,9 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
         name: String::new(),
         description: String::new(),
         fires: None,
+        overlap: Overlap::default(),
+        missed: Missed::default(),
+        track: None,
         webhook: None,
         drafts: Vec::new(),
     };
@@ -95,9 +109,13 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
     if let Some(entry) = root.entry("description") {
         document.description = steps.description(&entry.value);
     }
+    if let Some(entry) = root.entry("track") {
+        document.track = steps.reader.flag(&entry.value, "`track`");
+    }
     match root.entry("trigger") {
         Some(entry) => {
             let (draft, fires) = steps.trigger(&entry.value);
+            (document.overlap, document.missed) = steps.policies(&entry.value, fires.as_ref());
             document.fires = fires;
             document.webhook = entry
                 .value
@@ -124,6 +142,10 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
 
 const NO_ACTIONS: &str =
     "list what is to happen: `actions: [{ id: log, image: \"towpath/log:1\" }]`";
+
+/// How conditions are written.
+pub(crate) const CONDITION_HELP: &str =
+    "write a jq filter on the body, for instance `.total > 100` or `.kind == \"order\"`";
 
 struct Steps<'a, 'f> {
     reader: Reader<'f>,
@@ -195,6 +217,10 @@ impl Steps<'_, '_> {
             .mapping(node, "an action", &[keys::STEP, keys::ACTION])?;
         let mut draft = self.step(node, "the action", false, limits::TIMEOUT_DEFAULT);
         draft.after = node.entry("after").map(|entry| self.after(&entry.value));
+        if let Some(entry) = node.entry("when") {
+            draft.when_span = entry.value.span.clone();
+            draft.step.when = self.condition(&entry.value);
+        }
         self.order(node, &mut draft);
         if !draft.has_image {
             self.need_image(node, &draft);
@@ -211,7 +237,7 @@ impl Steps<'_, '_> {
             return (None, None);
         }
         let fires = self.fires(node);
-        let is_poll = node.entry("every").is_some() || matches!(fires, Some(Fires::Every(_)));
+        let is_poll = schedule::is_ticked(node);
         let timeout = if is_poll {
             Duration::ZERO
         } else {
@@ -231,90 +257,18 @@ impl Steps<'_, '_> {
             self.reader.report(
                 Diagnostic::new(
                     Code::OutOfRange,
-                    format!("`replicas` cannot be {count} with `every`"),
+                    format!(
+                        "`replicas` cannot be {count} with `{}`",
+                        schedule::way(node)
+                    ),
                 )
                 .at(entry.value.span.clone())
                 .label("it can only be 1")
-                .help("a trigger that fires on a schedule has one checkpoint, and so one replica"),
+                .help("a trigger that is fired by ticks has one checkpoint, and so one replica"),
             );
             draft.step.replicas = Replicas::Fixed(1);
         }
         (Some(draft), fires)
-    }
-
-    fn fires(&mut self, node: &Node) -> Option<Fires> {
-        let every = node.entry("every");
-        let webhook = node.entry("webhook");
-        let interval = every.and_then(|entry| {
-            let help = matches!(&entry.value.content, Content::Text(text) if text.contains(' ') && text.contains('*'));
-            if help {
-                self.reader.report(
-                    Diagnostic::new(Code::BadDuration, "`every` must be a duration such as `30s`")
-                        .at(entry.value.span.clone())
-                        .label("this is a cron expression")
-                        .help("cron schedules are not supported yet: write `30s`, `5m`, `2h` or `1d`"),
-                );
-                return None;
-            }
-            self.reader.duration(&entry.value, "`every`", &limits::EVERY)
-        });
-        let is_webhook = webhook.and_then(|entry| {
-            if matches!(entry.value.content, Content::Mapping(_)) {
-                return Some(true);
-            }
-            let flag = self.reader.flag(&entry.value, "`webhook`");
-            if flag == Some(false) {
-                self.reader.report(
-                    Diagnostic::new(Code::BadChoice, "`webhook` cannot be `false`")
-                        .at(entry.value.span.clone())
-                        .label("it can be `true` or a mapping")
-                        .help("leave it out if the flow has no webhook"),
-                );
-            }
-            flag
-        });
-        match (every, webhook) {
-            (Some(every), Some(webhook)) => {
-                let (first, second) = if every.key_span.start < webhook.key_span.start {
-                    (every, webhook)
-                } else {
-                    (webhook, every)
-                };
-                self.reader.report(
-                    Diagnostic::new(Code::FiresTwice, "the trigger has two ways to fire")
-                        .at(second.key_span.clone())
-                        .label("the second one")
-                        .related(first.key_span.clone(), "the first one")
-                        .help("make two flows of it, or leave one out"),
-                );
-                None
-            }
-            (None, None) => {
-                // A reserved or misspelt way to fire is reported as an unknown key.
-                let names: Vec<&str> = keys::STEP
-                    .iter()
-                    .chain(keys::TRIGGER)
-                    .map(|key| key.name)
-                    .collect();
-                let is_reserved = ["cron", "schedule"]
-                    .iter()
-                    .any(|word| node.entry(word).is_some());
-                if !is_reserved
-                    && !is_misspelt(node, "every", &names)
-                    && !is_misspelt(node, "webhook", &names)
-                {
-                    self.reader.report(
-                        Diagnostic::new(Code::NeverFires, "the trigger has no way to fire")
-                            .at(head(node))
-                            .label("neither `every` nor `webhook` is here")
-                            .help("write `every: 30s` or `webhook: true`"),
-                    );
-                }
-                None
-            }
-            (Some(_), None) => interval.map(Fires::Every),
-            (None, Some(_)) => is_webhook.filter(|flag| *flag).map(|_| Fires::Webhook),
-        }
     }
 
     fn need_image(&mut self, node: &Node, draft: &Draft<'_>) {
@@ -354,6 +308,29 @@ impl Steps<'_, '_> {
                 );
             }
         }
+    }
+
+    /// A condition, as far as it can be read without compiling it.
+    fn condition(&mut self, node: &Node) -> Option<String> {
+        let text = self.reader.text(node, "`when`")?;
+        let fault = if text.trim().is_empty() {
+            "it is empty".to_owned()
+        } else if text.len() > limits::CONDITION_BYTES_MAX {
+            format!(
+                "it has {} bytes; {} are the most",
+                text.len(),
+                limits::CONDITION_BYTES_MAX
+            )
+        } else {
+            return Some(text.to_owned());
+        };
+        self.reader.report(
+            Diagnostic::new(Code::BadCondition, "`when` is not a jq condition")
+                .at(node.span.clone())
+                .label(fault)
+                .help(CONDITION_HELP),
+        );
+        None
     }
 
     fn after(&mut self, node: &Node) -> Vec<After> {

@@ -5,7 +5,7 @@ use towpath_protocol::CONTRACT;
 use towpath_protocol::manifest::{Kind, Manifest};
 
 use crate::diagnostic::{Code, Diagnostic};
-use crate::document::{Document, Draft, describe, within};
+use crate::document::{CONDITION_HELP, Document, Draft, ORDER_HELP, describe, within};
 use crate::facts::{Facts, ImageFact};
 use crate::graph::{Edge, Graph};
 use crate::limits::DIAGNOSTICS_MAX;
@@ -14,6 +14,7 @@ use crate::placeholder::{Piece, pieces};
 use crate::text::{did_you_mean, list, nearest, shown};
 use crate::tree::Node;
 
+mod bodies;
 mod with;
 mod words;
 
@@ -30,17 +31,21 @@ pub(crate) fn check(
     for (at, draft) in document.drafts.iter().enumerate() {
         for edge in &graph.edges[at] {
             found.extend(port(document, facts, draft, edge));
+            bodies::check(document, facts, draft, edge, found);
         }
+        found.extend(condition(draft, facts));
+        found.extend(order(draft, facts));
         if !draft.has_image {
             continue;
         }
+        bodies::check_validate(draft, facts, found);
         match facts.image(&draft.step.image) {
             ImageFact::Unknown => unknown.push(draft.step.id.as_str()),
             ImageFact::Missing => found.push(missing(facts, draft)),
             ImageFact::Unreadable(why) => found.push(unreadable(draft, why)),
             ImageFact::Known(None) => {}
             ImageFact::Known(Some(manifest)) => {
-                manifest_fits(draft, manifest, document.fires, found);
+                manifest_fits(draft, manifest, document.fires.as_ref(), found);
             }
         }
     }
@@ -55,6 +60,63 @@ pub(crate) fn check(
         ));
     }
     names(root, text, facts, found);
+}
+
+/// A condition must be a filter that compiles, if somebody tried.
+fn condition(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
+    let when = draft.step.when.as_ref()?;
+    match facts.conditions.get(when) {
+        Some(Ok(())) => None,
+        Some(Err(why)) => Some(
+            Diagnostic::new(
+                Code::BadCondition,
+                format!(
+                    "the condition of {} cannot be compiled",
+                    describe(&draft.step)
+                ),
+            )
+            .at(draft.when_span.clone())
+            .label(why.lines().next().unwrap_or_default().to_owned())
+            .help(CONDITION_HELP),
+        ),
+        None => Some(Diagnostic::new(
+            Code::NotChecked,
+            format!(
+                "the condition of {} was not compiled",
+                describe(&draft.step)
+            ),
+        )),
+    }
+}
+
+/// What messages are ordered by must be an expression that compiles, if somebody tried.
+fn order(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
+    let order = draft.step.order.as_ref()?;
+    match facts.conditions.get(&order.by) {
+        Some(Ok(())) => None,
+        Some(Err(why)) => {
+            let why = why.lines().next().unwrap_or_default();
+            Some(
+                Diagnostic::new(
+                    Code::BadOrder,
+                    format!(
+                        "the `order_by` of {} cannot be compiled",
+                        describe(&draft.step)
+                    ),
+                )
+                .at(draft.order_span.clone())
+                .label(why.replace("the condition", "the expression"))
+                .help(ORDER_HELP),
+            )
+        }
+        None => Some(Diagnostic::new(
+            Code::NotChecked,
+            format!(
+                "the `order_by` of {} was not compiled",
+                describe(&draft.step)
+            ),
+        )),
+    }
 }
 
 fn missing(facts: &Facts, draft: &Draft<'_>) -> Diagnostic {
@@ -91,7 +153,7 @@ fn unreadable(draft: &Draft<'_>, why: &str) -> Diagnostic {
 fn manifest_fits(
     draft: &Draft<'_>,
     manifest: &Manifest,
-    fires: Option<Fires>,
+    fires: Option<&Fires>,
     found: &mut Vec<Diagnostic>,
 ) {
     let image = shown(&draft.step.image);
@@ -116,8 +178,8 @@ fn manifest_fits(
         return;
     }
     let expected = match (draft.step.is_trigger, fires) {
-        (true, Some(Fires::Every(_))) => Some(Kind::Poll),
-        (true, Some(Fires::Webhook)) => Some(Kind::Webhook),
+        (true, Some(fires)) if fires.by_ticks() => Some(Kind::Poll),
+        (true, Some(_)) => Some(Kind::Webhook),
         (true, None) => None,
         (false, _) => Some(Kind::Action),
     };
@@ -129,12 +191,12 @@ fn manifest_fits(
 
 fn wrong_kind(draft: &Draft<'_>, is: Kind, expected: Kind) -> Diagnostic {
     let noun = |kind| match kind {
-        Kind::Poll => "a trigger that is fired by a schedule",
+        Kind::Poll => "a trigger that is fired by ticks",
         Kind::Webhook => "a trigger that takes webhooks",
         Kind::Action => "an action",
     };
     let place = match expected {
-        Kind::Poll => "`every` needs an image that is fired by a schedule",
+        Kind::Poll => "`every`, `cron` and `stream` need an image that is fired by ticks",
         Kind::Webhook => "`webhook` needs an image that takes webhooks",
         Kind::Action => "an action stands here",
     };

@@ -46,6 +46,7 @@ impl Graph {
     /// The flow, if every part of it was read.
     pub(crate) fn into_flow(self, document: Document<'_>) -> Option<Flow> {
         let fires = document.fires?;
+        let webhook = document.webhook.filter(|_| fires == Fires::Webhook);
         let ids: Vec<String> = document
             .drafts
             .iter()
@@ -68,11 +69,19 @@ impl Graph {
                 .collect();
             steps.push(draft.step);
         }
+        // Each request to a webhook is a run of its own, a row or two for every message; a stream is
+        // one run for ever.
+        let track = document
+            .track
+            .unwrap_or(!matches!(fires, Fires::Webhook | Fires::Stream));
         Some(Flow {
             name: document.name,
             description: document.description,
             fires,
-            webhook: document.webhook.filter(|_| fires == Fires::Webhook),
+            overlap: document.overlap,
+            missed: document.missed,
+            track,
+            webhook,
             trigger_id,
             steps,
         })

@@ -21,6 +21,10 @@ pub(crate) const FLOW: &[Key] = &[
     key("description", "What the flow does, in a sentence."),
     key("trigger", "The step that brings messages in."),
     key(
+        "track",
+        "Whether it is noted what comes of each run, message by message; `true` unless the trigger is a webhook.",
+    ),
+    key(
         "actions",
         "The steps that handle messages, each after the one before unless `after` says otherwise.",
     ),
@@ -86,6 +90,26 @@ pub(crate) const TRIGGER: &[Key] = &[
         "Fires the trigger on a schedule: the time from one firing to the next.",
     ),
     key(
+        "cron",
+        "Fires the trigger by the clock on the wall: minute, hour, day of the month, month, day of the week; with a second before them, if there are six.",
+    ),
+    key(
+        "timezone",
+        "The place whose clock `cron` goes by, such as `Europe/Berlin`; `UTC` if it says nothing.",
+    ),
+    key(
+        "stream",
+        "`true` has the trigger run for ever: it is fired at once, and again when it ends.",
+    ),
+    key(
+        "overlap",
+        "What becomes of a firing while the trigger still runs: `skip` leaves it out, `queue-one` remembers one.",
+    ),
+    key(
+        "missed",
+        "What becomes of firings while nobody was there: `skip` leaves them out, `once` makes up for all of them with one.",
+    ),
+    key(
         "webhook",
         "Gives the flow a URL; each request to it is a message. `true`, or what is asked of requests.",
     ),
@@ -104,6 +128,18 @@ pub(crate) const ACTION: &[Key] = &[
     key(
         "partitions",
         "How many messages of a step with `order_by` are handled at a time, by all its replicas together.",
+    ),
+    key(
+        "when",
+        "A jq condition on the body: the step takes only messages that it holds for.",
+    ),
+    key(
+        "validate",
+        "What becomes of a message whose body is not what the manifest of the image says it takes: `off`, `warn` or `dead-letter`.",
+    ),
+    key(
+        "rate",
+        "How many messages all replicas together are handed, at most: `10/s`, `600/m`, `1000/h`.",
     ),
 ];
 
@@ -205,14 +241,7 @@ pub(crate) const HANDSHAKE: &[Key] = &[
 
 /// Words of later versions, each with what to do until then.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
-    ("cron", "write `every: 30s` (or `5m`, `2h`, `1d`) instead"),
-    (
-        "when",
-        "let a `towpath/jq` step choose: what its filter does not give out goes no further",
-    ),
-    ("rate", "limit it with `replicas` and `concurrency`"),
     ("batch", "each message is handled alone"),
-    ("overlap", "a trigger is never fired while it still runs"),
     ("connection", "a flow has one connection, `default`"),
     ("connections", "a flow has one connection, `default`"),
     ("ports", "the ports of a step are in its manifest"),
@@ -220,7 +249,7 @@ pub(crate) const RESERVED: &[(&str, &str)] = &[
     ("priority", "all messages are equal"),
     (
         "schedule",
-        "write `every: 30s` (or `5m`, `2h`, `1d`) instead",
+        "write `every: 30s`, or `cron: \"0 6 * * MON-FRI\"`",
     ),
 ];
 

@@ -19,6 +19,7 @@
 //! - Nothing here does IO or reads a clock; the same input gives the same output.
 //! - No input makes anything here panic, recurse deeply, or take more than a moment.
 
+mod cron;
 mod diagnostic;
 mod document;
 mod facts;
@@ -41,10 +42,11 @@ mod tree;
 mod units;
 pub mod webhook;
 
+pub use cron::{Cron, ZONE_DEFAULT};
 pub use diagnostic::{Code, Diagnostics, Severity};
 pub use facts::{Facts, ImageFact};
 pub use finding::{Finding, Place, Related};
-pub use model::{Autoscale, Fires, Flow, Limits, Replicas, ScaleBy, Step};
+pub use model::{Autoscale, Fires, Flow, Limits, Missed, Overlap, Replicas, ScaleBy, Step};
 pub use placeholder::{is_env_name, is_secret_name};
 pub use references::{References, references, references_in};
 pub use render::Paint;

@@ -26,13 +26,16 @@ pub const PARTITIONS: RangeInclusive<u64> = 1..=64;
 /// The partitions of a step that says nothing.
 pub const PARTITIONS_DEFAULT: u32 = 8;
 
-/// The most bytes of an expression that messages are ordered by: it is in the start document of every
-/// replica.
-pub const ORDER_BYTES_MAX: usize = 4096;
-
 /// The longest that a message of a step with an order waits for its next attempt: it is not
 /// acknowledged meanwhile, and the broker waits 30 minutes.
 pub const HELD_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// The least rate of a step with an order, in messages a second: what waits for its turn in a
+/// partition is not acknowledged meanwhile.
+pub const ORDERED_RATE_MIN: f64 = 1.0;
+/// The most bytes of a condition, and of what messages are ordered by: it is in the start document of
+/// every replica.
+pub const CONDITION_BYTES_MAX: usize = 4096;
 
 /// The most characters of a name: four of them make a container's name.
 pub const NAME_CHARS_MAX: usize = 48;
@@ -56,6 +59,10 @@ pub const SCALE_LATENCY: RangeInclusive<Duration> =
 
 /// How many messages may be in the hands of one replica.
 pub const CONCURRENCY: RangeInclusive<u64> = 1..=4096;
+
+/// How many messages there may be in the time of a `rate`: beyond a million a second there is nothing
+/// to hold back.
+pub const RATE_COUNT: RangeInclusive<u64> = 1..=1_000_000;
 
 /// How often a trigger may fire: a container is not a real-time clock.
 pub const EVERY: RangeInclusive<Duration> =

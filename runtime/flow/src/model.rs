@@ -8,8 +8,10 @@ use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
+use towpath_protocol::handing::Rate;
 use towpath_protocol::start::{Mode, Retry};
 
+use crate::cron::Cron;
 use crate::webhook::Webhook;
 
 /// A flow: one trigger and the actions that follow it.
@@ -22,6 +24,12 @@ pub struct Flow {
     pub description: String,
     /// What sets the trigger off.
     pub fires: Fires,
+    /// What becomes of a firing while the trigger still runs.
+    pub overlap: Overlap,
+    /// What becomes of firings that nobody was there for.
+    pub missed: Missed,
+    /// Whether it is noted what comes of each run.
+    pub track: bool,
     /// What its webhook asks of requests; none if it is fired in another way.
     pub webhook: Option<Webhook>,
     /// The trigger's step; none for a webhook trigger without an image, whose messages go straight
@@ -33,12 +41,47 @@ pub struct Flow {
 }
 
 /// What sets a trigger off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fires {
     /// A schedule: `every: 30s`.
     Every(Duration),
+    /// A schedule by the clock on the wall: `cron: "0 6 * * MON-FRI"`.
+    Cron(Box<Cron>),
+    /// It runs for ever: `stream: true`.
+    Stream,
     /// A request to the flow's URL: `webhook`.
     Webhook,
+}
+
+impl Fires {
+    /// Whether the trigger is fired by ticks, and so has a checkpoint and runs.
+    pub fn by_ticks(&self) -> bool {
+        match self {
+            Self::Every(_) | Self::Cron(_) | Self::Stream => true,
+            Self::Webhook => false,
+        }
+    }
+}
+
+/// What becomes of a firing while the trigger still runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Overlap {
+    /// It is left out.
+    #[default]
+    Skip,
+    /// One is remembered, and fires when the run has ended.
+    QueueOne,
+}
+
+/// What becomes of firings that nobody was there for, because the control plane was away or the
+/// flow did not run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Missed {
+    /// They are left out.
+    #[default]
+    Skip,
+    /// One run makes up for all of them.
+    Once,
 }
 
 /// A step that runs as containers.
@@ -53,6 +96,8 @@ pub struct Step {
     pub after: Vec<(String, String)>,
     /// How its messages are kept in order (`order_by`); none if they are not.
     pub order: Option<Order>,
+    /// A jq condition on the body: the step takes only what it holds for (`when`).
+    pub when: Option<String>,
     /// The image.
     pub image: String,
     /// What to run in it; the image's own entrypoint and command when empty.
@@ -74,6 +119,8 @@ pub struct Step {
     /// Whether a message that is settled is recognised and never handled again (`once: true`);
     /// false for triggers.
     pub once: bool,
+    /// How messages are handed to it.
+    pub handing: Handing,
     /// What a replica may use.
     pub limits: Limits,
 }
@@ -86,6 +133,28 @@ pub struct Order {
     pub by: String,
     /// How many parts the keys are divided into: so many messages are handled at a time.
     pub partitions: u32,
+}
+
+/// How messages are handed to a step.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Handing {
+    /// Whether bodies are held against what the image says it takes.
+    pub validate: Validate,
+    /// How many messages all replicas together are handed, at most.
+    pub rate: Option<Rate>,
+}
+
+/// What becomes of a message whose body is not what its step takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Validate {
+    /// Nobody looks: the step finds out.
+    #[default]
+    Off,
+    /// It is logged and counted, and handed over.
+    Warn,
+    /// It is a dead letter, at once.
+    DeadLetter,
 }
 
 /// How many replicas a step has.

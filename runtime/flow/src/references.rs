@@ -1,15 +1,16 @@
-//! What a flow speaks of: images, secrets and environment variables. Whoever checks a file asks
+//! What a flow speaks of: images, secrets, environment variables and conditions. Whoever checks a file asks
 //! for these first, to know what to find out.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::limits::ACTIONS_MAX;
+use crate::limits::{ACTIONS_MAX, CONDITION_BYTES_MAX};
 use crate::model::Flow;
 use crate::placeholder::{Piece, pieces};
 use crate::source::Source;
 use crate::tree::{self, Content};
+use crate::webhook::Webhook;
 
 /// What a flow speaks of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct References {
     pub secrets: BTreeSet<String>,
     /// The names of its `${env.…}`.
     pub env: BTreeSet<String>,
+    /// The conditions of its steps, and what they order messages by.
+    pub conditions: BTreeSet<String>,
 }
 
 impl References {
@@ -46,11 +49,14 @@ impl References {
 /// What a checked flow speaks of.
 pub fn references(flow: &Flow) -> References {
     let mut references = References::default();
-    for text in flow.webhook.iter().flat_map(|webhook| webhook.texts()) {
+    for text in flow.webhook.iter().flat_map(Webhook::texts) {
         references.text(text);
     }
     for step in &flow.steps {
         references.images.insert(step.image.clone());
+        references.conditions.extend(step.when.clone());
+        let order = step.order.as_ref().map(|order| order.by.clone());
+        references.conditions.extend(order);
         references.value(&step.with);
         step.env
             .values()
@@ -79,6 +85,13 @@ pub fn references_in(source: &Source) -> References {
         {
             references.images.insert(image.clone());
         }
+        for key in ["when", "order_by"] {
+            if let Some(Content::Text(filter)) = step.entry(key).map(|entry| &entry.value.content)
+                && filter.len() <= CONDITION_BYTES_MAX
+            {
+                references.conditions.insert(filter.clone());
+            }
+        }
         for key in ["with", "env", "command", "webhook"] {
             for (_, text) in step
                 .entry(key)
@@ -101,7 +114,7 @@ mod tests {
         let source = Source::new(
             "f",
             "trigger: {image: 'a:1', with: {a: ['${env.A}']}, wrong: '${env.B}'}\n\
-             actions: [{image: b, env: {X: '${secrets.s}'}}, {image: 'NO'}, 3]",
+             actions: [{image: b, when: .a, order_by: .b, env: {X: '${secrets.s}'}}, {image: 'NO'}, 3]",
         );
         let found = references_in(&source);
         assert_eq!(
@@ -110,6 +123,8 @@ mod tests {
         );
         assert_eq!(found.env, BTreeSet::from(["A".to_owned()]));
         assert_eq!(found.secrets, BTreeSet::from(["s".to_owned()]));
+        let filters = [".a".to_owned(), ".b".to_owned()];
+        assert_eq!(found.conditions, BTreeSet::from(filters));
         assert_eq!(
             references_in(&Source::new("f", "a: [")),
             References::default()

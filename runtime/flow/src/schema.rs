@@ -36,6 +36,8 @@ pub fn schema() -> Value {
     });
     schema["$defs"]["trigger"]["oneOf"] = json!([
         { "required": ["every", "image"] },
+        { "required": ["cron", "image"] },
+        { "required": ["stream", "image"] },
         { "required": ["webhook"] },
     ]);
     schema
@@ -162,6 +164,7 @@ fn value(key: &str) -> Value {
         "flow" | "id" => json!({ "$ref": "#/$defs/name" }),
         "description" => json!({ "type": "string", "maxLength": limits::DESCRIPTION_CHARS_MAX }),
         "trigger" => json!({ "$ref": "#/$defs/trigger" }),
+        "track" => json!({ "type": "boolean" }),
         "actions" => json!({
             "type": "array",
             "items": { "$ref": "#/$defs/action" },
@@ -203,6 +206,18 @@ fn value(key: &str) -> Value {
                 _ => schema,
             }
         }
+        "stream" => json!({ "const": true }),
+        "cron" => {
+            json!({ "type": "string", "minLength": 1, "examples": ["0 6 * * MON-FRI", "@daily"] })
+        }
+        "timezone" => json!({
+            "type": "string",
+            "minLength": 1,
+            "default": crate::cron::ZONE_DEFAULT,
+            "examples": ["Europe/Berlin"],
+        }),
+        "overlap" => json!({ "enum": ["skip", "queue-one"], "default": "skip" }),
+        "missed" => json!({ "enum": ["skip", "once"] }),
         "webhook" => json!({ "anyOf": [{ "const": true }, { "$ref": "#/$defs/webhook" }] }),
         "after" => json!({
             "anyOf": [
@@ -213,13 +228,23 @@ fn value(key: &str) -> Value {
         "order_by" => json!({
             "type": "string",
             "minLength": 1,
-            "maxLength": limits::ORDER_BYTES_MAX,
+            "maxLength": limits::CONDITION_BYTES_MAX,
             "examples": [".customer.id"],
         }),
         "partitions" => with_default(
             whole(&limits::PARTITIONS),
             json!(limits::PARTITIONS_DEFAULT),
         ),
+        "when" => json!({
+            "type": "string",
+            "minLength": 1,
+            "maxLength": limits::CONDITION_BYTES_MAX,
+            "examples": [".total > 100"],
+        }),
+        "rate" => {
+            json!({ "type": "string", "pattern": "^[0-9]+/(s|m|h)$", "examples": ["10/s", "600/m"] })
+        }
+        "validate" => json!({ "enum": ["off", "warn", "dead-letter"], "default": "off" }),
         "attempts" => with_default(whole(&limits::RETRY_ATTEMPTS), json!(retry.attempts)),
         "factor" => with_default(real(&limits::RETRY_FACTOR), json!(retry.factor)),
         "jitter" => with_default(real(&limits::RETRY_JITTER), json!(retry.jitter)),
@@ -231,6 +256,8 @@ fn value(key: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    type Table = (&'static [Key], fn(&str) -> Value);
 
     #[test]
     fn every_key_has_a_schema() {
@@ -244,7 +271,7 @@ mod tests {
         for key in tables.iter().flat_map(|table| table.iter()) {
             assert_ne!(value(key.name), json!({ "not": {} }), "{}", key.name);
         }
-        let tables: [(&[Key], fn(&str) -> Value); 3] = [
+        let tables: [Table; 3] = [
             (keys::WEBHOOK, webhook_value),
             (keys::AUTH, auth_value),
             (keys::HANDSHAKE, handshake_value),

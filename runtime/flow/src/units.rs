@@ -14,6 +14,8 @@ const DURATION_UNITS: [(&str, u64); 5] = [
 
 const SIZE_UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 
+const RATE_UNITS: [(&str, u64); 3] = [("/s", 1_000), ("/m", 60_000), ("/h", 3_600_000)];
+
 /// Why something cannot be read, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unreadable {
@@ -46,6 +48,21 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, Unreadable> {
             _ => None,
         }
     })
+}
+
+/// Reads a rate: a whole number and the time it is for. Returns both, the time in milliseconds.
+pub(crate) fn parse_rate(text: &str) -> Result<(u64, u64), Unreadable> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let per_ms = RATE_UNITS.iter().find(|(name, _)| *name == unit);
+    let meant = |unit: &str| match unit.to_lowercase().trim_start_matches(['/', ' ']) {
+        "s" | "sec" | "second" | "per second" => Some("/s"),
+        "m" | "min" | "minute" | "per minute" => Some("/m"),
+        "h" | "hr" | "hour" | "per hour" => Some("/h"),
+        _ => None,
+    };
+    let ones = RATE_UNITS.map(|(name, _)| (name, 1));
+    let count = parse(text, &ones, "10/s", meant)?;
+    Ok((count, per_ms.map_or(1_000, |(_, per_ms)| *per_ms)))
 }
 
 fn parse(

@@ -50,6 +50,22 @@ fn what_is_left_out_has_its_default() {
 }
 
 #[test]
+fn runs_are_tracked_unless_each_is_a_request() {
+    let track = |text: &str| {
+        flow(&format!(
+            "flow: a\n{text}\nactions: [{{id: one, image: i}}]"
+        ))
+        .track
+    };
+    assert!(track("trigger: {id: t, image: p, every: 90s}"));
+    assert!(!track("trigger: {id: t, webhook: true}"));
+    assert!(!track(
+        "track: false\ntrigger: {id: t, image: p, every: 90s}"
+    ));
+    assert!(track("track: true\ntrigger: {id: t, webhook: true}"));
+}
+
+#[test]
 fn replicas_are_a_number_or_how_the_work_counts_them() {
     let replicas = |text: &str| {
         let flow = flow(&format!(

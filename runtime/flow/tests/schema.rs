@@ -115,7 +115,7 @@ fn the_schema_rejects_what_is_wrong() {
         ("/actions/0", json!({ "id": "log" })),
         (
             "/actions/0",
-            json!({ "id": "log", "image": "i", "when": ".a" }),
+            json!({ "id": "log", "image": "i", "when": "" }),
         ),
         (
             "/actions/0",

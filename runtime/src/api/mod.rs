@@ -101,11 +101,18 @@ fn verbs() -> Router<ApiState> {
         .route("/flows/{flow}/rollback", post(routes::rollback))
         .route("/flows/{flow}/run", post(routes::run))
         .route("/flows/{flow}/runs", get(routes::runs))
+        .route(
+            "/flows/{flow}/checkpoint",
+            get(routes::checkpoint)
+                .put(routes::set_checkpoint)
+                .delete(routes::reset_checkpoint),
+        )
         .route("/flows/{flow}/logs", get(routes::logs))
         .route("/flows/{flow}/retries", get(routes::retries))
         .route("/flows/{flow}/retries/now", post(routes::retries_now))
         .route("/flows/{flow}/retries/cancel", post(routes::retries_cancel))
         .route("/runs/{run}", get(routes::run_by_id))
+        .route("/runs/{run}/cancel", post(routes::run_cancel))
         .route("/dead", get(routes::dead_list))
         .route("/dead/groups", get(dead::groups))
         .route("/dead/export", get(dead::export))

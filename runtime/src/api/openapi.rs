@@ -13,7 +13,8 @@ use super::{dead, hooks, probes, routes};
     paths(
         routes::plan, routes::apply, routes::list, routes::status, routes::delete, routes::pause,
         routes::resume, routes::drain, routes::stop, routes::pause_step, routes::resume_step,
-        routes::drain_step, routes::stop_step, routes::delete_step, routes::versions, routes::diff, routes::rollback, routes::scale, routes::run, routes::runs, routes::run_by_id,
+        routes::drain_step, routes::stop_step, routes::delete_step, routes::versions, routes::diff, routes::rollback, routes::scale, routes::run, routes::runs, routes::run_by_id, routes::run_cancel,
+        routes::checkpoint, routes::set_checkpoint, routes::reset_checkpoint,
         routes::logs, routes::dead_list, routes::dead_show, routes::dead_replay,
         routes::dead_discard, dead::groups, dead::export, dead::replay, dead::discard,
         dead::edit, dead::set_body, dead::undo_body, dead::jobs, dead::job, dead::cancel,

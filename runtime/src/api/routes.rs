@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::ApiState;
 use super::error::{ApiError, ErrorBody};
 use super::extract::{JsonBody, Params};
-use crate::control::RetryFilter;
+use crate::control::view::{CheckpointChoice, CheckpointValue, CheckpointView};
 use crate::control::view::{
     DeadList, DeadView, DiffView, Done, Draft, FlowList, FlowStatus, PlanView, ReplayRequest,
     RollbackRequest, RunList, RunRequest, RunView, ScaleRequest, ScaleTo, ScaleWord, SecretList,
@@ -23,6 +23,7 @@ use crate::control::view::{
 };
 use crate::control::view::{RetriesMoved, RetryList, RetrySelection, RotateRequest, WebhookKeys};
 use crate::control::{DeadFilter, LogFilter, Verb, Whereabouts};
+use crate::control::{RetryFilter, RunFilter};
 use crate::sweep::Fate;
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -46,15 +47,6 @@ pub(super) struct DiffParams {
     from: Option<u32>,
     /// The version on the right; the newest when left out.
     to: Option<u32>,
-}
-
-/// How many.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct LimitParams {
-    /// At most this many.
-    limit: Option<u32>,
 }
 
 /// Which image.
@@ -276,15 +268,59 @@ pub(super) async fn run(
     Ok(Json(state.control.run(&flow, request.0.payload).await?))
 }
 
+/// Says where the trigger is in its source.
+#[utoipa::path(get, path = "/api/v1/flows/{flow}/checkpoint", params(("flow" = String, Path)),
+    security(("token" = [])), responses((status = 200, body = CheckpointView), (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody)))]
+pub(super) async fn checkpoint(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+) -> Answer<CheckpointView> {
+    Ok(Json(state.control.checkpoint(&flow).await?))
+}
+
+/// Says where the trigger is to go on from.
+#[utoipa::path(put, path = "/api/v1/flows/{flow}/checkpoint", params(("flow" = String, Path), CheckpointChoice),
+    request_body = CheckpointValue, security(("token" = [])), responses((status = 200, body = CheckpointView),
+    (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn set_checkpoint(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    choice: Params<CheckpointChoice>,
+    value: JsonBody<CheckpointValue>,
+) -> Answer<CheckpointView> {
+    let value = Some(&value.0.value);
+    Ok(Json(
+        state
+            .control
+            .set_checkpoint(&flow, value, &choice.0)
+            .await?,
+    ))
+}
+
+/// Lets the trigger begin from the beginning.
+#[utoipa::path(delete, path = "/api/v1/flows/{flow}/checkpoint", params(("flow" = String, Path), CheckpointChoice),
+    security(("token" = [])), responses((status = 200, body = CheckpointView), (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody)))]
+pub(super) async fn reset_checkpoint(
+    State(state): State<ApiState>,
+    Path(flow): Path<String>,
+    choice: Params<CheckpointChoice>,
+) -> Answer<CheckpointView> {
+    Ok(Json(
+        state.control.set_checkpoint(&flow, None, &choice.0).await?,
+    ))
+}
+
 /// Lists the last runs of a flow, newest first.
-#[utoipa::path(get, path = "/api/v1/flows/{flow}/runs", params(("flow" = String, Path), LimitParams),
+#[utoipa::path(get, path = "/api/v1/flows/{flow}/runs", params(("flow" = String, Path), RunFilter),
     security(("token" = [])), responses((status = 200, body = RunList), (status = 404, body = ErrorBody)))]
 pub(super) async fn runs(
     State(state): State<ApiState>,
     Path(flow): Path<String>,
-    params: Params<LimitParams>,
+    filter: Params<RunFilter>,
 ) -> Answer<RunList> {
-    Ok(Json(state.control.runs(&flow, params.0.limit).await?))
+    Ok(Json(state.control.runs(&flow, &filter.0).await?))
 }
 
 /// Says how a run is.
@@ -295,6 +331,16 @@ pub(super) async fn run_by_id(
     Path(run): Path<String>,
 ) -> Answer<RunView> {
     Ok(Json(state.control.run_by_id(&run).await?))
+}
+
+/// Cancels a run: its trigger leaves it, and what it emitted goes on.
+#[utoipa::path(post, path = "/api/v1/runs/{run}/cancel", params(("run" = String, Path)), security(("token" = [])),
+    responses((status = 200, body = Done), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub(super) async fn run_cancel(
+    State(state): State<ApiState>,
+    Path(run): Path<String>,
+) -> Answer<Done> {
+    Ok(Json(state.control.cancel_run(&run).await?))
 }
 
 /// Reads the logs of a flow's replicas: lines of JSON.

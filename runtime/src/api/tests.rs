@@ -36,6 +36,7 @@ impl Api {
             crate::store::Store::in_memory().unwrap(),
             system_clock(),
             BODY_BYTES_MAX,
+            std::path::PathBuf::new(),
         );
         let stop = CancellationToken::new();
         let tasks = tokio_util::task::TaskTracker::new();

@@ -114,6 +114,8 @@ pub struct Delivery {
     pub exchange: String,
     /// Where to answer, and as what.
     pub reply: Option<(String, String)>,
+    /// Somebody was given it before, an earlier control plane for instance.
+    pub is_redelivered: bool,
     /// When it was to come back to its step, in milliseconds since 1970, if it was published with a
     /// delay: from [`towpath_protocol::message::DUE_HEADER`].
     pub due: Option<u64>,

@@ -476,6 +476,7 @@ impl Consumer {
             {
                 let (settle, settled) = oneshot::channel::<bool>();
                 let delivery = Delivery {
+                    is_redelivered: false,
                     kind: parcel.kind.clone(),
                     body: parcel.body.clone(),
                     key: parcel.key.clone(),
@@ -538,8 +539,8 @@ mod tests {
         let flows = vec![FlowTopology {
             flow: "orders".into(),
             steps: vec![("crm".into(), vec![("poll".into(), "out".into())])],
-            ordered: BTreeMap::new(),
             aliases: vec![],
+            ..FlowTopology::default()
         }];
         broker
             .declare(

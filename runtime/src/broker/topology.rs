@@ -16,11 +16,14 @@
 //! - `a_message_never_goes_by_an_old_and_a_new_way`: the key of a port names the steps it leads to,
 //!   so that a replica of an earlier version goes on sending by the ways of that version. Bindings
 //!   cannot be exchanged in one instant; keys can.
+//! - `a_branch_has_a_way_of_its_own`: a step that does not take everything, or not as it comes, is
+//!   reached by a key that names it and what makes it a branch, and by none that leads elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY, REPORT_KEY, WAITING_KEY};
+use towpath_protocol::runs::RUNS_KEY;
 use towpath_protocol::start::{DELAY_LEVELS, DELAY_UNIT_MS};
 
 /// How often a batch may come back unsettled (an agent died with it) before the broker gives it up.
@@ -66,6 +69,13 @@ const WAITING_BYTES_MAX: u64 = 256 << 20;
 
 /// The second word of the routing keys of partitions.
 const PARTITION: &str = "partition";
+/// The most reports of what came of runs that wait while the control plane is away or behind. A full
+/// queue refuses them, and agents go on without: the runs then say that not all of them is known. A
+/// report is about up to thousands of messages, and in a quiet flow about one.
+const RUNS_MAX: u64 = 500_000;
+
+/// The most bytes of such reports: 512 MiB, some ten million messages for a flow of three steps.
+const RUNS_BYTES_MAX: u64 = 512 << 20;
 
 /// The names of one instance on its broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +110,10 @@ impl Names {
     /// The queue of the ledger.
     pub fn ledger(&self) -> String {
         format!("{}.ledger", self.instance)
+    }
+    /// The queue of reports of what came of runs.
+    pub fn runs(&self) -> String {
+        format!("{}.runs", self.instance)
     }
     /// The queue of notes about messages that wait in the delay ladder.
     pub fn waiting(&self) -> String {
@@ -216,10 +230,31 @@ impl Names {
         let (step, rest) = key.split_once('.').unwrap_or((key, ""));
         (step, rest.split_once('.').map_or(rest, |(port, _)| port))
     }
+    /// The routing key that leads from a step's port to one branch alone:
+    /// `<step>.<port>.<tag of the branch>.<step of the branch>`; see [`branch_tag`].
+    pub fn branch_key(step: &str, port: &str, branch: &str, tag: &str) -> String {
+        format!("{step}.{port}.{tag}.{branch}")
+    }
+    /// The step that such a key leads to; none if it is not that of a branch.
+    pub fn parse_branch_key(key: &str) -> Option<&str> {
+        key.splitn(4, '.').nth(3)
+    }
     /// The routing key of a step, in the exchange of steps.
     pub fn step_key(flow: &str, step: &str) -> String {
         format!("{flow}.{step}")
     }
+}
+
+/// Names what makes a step a branch, for its routing key: its condition, and whether it keeps an
+/// order, because that changes its queue. None if it takes everything.
+pub fn branch_tag(when: Option<&str>, keeps_order: bool) -> Option<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(when?.as_bytes());
+    if keeps_order {
+        // No condition holds this byte.
+        hasher.update(b"\0");
+    }
+    Some(hasher.finalize().to_hex()[..8].to_owned())
 }
 
 /// Everything that should be on the broker.
@@ -240,6 +275,8 @@ pub struct FlowTopology {
     pub steps: Vec<(String, Vec<(String, String)>)>,
     /// Those of them that keep an order, each with its number of partitions.
     pub ordered: BTreeMap<String, u32>,
+    /// Those of them that are branches, each with its [`branch_tag`].
+    pub branches: BTreeMap<String, String>,
     /// Steps that it had once, each with the step that takes what still comes for it.
     pub aliases: Vec<(String, String)>,
 }
@@ -251,16 +288,25 @@ impl FlowTopology {
         parts.swap_remove(0)
     }
 
-    /// The routing key of a step's port.
+    /// The routing key by which a step's port leads to those that take everything.
     pub fn port_key(&self, step: &str, port: &str) -> String {
-        let leads_to = self.steps.iter().filter(|(_, sources)| {
+        let leads_to = self.steps.iter().filter(|(follower, sources)| {
             let mut sources = sources.iter();
-            sources.any(|(from, by)| from == step && by == port)
+            !self.branches.contains_key(follower)
+                && sources.any(|(from, by)| from == step && by == port)
         });
         let leads_to: Vec<String> = leads_to
             .map(|(successor, _)| self.part(successor))
             .collect();
         Names::port_key(step, port, leads_to.iter().map(String::as_str))
+    }
+
+    /// The routing key by which a step's port leads to one that follows it.
+    pub fn key_to(&self, step: &str, port: &str, follower: &str) -> String {
+        match self.branches.get(follower) {
+            Some(tag) => Names::branch_key(step, port, follower, tag),
+            None => self.port_key(step, port),
+        }
     }
 }
 
@@ -491,6 +537,12 @@ fn instance_declarations(names: &Names) -> Vec<Declaration> {
             ..Queue::durable(names.waiting())
         }),
         bind(names.office(), WAITING_KEY, names.waiting()),
+        Declaration::Queue(Queue {
+            deliveries_max: RUNS_MAX,
+            bytes_max: RUNS_BYTES_MAX,
+            ..Queue::durable(names.runs())
+        }),
+        bind(names.office(), RUNS_KEY, names.runs()),
         exchange(names.steps(), ExchangeKind::Topic),
     ]
 }
@@ -577,7 +629,8 @@ fn flow_declarations(
             format!("#.{}", Names::step_key(&flow.flow, step)),
         ));
         for (source, port) in sources {
-            all.push(bind(names.flow(&flow.flow), flow.port_key(source, port)));
+            let key = flow.key_to(source, port, step);
+            all.push(bind(names.flow(&flow.flow), key));
         }
     }
     for (former, successor) in &flow.aliases {

@@ -17,8 +17,8 @@ fn topology() -> Topology {
                 ("crm".into(), after("shape")),
                 ("audit".into(), after("poll")),
             ],
-            ordered: BTreeMap::new(),
             aliases: vec![],
+            ..FlowTopology::default()
         }],
     }
 }
@@ -325,4 +325,39 @@ fn a_step_that_keeps_an_order_has_an_intake_and_partitions() {
     let declared = topology.names.queues("orders", "crm", Some(3));
     assert!(declared.iter().all(|queue| queues.contains_key(queue)));
     assert_eq!(declared.len(), 4);
+}
+
+#[test]
+fn a_branch_has_a_way_of_its_own() {
+    let tag = |when: &str| branch_tag(Some(when), false).unwrap();
+    let mut topology = topology();
+    let branches = BTreeMap::from([("audit".to_owned(), tag(".a"))]);
+    topology.flows[0].branches = branches;
+    let old = topology.clone();
+    topology.flows[0].branches.insert("audit".into(), tag(".b"));
+    let mut router = router(&old);
+    for declaration in declarations(&topology) {
+        router.declare(&declaration);
+    }
+    let check = |key: &str, expect: &str| {
+        let reached = router.route("t.flow.orders", key).unwrap();
+        assert_eq!(reached, BTreeSet::from([expect.to_owned()]), "{key}");
+    };
+    let flow = &topology.flows[0];
+    check(&flow.port_key("poll", "out"), "t.flow.orders.shape");
+    check(&flow.key_to("poll", "out", "shape"), "t.flow.orders.shape");
+    // A replica that knows the old condition goes on by the old way; both lead there alone.
+    let (now, before) = (flow, &old.flows[0]);
+    let keys = [now, before].map(|flow| flow.key_to("poll", "out", "audit"));
+    assert_ne!(keys[0], keys[1], "the key names the condition");
+    for key in &keys {
+        check(key, "t.flow.orders.audit");
+        assert_eq!(Names::parse_port_key(key), ("poll", "out"));
+        assert_eq!(Names::parse_branch_key(key), Some("audit"));
+    }
+    assert_eq!(Names::parse_branch_key(&flow.port_key("poll", "out")), None);
+    let stale = stale_bindings(&topology, &old.flows);
+    let stale: Vec<&str> = stale.iter().map(|binding| binding.key.as_str()).collect();
+    assert_eq!(stale, [keys[1].as_str()]);
+    assert_eq!(branch_tag(None, true), None, "it takes everything");
 }

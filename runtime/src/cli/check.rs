@@ -10,6 +10,7 @@ use towpath_flow::{Facts, ImageFact, Severity, Source, check, references_in};
 use super::problem::Problem;
 use super::{Context, ExitStatus, file, step};
 use crate::engine::{Engine, chain};
+use crate::filter::{FilterError, compile};
 
 /// How long the engine may take to say that it is there.
 const PROBE: Duration = Duration::from_secs(3);
@@ -29,6 +30,7 @@ pub(super) async fn run(command: &Check, context: &Context) -> Result<ExitStatus
     let facts = Facts {
         images: images(command, &source, context).await,
         secrets: None,
+        conditions: conditions(&source, context).await,
         env: Some(context.env.keys().cloned().collect::<BTreeSet<String>>()),
     };
     let (flow, diagnostics) = match check(&source, &facts) {
@@ -57,6 +59,29 @@ pub(super) async fn run(command: &Check, context: &Context) -> Result<ExitStatus
             Ok(ExitStatus::Done)
         }
         _ => Err(Problem::no(file::counted(errors))),
+    }
+}
+
+/// Which of the conditions compile: tried in a worker process, because a condition is a program.
+async fn conditions(source: &Source, context: &Context) -> BTreeMap<String, Result<(), String>> {
+    let texts = references_in(source).conditions;
+    if texts.is_empty() {
+        return BTreeMap::new();
+    }
+    let program = std::env::current_exe().map_err(FilterError::Worker);
+    let compiled = match program {
+        Ok(program) => compile(&program, texts).await,
+        Err(error) => Err(error),
+    };
+    match compiled {
+        Ok(conditions) => conditions,
+        Err(error) => {
+            let why = chain(&error);
+            context
+                .printer
+                .note(&format!("note: conditions are not checked: {why}"));
+            BTreeMap::new()
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 mod apply;
 mod check;
+mod checkpoint;
 mod choices;
 mod client;
 mod completions;
@@ -27,6 +28,7 @@ mod printer;
 mod problem;
 mod retries;
 mod run;
+mod runs;
 mod scale;
 mod secret;
 mod serve;
@@ -130,6 +132,12 @@ enum Command {
     Scale(scale::Scale),
     /// Fires a flow's trigger now
     Run(run::Run),
+    /// Shows and changes where a flow's trigger is in its source
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Checkpoint),
+    /// Lists a flow's runs, says what came of one, or cancels it
+    #[command(subcommand)]
+    Runs(runs::Runs),
     /// A flow or a step stops consuming; containers and messages stay
     Pause(verbs::Target),
     /// Undoes pause, drain and stop
@@ -246,6 +254,8 @@ async fn dispatch(command: Command, context: &Context) -> Result<ExitStatus, Pro
         Command::Logs(command) => logs::run(&command, context).await,
         Command::Scale(command) => scale::run(&command, context).await,
         Command::Run(command) => run::run(&command, context).await,
+        Command::Checkpoint(command) => checkpoint::run(command, context).await,
+        Command::Runs(command) => runs::run(&command, context).await,
         Command::Pause(target) => verbs::run("pause", &target, context).await,
         Command::Resume(target) => verbs::run("resume", &target, context).await,
         Command::Drain(command) => drain::run(&command, context).await,

@@ -49,8 +49,9 @@ pub(super) async fn run(command: &Run, context: &Context) -> Result<ExitStatus, 
     if context.printer.is_json() {
         context.printer.json(&run);
     } else {
-        let what = match run.state.as_str() {
+        let what = match run.tick.as_str() {
             "done" => format!("is done: {} messages", run.emitted.unwrap_or(0)),
+            "queued" => "is remembered, and begins when the one before has ended".to_owned(),
             _ => "is under way".to_owned(),
         };
         context
@@ -64,10 +65,11 @@ async fn wait(mut run: RunView, command: &Run, context: &Context) -> Result<RunV
     let deadline = Instant::now() + command.timeout;
     let progress = context.printer.progress("the trigger is at work");
     loop {
-        match run.state.as_str() {
+        match run.tick.as_str() {
             "done" => return Ok(run),
+            "cancelled" => return Err(Problem::no(format!("run {} was cancelled", run.id))),
             "failed" | "abandoned" => {
-                let mut problem = Problem::no(format!("run {} {}", run.id, run.state));
+                let mut problem = Problem::no(format!("run {} {}", run.id, run.tick));
                 problem.causes.extend(run.reason);
                 return Err(problem.hint("`towpath dead list` shows what was given up"));
             }
@@ -77,8 +79,8 @@ async fn wait(mut run: RunView, command: &Run, context: &Context) -> Result<RunV
             let mut problem = Problem::could_not(format!("run {} has not ended yet", run.id));
             problem.causes.extend(run.reason);
             return Err(problem.hint(format!(
-                "it goes on by itself; look with `towpath status {}`",
-                command.flow
+                "it goes on by itself; look with `towpath runs show {}`",
+                run.id
             )));
         }
         if let Some(reason) = &run.reason {

@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::printer::{Printer, Tone};
 use super::problem::Problem;
-use super::words::{apart, count, maybe_count, millis, rate};
+use super::runs::{state, sums};
+use super::words::{apart, count, maybe_count, millis, moment_at, rate};
 use super::{Context, ExitStatus, drain, list, webhook};
 use crate::control::view::{FlowList, FlowStatus, RunView, StepStatus};
 use crate::reconcile::FlowState;
@@ -151,6 +152,11 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
         lines.push(String::new());
         lines.extend(scaled);
     }
+    let unmatched = unmatched(status);
+    if !unmatched.is_empty() {
+        lines.push(String::new());
+        lines.extend(unmatched);
+    }
     if status.dead_letters > 0 {
         lines.push(String::new());
         lines.push(format!(
@@ -164,6 +170,19 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
         lines.push(format!("  {replayed} replayed in the last 30 days"));
     }
     lines.join("\n")
+}
+
+/// What no condition held for.
+fn unmatched(status: &FlowStatus) -> Vec<String> {
+    let nowhere = "went nowhere: no condition (`when`) held";
+    let requests = (status.unmatched_requests > 0)
+        .then(|| format!("  {} requests {nowhere}", count(status.unmatched_requests)));
+    let steps = status.steps.iter().filter(|step| step.unmatched > 0);
+    let steps = steps.map(|step| {
+        let number = count(step.unmatched);
+        format!("  {}: {number} messages {nowhere}", step.step)
+    });
+    requests.into_iter().chain(steps).collect()
 }
 
 /// The last lines of a replica that fails: of the first one, the others say the same.
@@ -219,8 +238,18 @@ fn fires(status: &FlowStatus, now: u64) -> String {
     } else if status.webhook_url.is_none() {
         text.push_str("; not fired yet");
     }
+    let is_under_way = status
+        .last_run
+        .as_ref()
+        .is_some_and(|run| matches!(run.state.as_str(), "recorded" | "published"));
     match status.next_run_at {
-        Some(next) if next > now => text = format!("{text}; next in {}", apart(next, now)),
+        Some(next) if next > now => {
+            text = format!("{text}; next in {}", apart(next, now));
+            if let Some(zone) = &status.timezone {
+                text = format!("{text}, {}", moment_at(next, zone));
+            }
+        }
+        Some(_) if is_under_way => text.push_str("; next as soon as that has ended"),
         Some(_) => text.push_str("; next now"),
         None => {}
     }
@@ -228,22 +257,21 @@ fn fires(status: &FlowStatus, now: u64) -> String {
 }
 
 fn run_words(run: &RunView, now: u64) -> String {
-    match run.state.as_str() {
-        "done" => format!("{} messages", count(run.emitted.unwrap_or(0))),
-        "recorded" | "published" => match (&run.reason, run.next_at) {
-            (Some(reason), Some(next)) if next > now => {
-                format!(
-                    "failed {} times, again in {}: {reason}",
-                    run.attempts,
-                    apart(next, now)
-                )
-            }
-            (Some(reason), _) => format!("failed {} times, trying again: {reason}", run.attempts),
-            _ => "under way".to_owned(),
-        },
-        state => match &run.reason {
-            Some(reason) => format!("{state}: {reason}"),
-            None => state.to_owned(),
+    match (run.tick.as_str(), &run.reason, run.next_at) {
+        ("recorded" | "published", Some(reason), Some(next)) if next > now => format!(
+            "{}, tried {} times, again in {}: {reason}",
+            state(run),
+            run.attempts,
+            apart(next, now)
+        ),
+        ("recorded" | "published", Some(reason), _) => {
+            format!("{}, tried {} times: {reason}", state(run), run.attempts)
+        }
+        ("failed" | "abandoned", Some(reason), _) => format!("{}: {reason}", state(run)),
+        _ => match (run.messages, run.emitted) {
+            (Some(messages), _) => format!("{}, {}", state(run), sums(&messages)),
+            (None, Some(emitted)) => format!("{}, {} messages", state(run), count(emitted)),
+            (None, None) => state(run),
         },
     }
 }

@@ -165,6 +165,9 @@ fn place(at: &AtStep, now: u64) -> String {
         }
         Place::Discarded => format!("discarded{letter}: given up at {step}{by}{ago}"),
         Place::Settled => format!("settled at {step}{by}{ago}"),
+        Place::Unmatched => {
+            format!("nowhere: emitted by {step}{ago}, and no condition held for it")
+        }
         Place::Untraced => format!("sent to {step}{ago}, and there is no trace of it any more"),
         Place::Unknown => format!("unknown at {step}"),
     }
@@ -196,7 +199,7 @@ fn unknown(found: &Whereabouts, now: u64) -> String {
 const fn tone(place: Place) -> Tone {
     match place {
         Place::Dead => Tone::Bad,
-        Place::Claimed | Place::Untraced | Place::Unknown => Tone::Fair,
+        Place::Claimed | Place::Unmatched | Place::Untraced | Place::Unknown => Tone::Fair,
         _ => Tone::Good,
     }
 }
@@ -284,6 +287,7 @@ mod tests {
             Place::Taken,
             Place::Queued,
             Place::Discarded,
+            Place::Unmatched,
             Place::Untraced,
         ];
         for one in places {

@@ -72,6 +72,21 @@ pub(super) fn moment(ms: u64) -> String {
         )
 }
 
+/// A moment by the clock of a place: `2026-11-23 06:00:00 in Europe/Berlin`.
+pub(super) fn moment_at(ms: u64, zone: &str) -> String {
+    let place = jiff::tz::TimeZone::get(zone).ok();
+    let at = i64::try_from(ms)
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    match (place, at) {
+        (Some(place), Some(at)) => {
+            let wall = at.to_zoned(place).strftime("%Y-%m-%d %H:%M:%S").to_string();
+            format!("{wall} in {zone}")
+        }
+        _ => format!("{} in UTC", moment(ms)),
+    }
+}
+
 /// A time of day in UTC, to the millisecond: `03:14:15.926`.
 pub(super) fn time_of_day(ms: u64) -> String {
     i64::try_from(ms)

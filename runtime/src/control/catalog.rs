@@ -122,7 +122,7 @@ impl Catalog {
         for record in self.store.flows().await? {
             let flow = self.flow(&record)?;
             let state = intake(&flow, record.state, &record.held);
-            let live = LiveFlow::new(&flow, record.version, state);
+            let live = LiveFlow::new(&flow, record.version, record.applied_at, state);
             flows.insert(record.name, live);
         }
         Ok(flows)
@@ -157,7 +157,7 @@ impl Catalog {
         for (file, text) in self.store.former_sources().await? {
             let source = Source::new(file, text);
             if let Ok(checked) = check(&source, &Facts::default()) {
-                former.push(LiveFlow::new(&checked.flow, 0, FlowState::Running).topology());
+                former.push(LiveFlow::new(&checked.flow, 0, 0, FlowState::Running).topology());
             }
         }
         Ok(former)

@@ -6,7 +6,7 @@
 //! - `what_is_not_named_is_not_touched`: a step is replaced exactly if the hash of what it is made
 //!   from differs.
 
-use towpath_flow::{Fires, ScaleBy, Step};
+use towpath_flow::{Fires, Missed, Overlap, ScaleBy, Step};
 
 use super::view::{Change, ChangeAction};
 use crate::reconcile::{DesiredFlow, DesiredStep};
@@ -35,8 +35,16 @@ pub(super) fn changes(
     if from.fires != to.fires {
         let reason = format!(
             "it fires `{}` in place of `{}`",
-            fires(to.fires),
-            fires(from.fires)
+            fires(&to.fires),
+            fires(&from.fires)
+        );
+        changes.push(change(ChangeAction::Update, Some(&to.trigger_id), reason));
+    }
+    if (from.overlap, from.missed) != (to.overlap, to.missed) {
+        let reason = format!(
+            "what is due while it runs {}, and what is due while nobody is there {}",
+            overlap(to.overlap),
+            missed(to.missed)
         );
         changes.push(change(ChangeAction::Update, Some(&to.trigger_id), reason));
     }
@@ -56,6 +64,13 @@ pub(super) fn changes(
         if was.spec != step.spec {
             let reason = differences(model_was, model, was, step);
             changes.push(change(ChangeAction::Replace, Some(&step.id), reason));
+        }
+        if model_was.when != model.when {
+            let reason = match &model.when {
+                Some(when) => format!("it takes only what `{when}` holds for"),
+                None => "it takes everything that comes to it".to_owned(),
+            };
+            changes.push(change(ChangeAction::Update, Some(&step.id), reason));
         }
         if (was.replicas, was.autoscale) != (step.replicas, step.autoscale) {
             let reason = format!("{} in place of {}", replicas(step), replicas(was));
@@ -98,10 +113,26 @@ fn replicas(step: &DesiredStep) -> String {
 }
 
 /// What sets a flow off, in a word or two.
-pub(super) fn fires(fires: Fires) -> String {
+pub(super) fn fires(fires: &Fires) -> String {
     match fires {
         Fires::Webhook => "webhook".to_owned(),
-        Fires::Every(duration) => format!("every {}", span(duration)),
+        Fires::Stream => "stream".to_owned(),
+        Fires::Cron(cron) => format!("cron {cron}"),
+        Fires::Every(duration) => format!("every {}", span(*duration)),
+    }
+}
+
+fn overlap(overlap: Overlap) -> &'static str {
+    match overlap {
+        Overlap::Skip => "is left out",
+        Overlap::QueueOne => "comes once when it has ended",
+    }
+}
+
+fn missed(missed: Missed) -> &'static str {
+    match missed {
+        Missed::Skip => "is left out",
+        Missed::Once => "comes once",
     }
 }
 
@@ -174,7 +205,7 @@ mod tests {
             assert_eq!(span(Duration::from_millis(ms)), expect);
         }
         assert_eq!(
-            fires(Fires::Every(Duration::from_secs(43_200))),
+            fires(&Fires::Every(Duration::from_secs(43_200))),
             "every 12h"
         );
     }

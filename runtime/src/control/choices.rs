@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use towpath_flow::{Fires, Flow, Step, nearest};
+use towpath_flow::{Flow, Step, nearest};
 
 use super::error::{ControlError, ErrorKind};
 
@@ -129,8 +129,7 @@ fn check_move(old: Option<&Flow>, new: &Flow, from: &str, to: &str) -> Result<()
         ));
         return Err(with_near(error, to, new.steps.iter()));
     };
-    let is_fired =
-        |flow: &Flow, step: &Step| step.is_trigger && matches!(flow.fires, Fires::Every(_));
+    let is_fired = |flow: &Flow, step: &Step| step.is_trigger && flow.fires.by_ticks();
     let takes_ticks = is_fired(new, &target);
     let gives_ticks = old.is_some_and(|old| is_fired(old, &source));
     if takes_ticks != gives_ticks {

@@ -6,7 +6,7 @@
 //! - `applying_twice_is_applying_once`.
 //! - `messages_of_a_step_that_goes_are_kept`, unless whoever applies says otherwise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use towpath_flow::{Facts, Finding, Fires, Flow, ImageFact, Source, check, references_in};
@@ -19,6 +19,7 @@ use super::operate::queue_parts;
 use super::view::{Change, ChangeAction, Draft, Left, PlanView, RemovedStep};
 use crate::broker::topology::FlowTopology;
 use crate::engine::Image;
+use crate::filter::compile;
 use crate::live::LiveFlow;
 use crate::reconcile::FlowState;
 use crate::store::flows::{FlowRecord, NewVersion};
@@ -230,7 +231,7 @@ impl Control {
         let flow = &checked.flow;
         let proposal = &checked.proposal;
         let mut topology = self.catalog.topology().await?;
-        let mut next = LiveFlow::new(flow, 0, FlowState::Running).topology();
+        let mut next = LiveFlow::new(flow, 0, 0, FlowState::Running).topology();
         let before = topology.flows.iter().position(|one| one.flow == flow.name);
         let mut former = Vec::new();
         if let Some(before) = before.map(|index| topology.flows.remove(index)) {
@@ -259,6 +260,7 @@ impl Control {
                     .collect(),
                 steps: moved,
                 aliases: back,
+                ..FlowTopology::default()
             });
         }
         topology.flows.push(next);
@@ -334,6 +336,7 @@ impl Control {
                 .collect(),
             secrets: Some(secrets.into_iter().map(|secret| secret.name).collect()),
             env: Some(env.keys().cloned().collect()),
+            conditions: self.conditions(references.conditions).await?,
         };
         let checked = check(&source, &facts)
             .map_err(|diagnostics| ControlError::invalid(diagnostics.into_findings()))?;
@@ -355,6 +358,19 @@ impl Control {
             env,
             before,
             flow_before,
+        })
+    }
+
+    /// Which conditions compile.
+    async fn conditions(
+        &self,
+        conditions: BTreeSet<String>,
+    ) -> Result<BTreeMap<String, Result<(), String>>, ControlError> {
+        let compiled = compile(&self.program, conditions).await;
+        compiled.map_err(|error| {
+            let text = crate::engine::chain(&error);
+            ControlError::new(ErrorKind::Unavailable, "conditions_not_checked", text)
+                .hint("the control plane must be able to start processes of its own binary")
         })
     }
 

@@ -184,9 +184,10 @@ fn holds_still(flow: &Flow, step: &str) -> String {
         .map(|it| format!("`{}`", it.id))
         .collect();
     if before.is_empty() {
-        let what = match flow.fires {
-            Fires::Webhook => "requests are asked to come again",
-            Fires::Every(_) => "no tick is sent",
+        let what = if flow.fires.by_ticks() {
+            "no tick is sent"
+        } else {
+            "requests are asked to come again"
         };
         return format!("{what} until it is resumed");
     }

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use towpath_flow::{Fires, Flow};
+use towpath_flow::Flow;
 use towpath_protocol::office::{AgentState, Report};
 use towpath_protocol::start::Identity;
 
@@ -98,7 +98,7 @@ impl Control {
             self.sights.forget(&scope);
             return Ok(None);
         }
-        let is_poll = matches!(flow.fires, Fires::Every(_));
+        let is_poll = flow.fires.by_ticks();
         let queues: Vec<&str> = flow
             .steps
             .iter()

@@ -9,6 +9,8 @@
 //! | `hold` | pause, resume, drain, stop: a flow or a step |
 //! | `left` | what is left of what drains |
 //! | `status` | how everything is |
+//! | `checkpoint` | where a trigger is in its source |
+//! | `run_state` | how a run is |
 //! | `runs`, `dead`, `retries`, `secrets`, `images`, `logs` | one group of verbs each |
 //! | `why` | where a message is: `whereabouts` decides, from all that is known |
 //! | `webhooks` | what stands in front of webhooks, and new keys for their URLs |
@@ -42,6 +44,7 @@ use error::ControlError;
 
 pub mod catalog;
 mod changes;
+pub mod checkpoint;
 mod choices;
 pub mod dead;
 mod draft;
@@ -53,6 +56,7 @@ mod logs;
 mod operate;
 mod removals;
 mod retries;
+pub mod run_state;
 mod runs;
 mod secrets;
 mod status;
@@ -70,6 +74,7 @@ pub use dead::DeadFilter;
 pub use hold::Verb;
 pub use logs::LogFilter;
 pub use retries::RetryFilter;
+pub use runs::RunFilter;
 pub use whereabouts::{AtStep, Attempt, Child, Parent, Place, Whereabouts};
 
 /// What the verbs are made of.
@@ -94,6 +99,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// How the API is reached from outside.
     pub public_url: String,
+    /// After how long without a word a run is stalled, in milliseconds.
+    pub stalled_after_ms: u64,
     /// The binary that runs: it serves as worker for filters as well.
     pub program: PathBuf,
     /// Where to tell which flows are applied.
@@ -114,6 +121,7 @@ pub struct Control {
     replayer: Replayer,
     sweeper: Sweeper,
     public_url: String,
+    stalled_after_ms: u64,
     sights: left::Sights,
     program: PathBuf,
     live: watch::Sender<Arc<BTreeMap<String, LiveFlow>>>,
@@ -143,6 +151,7 @@ impl Control {
             gates: parts.gates,
             metrics: parts.metrics,
             public_url: parts.public_url,
+            stalled_after_ms: parts.stalled_after_ms,
             sights: left::Sights::default(),
             program: parts.program,
             live: parts.live,

@@ -230,8 +230,8 @@ impl Control {
             let gone = FlowTopology {
                 flow: former.flow.clone(),
                 steps: Vec::new(),
-                ordered: BTreeMap::new(),
                 aliases: alias.into_iter().collect(),
+                ..FlowTopology::default()
             };
             store
                 .forget_former_step(&former.flow, &former.step)

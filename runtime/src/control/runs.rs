@@ -1,4 +1,4 @@
-//! Runs: firing a trigger now, and what became of earlier firings.
+//! Runs: firing a trigger now, what became of earlier firings, and cancelling one.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -9,17 +9,35 @@ use towpath_protocol::frame::Why;
 
 use super::Control;
 use super::error::{ControlError, ErrorKind};
-use super::view::{RunList, RunView};
+use super::run_state::{Around, RunStatus, message_steps, status};
+use super::view::{Done, RunList, RunMessages, RunStepView, RunView};
 use crate::engine::chain;
 use crate::live::LiveFlow;
-use crate::reconcile::intent::intake;
-use crate::schedule::{Decision, FireError, due};
+use crate::reconcile::FlowState;
+use crate::reconcile::intent::{intake, intent};
+use crate::run_watch::RunWatch;
+use crate::schedule::{Decision, FireError, due, history};
 use crate::store::flows::FlowRecord;
 use crate::store::now_ms;
-use crate::store::records::RunRecord;
+use crate::store::records::{RunProgress, RunRecord};
+use crate::store::runs::Cancelling;
 
 /// The most runs in one answer.
 const RUNS_MAX: u32 = 100;
+
+/// How many runs are looked through for those in one state.
+const SEARCHED_MAX: u32 = 1_000;
+
+/// Which runs, as asked for over the API.
+#[derive(Debug, Clone, Default, serde::Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct RunFilter {
+    /// Those that are so only.
+    pub state: Option<RunStatus>,
+    /// At most this many.
+    pub limit: Option<u32>,
+}
 
 impl Control {
     /// Fires a trigger now.
@@ -34,51 +52,206 @@ impl Control {
     }
 
     /// The last runs of a flow, newest first.
-    pub async fn runs(&self, flow: &str, limit: Option<u32>) -> Result<RunList, ControlError> {
-        self.record(flow).await?;
-        let limit = limit.unwrap_or(20).clamp(1, RUNS_MAX);
-        let runs = self.catalog.store.runs(flow, limit).await?;
+    pub async fn runs(&self, flow: &str, filter: &RunFilter) -> Result<RunList, ControlError> {
+        let (record, checked) = self.record(flow).await?;
+        let limit = filter.limit.unwrap_or(20).clamp(1, RUNS_MAX);
+        let searched = if filter.state.is_some() {
+            SEARCHED_MAX
+        } else {
+            limit
+        };
+        let runs = self.catalog.store.runs(flow, searched).await?;
+        let around = self.around(&record, &checked);
+        let ids = runs.iter().map(|run| run.id).collect();
+        let progress = self.catalog.store.runs_progress(ids).await?;
+        let views = runs.iter().zip(&progress).filter_map(|(run, progress)| {
+            let (is, note) = status(run, progress, &around);
+            let is_asked = filter.state.is_none_or(|asked| asked == is);
+            is_asked.then(|| run_view(run, progress, is, note))
+        });
         Ok(RunList {
-            runs: runs.iter().map(run_view).collect(),
+            runs: views.take(limit as usize).collect(),
         })
     }
 
     /// A run, by its id.
     pub async fn run_by_id(&self, id: &str) -> Result<RunView, ControlError> {
-        let missing = || {
-            let message = format!("there is no run `{id}`");
-            ControlError::new(ErrorKind::NotFound, "no_such_run", message)
+        let run = self.run_record(id).await?;
+        let (record, flow) = self.record(&run.flow).await?;
+        self.view_of_run(&record, &flow, &run).await
+    }
+
+    /// Cancels a run: its trigger leaves it. What it emitted goes on.
+    pub async fn cancel_run(&self, id: &str) -> Result<Done, ControlError> {
+        let run = self.run_record(id).await?;
+        let conflict = |message: String, hint: String| {
+            ControlError::new(ErrorKind::Conflict, "not_cancellable", message).hint(hint)
         };
-        let parsed: MessageId = id.parse().map_err(|_| missing())?;
-        let run = self.catalog.store.run(parsed).await?.ok_or_else(missing)?;
-        Ok(run_view(&run))
+        if run.why == Why::Webhook {
+            return Err(conflict(
+                format!(
+                    "run {id} is a request to a webhook: it has no trigger that could leave it"
+                ),
+                format!(
+                    "`towpath pause {}` lets nothing more be handled; `towpath retries cancel` gives up what waits",
+                    run.flow
+                ),
+            ));
+        }
+        let now = (self.scheduler.clock)();
+        match self.catalog.store.cancel_run(run.id, now).await? {
+            Cancelling::Unknown => Err(no_run(id)),
+            Cancelling::Over(_) => {
+                let view = self.run_by_id(id).await?;
+                let (is, hint) = match &view.messages {
+                    Some(messages) if messages.open > 0 => (
+                        format!(
+                            "the trigger of run {id} has ended; {} of its messages are under way, and go on",
+                            messages.open
+                        ),
+                        format!("`towpath pause {}` holds them", run.flow),
+                    ),
+                    _ => (
+                        format!("run {id} is over: {}", view.state),
+                        format!("`towpath runs show {id}` shows what came of it"),
+                    ),
+                };
+                Err(conflict(is, hint))
+            }
+            Cancelling::Ended => {
+                tracing::info!(flow = run.flow, run = %run.id, "the run was cancelled");
+                self.scheduler.runs_changed.notify_one();
+                Ok(Done {
+                    changed: true,
+                    message: format!("run {id} is cancelled"),
+                })
+            }
+            Cancelling::Asked => {
+                self.run_watch().tell_cancelled(&run).await;
+                Ok(Done {
+                    changed: run.cancel_at.is_none(),
+                    message: format!(
+                        "run {id} is cancelled as soon as `{}` leaves it; what it emitted goes on",
+                        run.step
+                    ),
+                })
+            }
+        }
+    }
+
+    fn run_watch(&self) -> RunWatch {
+        RunWatch {
+            broker: self.broker.clone(),
+            store: self.catalog.store.clone(),
+            names: self.scheduler.names.clone(),
+            flows: self.live.subscribe(),
+            reports: self.reports.clone(),
+            clock: self.scheduler.clock.clone(),
+        }
+    }
+
+    async fn run_record(&self, id: &str) -> Result<RunRecord, ControlError> {
+        let parsed: MessageId = id.parse().map_err(|_| no_run(id))?;
+        let run = self.catalog.store.run(parsed).await?;
+        run.ok_or_else(|| no_run(id))
+    }
+
+    /// What is around the runs of a flow.
+    fn around(&self, record: &FlowRecord, flow: &Flow) -> Around {
+        let is_running = |state| matches!(state, FlowState::Running | FlowState::Draining);
+        let paused = flow
+            .steps
+            .iter()
+            .filter(|step| !is_running(intent(flow, record.state, &record.held, step).state))
+            .map(|step| step.id.clone());
+        Around {
+            paused: paused.collect(),
+            now: (self.scheduler.clock)(),
+            stalled_after: self.stalled_after_ms,
+        }
+    }
+
+    /// A run, for people and programs.
+    pub(super) async fn view_of_run(
+        &self,
+        record: &FlowRecord,
+        flow: &Flow,
+        run: &RunRecord,
+    ) -> Result<RunView, ControlError> {
+        let progress = self.catalog.store.runs_progress(vec![run.id]).await?;
+        let progress = progress.into_iter().next().unwrap_or_default();
+        let (is, note) = status(run, &progress, &self.around(record, flow));
+        Ok(run_view(run, &progress, is, note))
     }
 
     /// When a flow fires next, in milliseconds since 1970; none if it does not by itself.
-    pub(super) fn next_run_at(
+    pub(super) async fn next_run_at(
+        &self,
         record: &FlowRecord,
         flow: &Flow,
-        last: Option<&RunRecord>,
-    ) -> Option<u64> {
+    ) -> Result<Option<u64>, ControlError> {
         let state = intake(flow, record.state, &record.held);
-        let live = LiveFlow::new(flow, record.version, state);
-        match due(&live, last, now_ms()) {
+        let live = LiveFlow::new(flow, record.version, record.applied_at, state);
+        let runs = history(&self.catalog.store, &live).await?;
+        Ok(match due(&live, &runs, now_ms()) {
             Decision::Wait { until } => Some(until),
             Decision::Fire { due } => Some(due),
-            Decision::Busy { .. } | Decision::Off => None,
-        }
+            Decision::Busy { then, .. } => then,
+            Decision::Off => None,
+        })
     }
 }
 
-/// A run, for people and programs.
-pub(super) fn run_view(run: &RunRecord) -> RunView {
+fn no_run(id: &str) -> ControlError {
+    let message = format!("there is no run `{id}`");
+    ControlError::new(ErrorKind::NotFound, "no_such_run", message)
+        .hint("`towpath runs list <flow>` shows those there are")
+}
+
+fn run_view(
+    run: &RunRecord,
+    progress: &RunProgress,
+    is: RunStatus,
+    note: Option<String>,
+) -> RunView {
+    let steps: Vec<RunStepView> = message_steps(run, progress)
+        .map(|sums| RunStepView {
+            step: sums.step.clone(),
+            emitted: sums.open + sums.done + sums.dead,
+            open: sums.open,
+            done: sums.done,
+            dead: sums.dead,
+        })
+        .collect();
+    let mut messages = RunMessages::default();
+    for step in &steps {
+        messages.emitted += step.emitted;
+        messages.open += step.open;
+        messages.done += step.done;
+        messages.dead += step.dead;
+    }
+    messages.retrying = progress.retrying.min(messages.open);
     RunView {
         id: run.id.to_string(),
+        flow: run.flow.clone(),
+        trigger: run.step.clone(),
+        connection: run.connection.clone(),
         version: run.version,
         why: word(run.why),
-        state: word(run.state),
+        state: word(is),
+        note,
+        tick: word(run.state),
         due: run.due,
+        started_at: run.started_at,
+        began_at: progress.began_at,
+        progress_at: progress.progress_at,
         ended_at: run.ended_at,
+        finished_at: progress.finished_at,
+        checkpoint_before: progress.checkpoint_before.clone(),
+        checkpoint_after: progress.checkpoint_after.clone(),
+        tracked: progress.tracked,
+        messages: progress.tracked.then_some(messages),
+        steps,
         emitted: run.emitted,
         attempts: run.attempts,
         next_at: run.next_at,
@@ -105,8 +278,13 @@ impl From<FireError> for ControlError {
             FireError::NotRunning { flow, .. } => {
                 conflict("not_running").hint(format!("`towpath resume {flow}` lets it run"))
             }
+            FireError::Busy {
+                flow, queues: true, ..
+            } => conflict("busy").hint(format!(
+                "a further run is remembered already, and begins when that has ended; `towpath status {flow}` shows how far it is"
+            )),
             FireError::Busy { flow, .. } => conflict("busy").hint(format!(
-                "`towpath status {flow}` shows the run; it can be fired again when that has ended"
+                "`towpath runs list {flow}` shows the run; it can be fired again when its trigger has ended, and with `overlap: queue-one` in the flow a further one is remembered"
             )),
             FireError::Store(_) => Self::internal(&error),
         }

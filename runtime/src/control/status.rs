@@ -10,7 +10,6 @@ use towpath_flow::{Fires, Flow, Replicas, Step};
 use super::Control;
 use super::changes::fires;
 use super::error::ControlError;
-use super::runs::run_view;
 use super::view::{FlowList, FlowStatus, FlowSummary, Readiness, ReplicaView, StepStatus};
 use crate::broker::Depth;
 use crate::engine::chain;
@@ -76,11 +75,23 @@ impl Control {
                 "drained".clone_into(&mut step.state);
             }
         }
-        let last_run = match flow.fires {
-            Fires::Every(_) => self.catalog.store.last_run(&flow.name).await?,
-            Fires::Webhook => None,
+        let last_run = if flow.fires.by_ticks() {
+            self.catalog.store.last_run(&flow.name).await?
+        } else {
+            None
         };
-        let next_run_at = Self::next_run_at(&record, &flow, last_run.as_ref());
+        let next_run_at = self.next_run_at(&record, &flow).await?;
+        if let Some(run) = last_run.as_ref().filter(|run| run.state.is_active())
+            && let Some(still) = self.stands_still(&flow, run).await?
+            && let Some(step) = steps.iter_mut().find(|it| it.step == flow.trigger_id)
+            && step.state == "running"
+        {
+            step.reason.get_or_insert(still);
+        }
+        let shown_run = match &last_run {
+            Some(run) => Some(self.view_of_run(&record, &flow, run).await?),
+            None => None,
+        };
         Ok(FlowStatus {
             flow: record.name.clone(),
             description: flow.description.clone(),
@@ -89,19 +100,24 @@ impl Control {
             left,
             version: record.version,
             applied_at: record.applied_at,
-            fires: fires(flow.fires),
+            fires: fires(&flow.fires),
             webhook_url: record
                 .webhook_key
                 .as_ref()
                 .filter(|_| flow.fires == Fires::Webhook)
                 .map(|key| self.webhook_url(&record.name, key)),
+            last_run: shown_run,
             webhook_former_until: match flow.fires {
                 Fires::Webhook => self.former_keys_until(&record.name).await?,
                 _ => Vec::new(),
             },
-            last_run: last_run.as_ref().map(run_view),
             next_run_at,
+            timezone: match &flow.fires {
+                Fires::Cron(cron) => Some(cron.zone().to_owned()),
+                _ => None,
+            },
             dead_letters: dead_of_flow(&record.name, &facts),
+            unmatched_requests: self.metrics.webhooks_unmatched(&record.name),
             converged: self.is_converged(&record, &flow),
             steps,
             engine_up: facts.engine_up,
@@ -230,7 +246,7 @@ impl Control {
             state: record.state,
             version: record.version,
             applied_at: record.applied_at,
-            fires: fires(flow.fires),
+            fires: fires(&flow.fires),
             steps: u32::try_from(steps.len()).unwrap_or(u32::MAX),
             running: steps.iter().map(|step| step.running).sum(),
             desired: steps.iter().map(|step| step.desired).sum(),
@@ -304,6 +320,7 @@ impl Control {
             retried: totals.counters.retried,
             rebounded: totals.counters.rebounded,
             dead: totals.counters.dead,
+            unmatched: totals.counters.unmatched,
             replayed: facts
                 .replayed
                 .get(&(record.name.clone(), step.id.clone()))

@@ -112,6 +112,7 @@ impl Bench {
             entered: Recent::default(),
             gates: gates.clone(),
             metrics: metrics.clone(),
+            stalled_after_ms: 600_000,
             public_url: "http://here".into(),
             program: "towpath".into(),
             live,

@@ -1,5 +1,6 @@
 //! The verbs on a simulated engine and broker.
 
+use super::RunFilter;
 use super::error::ErrorKind;
 use super::testing::{Bench, FLOW, draft, image};
 use super::view::ChangeAction;
@@ -296,10 +297,7 @@ async fn a_trigger_is_not_scaled_and_fires_when_asked() {
         .run("orders", Some(serde_json::json!({"a": 1})))
         .await
         .unwrap();
-    assert_eq!(
-        (run.state.as_str(), run.why.as_str()),
-        ("published", "manual")
-    );
+    assert_eq!((run.state.as_str(), run.why.as_str()), ("queued", "manual"));
     assert_eq!(bench.broker.ready(&queue("poll")).len(), 1);
     assert_eq!(
         bench.control.run("orders", None).await.unwrap_err().code,
@@ -313,7 +311,13 @@ async fn a_trigger_is_not_scaled_and_fires_when_asked() {
         "not_running"
     );
     assert_eq!(
-        bench.control.runs("orders", None).await.unwrap().runs.len(),
+        bench
+            .control
+            .runs("orders", &RunFilter::default())
+            .await
+            .unwrap()
+            .runs
+            .len(),
         1
     );
 }

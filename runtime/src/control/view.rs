@@ -257,10 +257,17 @@ pub struct FlowStatus {
     pub webhook_former_until: Vec<u64>,
     /// The last run, if it is fired by a schedule.
     pub last_run: Option<RunView>,
-    /// When it fires next, in milliseconds since 1970.
+    /// When it fires next, in milliseconds since 1970; before now if it is as soon as the run that
+    /// is under way has ended.
     pub next_run_at: Option<u64>,
+    /// The time zone that its schedule goes by, if it goes by the clock of a place.
+    pub timezone: Option<String>,
     /// How many dead letters are open, in all its steps.
     pub dead_letters: u64,
+    /// Requests to its webhook that went nowhere, because no condition (`when`) of the first actions
+    /// held, since the control plane started.
+    #[serde(default)]
+    pub unmatched_requests: u64,
     /// Its steps that run as containers.
     pub steps: Vec<StepStatus>,
     /// Whether all that should be is: the right replicas run, of the newest version.
@@ -325,6 +332,9 @@ pub struct StepStatus {
     pub rebounded: u64,
     /// Messages given up.
     pub dead: u64,
+    /// Messages emitted that went nowhere, because no condition (`when`) of the steps after it held.
+    #[serde(default)]
+    pub unmatched: u64,
     /// Dead letters that are open.
     pub dead_letters: u64,
     /// Dead letters that were replayed, in the last 30 days.
@@ -376,17 +386,48 @@ pub struct ReplicaView {
 pub struct RunView {
     /// Its id.
     pub id: String,
+    /// The flow.
+    pub flow: String,
+    /// Its trigger's step.
+    pub trigger: String,
+    /// The external account.
+    pub connection: String,
     /// The version of the flow.
     pub version: u32,
-    /// Why it was fired: `schedule` or `manual`.
+    /// Why it was fired: `schedule`, `manual` or `webhook`.
     pub why: String,
-    /// How far it is: `recorded`, `published`, `done`, `failed` or `abandoned`.
+    /// How it is: `queued`, `running`, `rate_limited`, `paused`, `stalled`, `done`,
+    /// `done_with_dead_letters`, `failed`, `cancelled`, or `unknown` if not everything that came of
+    /// it is known.
     pub state: String,
+    /// What is behind that, in a sentence, if there is something to say.
+    pub note: Option<String>,
+    /// How far its trigger is: `recorded`, `published`, `done`, `failed`, `abandoned` or
+    /// `cancelled`.
+    pub tick: String,
     /// When it was due, in milliseconds since 1970.
     pub due: u64,
-    /// When it ended, in milliseconds since 1970.
+    /// When it was recorded, in milliseconds since 1970.
+    pub started_at: u64,
+    /// When its trigger began, in milliseconds since 1970.
+    pub began_at: Option<u64>,
+    /// When something was heard of it last, in milliseconds since 1970.
+    pub progress_at: Option<u64>,
+    /// When its trigger ended, in milliseconds since 1970.
     pub ended_at: Option<u64>,
-    /// How many messages it brought in.
+    /// Since when everything that came of it is settled, in milliseconds since 1970.
+    pub finished_at: Option<u64>,
+    /// Where its trigger was when it began: JSON, or the beginning of it.
+    pub checkpoint_before: Option<String>,
+    /// Where its trigger was last.
+    pub checkpoint_after: Option<String>,
+    /// Whether it is noted what comes of it.
+    pub tracked: bool,
+    /// What came of it, if that is noted.
+    pub messages: Option<RunMessages>,
+    /// The same, for each step that messages of it came to.
+    pub steps: Vec<RunStepView>,
+    /// How many messages it brought in, as its trigger counted them in its last attempt.
     pub emitted: Option<u64>,
     /// How often it was tried again.
     pub attempts: u32,
@@ -396,11 +437,82 @@ pub struct RunView {
     pub reason: Option<String>,
 }
 
+/// The messages of a run: each counts once for every step it goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct RunMessages {
+    /// How many were emitted.
+    pub emitted: u64,
+    /// How many of them are not settled.
+    pub open: u64,
+    /// How many of those wait to be tried again, as far as is noted.
+    pub retrying: u64,
+    /// How many are done.
+    pub done: u64,
+    /// How many are dead letters.
+    pub dead: u64,
+}
+
+/// The messages of a run at one step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RunStepView {
+    /// The step.
+    pub step: String,
+    /// How many came to it.
+    pub emitted: u64,
+    /// How many of them are not settled.
+    pub open: u64,
+    /// How many are done.
+    pub done: u64,
+    /// How many are dead letters.
+    pub dead: u64,
+}
+
 /// Runs, newest first.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct RunList {
     /// The runs.
     pub runs: Vec<RunView>,
+}
+
+/// Where a trigger is in its source.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct CheckpointView {
+    /// The flow.
+    pub flow: String,
+    /// The trigger.
+    pub step: String,
+    /// The external account.
+    pub connection: String,
+    /// Raised by one each time it is written; 0 if it never was.
+    pub version: u64,
+    /// The position; none if the trigger begins from the beginning.
+    #[schema(value_type = Option<Object>)]
+    pub value: Option<Value>,
+    /// When it was written, in milliseconds since 1970; none if it never was.
+    pub saved_at: Option<u64>,
+    /// The run that saved it; none if a person wrote it.
+    pub run: Option<String>,
+}
+
+/// Where a trigger is to go on from.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointValue {
+    /// The position: any JSON.
+    #[schema(value_type = Object)]
+    pub value: Value,
+}
+
+/// When a checkpoint is written.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CheckpointChoice {
+    /// Only if this is its version.
+    pub version: Option<u64>,
+    /// Also while a run is under way.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// What to run.

@@ -10,14 +10,15 @@
 //! - `what_does_not_agree_is_said`.
 //! - `unknown_says_how_far_the_memory_reaches`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use towpath_protocol::MessageId;
 use towpath_protocol::message::PastAttempt;
 use towpath_protocol::office::{Found, Happened, Holding, What};
-use towpath_protocol::{DEFAULT_PORT, MessageId};
 use utoipa::ToSchema;
 
+use crate::ingress::Entered;
 use crate::reconcile::FlowState;
 use crate::reconcile::intent::Intent;
 use crate::store::records::{DeadState, RunRecord, RunState};
@@ -37,8 +38,8 @@ pub(super) struct Facts {
     pub(super) ledger: Vec<Entry>,
     /// The run, if it is a tick.
     pub(super) run: Option<RunRecord>,
-    /// The flow that took it in by its webhook of late, and when.
-    pub(super) entered: Option<(String, u64)>,
+    /// What took it in by a webhook of late.
+    pub(super) entered: Option<Entered>,
     /// What agents answered.
     pub(super) answers: Vec<Found>,
     /// Who did not answer, as people call them.
@@ -58,25 +59,20 @@ pub(super) struct Wiring {
     pub(super) trigger: String,
     /// Each step with the (step, port) it takes messages from.
     pub(super) steps: Vec<(String, Vec<(String, String)>)>,
+    /// Those of them that do not take everything, or not as it comes.
+    pub(super) branches: BTreeSet<String>,
 }
 
 impl Wiring {
-    /// The steps that take what a step emits by a port.
+    /// The steps that take everything that a step emits by a port.
     fn after(&self, step: &str, port: &str) -> Vec<&str> {
         let takes = |after: &[(String, String)]| {
             after.iter().any(|(other, by)| other == step && by == port)
         };
-        let steps = self.steps.iter().filter(|(_, after)| takes(after));
+        let is_branch = |step: &String| self.branches.contains(step);
+        let steps = self.steps.iter();
+        let steps = steps.filter(|(step, after)| !is_branch(step) && takes(after));
         steps.map(|(step, _)| step.as_str()).collect()
-    }
-
-    /// The steps that take what a webhook takes in: the trigger's own, or those after it.
-    fn first(&self) -> Vec<&str> {
-        let own = self.steps.iter().find(|(step, _)| *step == self.trigger);
-        match own {
-            Some((step, _)) => vec![step],
-            None => self.after(&self.trigger, DEFAULT_PORT),
-        }
     }
 }
 
@@ -220,6 +216,8 @@ pub enum Place {
     Discarded,
     /// Done.
     Settled,
+    /// A step emitted it, and no condition of the steps after it held for it: it went nowhere.
+    Unmatched,
     /// It was sent to the step, and there is no trace of it: it was handled longer ago than anybody
     /// remembers, or it was lost with what an operator deleted.
     Untraced,
@@ -407,13 +405,19 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
             }
         }
     }
-    if let Some((flow, at)) = &facts.entered
-        && let Some(wiring) = facts.flows.get(flow)
+    if let Some(Entered { flow, to, at, .. }) = &facts.entered
+        && let Some(wiring) = facts.flows.get(&**flow)
     {
-        for step in wiring.first() {
+        for step in &**to {
             let mut at_step = AtStep::new(flow, step, Place::Queued);
             at_step.since = Some(*at);
             insert(came(*at), false, at_step);
+        }
+        if to.is_empty() {
+            let mut at_step = AtStep::new(flow, &wiring.trigger, Place::Unmatched);
+            at_step.since = Some(*at);
+            at_step.reason = Some("no condition (`when`) of the first actions held for it".into());
+            insert(*at, false, at_step);
         }
     }
     if let Some(run) = &facts.run {
@@ -462,7 +466,21 @@ fn happened(event: &Happened, answer: &Found, facts: &Facts) -> Vec<AtStep> {
         at_step
     };
     match &event.what {
-        What::Emitted { port, .. } => {
+        What::Emitted {
+            to: Some(branch), ..
+        } => {
+            let mut at_step = AtStep::new(&who.flow, branch, Place::Queued);
+            at_step.since = Some(event.at);
+            vec![at_step]
+        }
+        What::Unmatched { port, .. } => {
+            let mut at_step = here(Place::Unmatched, None);
+            at_step.reason = Some(format!(
+                "no condition (`when`) of the steps after the port `{port}` held for it"
+            ));
+            vec![at_step]
+        }
+        What::Emitted { port, to: None, .. } => {
             let Some(wiring) = facts.flows.get(&who.flow) else {
                 return Vec::new();
             };
@@ -669,6 +687,7 @@ fn next(at_step: &AtStep, facts: &Facts) -> String {
         },
         Place::Discarded => "nothing: it was discarded".to_owned(),
         Place::Settled => "nothing: it is done here".to_owned(),
+        Place::Unmatched => "nothing: no step takes it".to_owned(),
         Place::Untraced => {
             "nothing: it was handled longer ago than anybody remembers, or an operator dropped it"
                 .to_owned()
@@ -716,7 +735,7 @@ fn attempts(id: MessageId, facts: &Facts) -> Vec<Attempt> {
                         note.map_or_else(|| "put off".to_owned(), |note| note.reason.clone());
                     (*attempt, outcome)
                 }
-                What::Emitted { .. } | What::Repeated => continue,
+                What::Emitted { .. } | What::Unmatched { .. } | What::Repeated => continue,
             };
             let is_known = attempts.iter().any(|known| {
                 (&known.flow, &known.step, known.attempt, known.replica)
@@ -755,7 +774,8 @@ fn parent(id: MessageId, facts: &Facts) -> Option<Parent> {
     for answer in &facts.answers {
         for event in &answer.events {
             if event.id == id
-                && let What::Emitted { parent, port } = &event.what
+                && let What::Emitted { parent, port, .. } | What::Unmatched { parent, port } =
+                    &event.what
             {
                 return Some(Parent {
                     id: parent.to_string(),
@@ -777,7 +797,8 @@ fn children(id: MessageId, facts: &Facts) -> Vec<Child> {
     let mut children: BTreeMap<(u64, MessageId), Child> = BTreeMap::new();
     for answer in &facts.answers {
         for event in &answer.events {
-            if let What::Emitted { parent, port } = &event.what
+            if let What::Emitted { parent, port, .. } | What::Unmatched { parent, port } =
+                &event.what
                 && *parent == id
                 && event.id != id
             {

@@ -14,6 +14,7 @@ use super::whereabouts::{
     Entry, EntryState, Facts, Letter, Note, Whereabouts, Wiring, whereabouts,
 };
 use crate::inquiry::{Address, Answers};
+use crate::live::LiveFlow;
 use crate::reconcile::intent::intent;
 use crate::store::dead_letters::{DeadQuery, KeptLetter};
 use crate::store::ledger::{LedgerRecord, LedgerState};
@@ -56,10 +57,7 @@ impl Control {
             notes: notes?.into_iter().map(note).collect(),
             ledger: ledger?.iter().filter_map(entry).collect(),
             run: run?,
-            entered: self
-                .entered
-                .find(id)
-                .map(|entered| (entered.flow.to_string(), entered.at)),
+            entered: self.entered.find(id),
             silent: self.silent(&answers),
             answers: answers.found,
             flows: self.wirings().await?,
@@ -123,6 +121,10 @@ impl Control {
                     .steps
                     .iter()
                     .map(|step| (step.id.clone(), step.after.clone()))
+                    .collect(),
+                branches: LiveFlow::new(&flow, record.version, record.applied_at, record.state)
+                    .branches
+                    .into_keys()
                     .collect(),
             };
             wirings.insert(record.name, wiring);

@@ -390,6 +390,7 @@ impl World {
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
             last_lines: Vec::new(),
+            pacing: None,
         });
         if let Some(report) = fresh
             && !self.chance(self.faults.silent)

@@ -17,7 +17,7 @@ pub(super) fn without(query: &str, name: &str) -> String {
         .split('&')
         .filter(|pair| {
             let found = pair.split_once('=').map_or(*pair, |(found, _)| found);
-            decode(found).map_or(true, |found| found != name)
+            !decode(found).is_ok_and(|found| found == name)
         })
         .collect();
     kept.join("&")

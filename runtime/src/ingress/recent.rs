@@ -19,6 +19,8 @@ pub struct Entered {
     pub id: MessageId,
     /// The flow.
     pub flow: Arc<str>,
+    /// The steps it went to; none if no condition held for it.
+    pub to: Arc<[String]>,
     /// When the broker had it, in milliseconds since 1970.
     pub at: u64,
 }
@@ -31,16 +33,21 @@ pub struct Recent {
 
 impl Recent {
     /// Remembers a message that the broker has.
-    pub fn push(&self, id: MessageId, flow: &str, at: u64) {
+    pub fn push(&self, id: MessageId, flow: &str, to: &[String], at: u64) {
         let mut recent = self.lock();
         if recent.len() == RECENT_MAX {
             recent.pop_front();
         }
-        let flow = match recent.back() {
+        let last = recent.back();
+        let flow = match last {
             Some(last) if &*last.flow == flow => Arc::clone(&last.flow),
             _ => flow.into(),
         };
-        recent.push_back(Entered { id, flow, at });
+        let to = match last {
+            Some(last) if &*last.to == to => Arc::clone(&last.to),
+            _ => to.into(),
+        };
+        recent.push_back(Entered { id, flow, to, at });
     }
 
     /// When a message entered last, and where.
@@ -68,7 +75,7 @@ mod tests {
         let recent = Recent::default();
         let id = |number: usize| MessageId::from_bytes((number as u128).to_be_bytes());
         for number in 0..=RECENT_MAX {
-            recent.push(id(number), "orders", number as u64);
+            recent.push(id(number), "orders", &["crm".to_owned()], number as u64);
         }
         assert_eq!(recent.find(id(0)), None);
         let last = recent.find(id(RECENT_MAX)).unwrap();

@@ -37,14 +37,19 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
     LiveFlow {
         name: name.into(),
         version: 4,
+        applied_at: 0,
         state,
+        track: false,
         trigger: LiveTrigger {
             step: "hook".into(),
             has_image,
-            every: None,
+            fires: towpath_flow::Fires::Webhook,
+            overlap: towpath_flow::Overlap::Skip,
+            missed: towpath_flow::Missed::Skip,
         },
         ordered: BTreeMap::new(),
         steps,
+        branches: BTreeMap::new(),
     }
 }
 
@@ -81,6 +86,7 @@ async fn world_on(store: Store) -> World {
         store,
         clock,
         1_000,
+        std::path::PathBuf::new(),
     );
     gates.replace(["plain", "image", "nothing"].map(|flow| gate(flow, &Webhook::default())));
     let shutdown = CancellationToken::new();

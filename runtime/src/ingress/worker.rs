@@ -11,7 +11,6 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use towpath_protocol::MessageId;
-use towpath_protocol::message::BATCH_TYPE;
 
 use super::turns::Turn;
 use super::{IngressError, WAITING_MAX};
@@ -35,6 +34,8 @@ const IN_FLIGHT_MAX: usize = 4;
 pub(super) struct Route {
     pub(super) exchange: String,
     pub(super) key: String,
+    /// What is published by it: messages or dead letters.
+    pub(super) kind: &'static str,
 }
 
 type Outcome = oneshot::Sender<Result<(), IngressError>>;
@@ -174,7 +175,7 @@ fn publish(
         let publication = Publication {
             exchange: route.exchange.clone(),
             key: route.key.clone(),
-            kind: BATCH_TYPE,
+            kind: route.kind,
             count: u32::try_from(lines.len()).unwrap_or(u32::MAX),
             body: lines.join("\n").into(),
         };

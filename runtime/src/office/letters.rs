@@ -67,12 +67,13 @@ fn whose(names: &Names, delivery: &Delivery) -> (Place, DeadCause, String) {
     }
     let prefix = names.flow("");
     let place = if let Some(flow) = delivery.exchange.strip_prefix(&prefix)
-        && let Some(step) = Names::parse_partition_key(&delivery.key)
+        && let Some(to) = Names::parse_partition_key(&delivery.key)
+            .or_else(|| Names::parse_branch_key(&delivery.key))
     {
-        // It was on its way into a partition of this step.
+        // It was on its way to this step alone, or into a partition of it.
         Place {
             flow: flow.to_owned(),
-            step: step.to_owned(),
+            step: to.to_owned(),
             port: None,
         }
     } else if let Some(flow) = delivery.exchange.strip_prefix(&prefix) {
@@ -206,6 +207,7 @@ mod tests {
     fn delivery(exchange: &str, key: &str, kind: &str, body: &str) -> Delivery {
         let (settle, _) = tokio::sync::oneshot::channel();
         Delivery {
+            is_redelivered: false,
             kind: kind.into(),
             body: Bytes::copy_from_slice(body.as_bytes()),
             key: key.into(),

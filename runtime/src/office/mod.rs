@@ -16,18 +16,23 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use towpath_protocol::MessageId;
 use towpath_protocol::message::BATCH_TYPE;
 use towpath_protocol::office::{
     CheckpointAnswer, DeadCause, FOUND_TYPE, Found, News, Report, ToAgent,
 };
+use towpath_protocol::start::Identity;
 
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Delivery, Publication};
 use crate::engine::chain;
 use crate::inquiry::Inquiry;
+use crate::live::LiveFlows;
 use crate::metrics::Metrics;
+use crate::rates::{Containers, Rates};
 use crate::reports::Reports;
 use crate::schedule::Clock;
+use crate::store::checkpoints::{CheckpointKey, Saved};
 use crate::store::dead_letters::Stored;
 use crate::store::ledger::Sightings;
 use crate::store::records::{DeadLetterRecord, RunState};
@@ -35,6 +40,7 @@ use crate::store::{Store, StoreError};
 
 mod ledger;
 pub mod letters;
+mod runs;
 mod waiting;
 
 /// How many deliveries are taken at a time. Dead letters of so many are stored in one transaction.
@@ -63,8 +69,14 @@ pub struct Office {
     pub metrics: Metrics,
     /// Told when a run may have ended.
     pub runs_changed: Arc<Notify>,
+    /// The flows.
+    pub flows: LiveFlows,
     /// What is known of who claims messages.
     pub sightings: Sightings,
+    /// Who of a step's replicas may hand over how much of its rate.
+    pub rates: Rates,
+    /// The containers there are.
+    pub containers: Arc<dyn Fn() -> Containers + Send + Sync>,
     /// What time it is.
     pub clock: Clock,
 }
@@ -81,11 +93,13 @@ impl Office {
             .consume(&self.names.ledger(), ledger::WINDOW)
             .await;
         let waiting = self.broker.consume(&self.names.waiting(), WINDOW).await;
+        let runs = self.broker.consume(&self.names.runs(), WINDOW).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(self.clone().read_news(news));
         tasks.spawn(self.clone().read_reports(reports));
         tasks.spawn(self.clone().read_ledger(ledger));
         tasks.spawn(self.clone().read_waiting(waiting));
+        tasks.spawn(self.clone().read_runs(runs));
         tasks.spawn(self.clone().read_letters(dead));
         tasks.spawn(self.read_letters(lost));
         // Cancel-safe: what is cut off was not acknowledged, and comes again.
@@ -113,6 +127,25 @@ impl Office {
         }
     }
 
+    async fn run_ended(
+        &self,
+        identity: &Identity,
+        run: MessageId,
+        state: RunState,
+        emitted: u64,
+        at: u64,
+    ) {
+        let end = || {
+            self.store
+                .run_ended(run, state, at, Some(emitted), None)
+                .boxed()
+        };
+        if until_stored(end).await {
+            tracing::info!(flow = identity.flow, %run, emitted, ?state, "the trigger of a run has ended");
+        }
+        self.runs_changed.notify_one();
+    }
+
     async fn handle(&self, news: News, reply: Option<&(String, String)>) {
         match news {
             News::AskCheckpoint {
@@ -120,36 +153,50 @@ impl Office {
                 run,
                 connection,
             } => {
-                let read = || {
+                let key = key(&identity, &connection);
+                let found = until_stored(|| self.store.checkpoint(&key).boxed()).await;
+                let version = found.as_ref().map_or(0, |found| found.version);
+                let checkpoint = found.and_then(|found| found.value);
+                let begin = || {
+                    let now = (self.clock)();
                     self.store
-                        .checkpoint(&identity.flow, &identity.step, &connection)
+                        .run_began(run, checkpoint.as_deref(), now)
                         .boxed()
                 };
-                let checkpoint = until_stored(read).await;
-                self.answer(CheckpointAnswer { run, checkpoint }, reply)
-                    .await;
+                let begun = until_stored(begin).await;
+                let answer = CheckpointAnswer {
+                    run,
+                    checkpoint,
+                    version,
+                    cancelled: begun.is_cancelled,
+                };
+                self.answer(answer, reply).await;
             }
             News::Checkpoint {
                 identity,
                 run,
                 connection,
                 number,
+                follows,
                 value,
             } => {
-                let saved = until_stored(|| {
-                    let (flow, step) = (&identity.flow, &identity.step);
+                let key = key(&identity, &connection);
+                let save = || {
                     self.store
-                        .save_checkpoint(flow, step, &connection, run, number, value.clone())
+                        .save_checkpoint(&key, run, number, value.clone(), follows)
                         .boxed()
-                })
-                .await;
-                if !saved {
-                    tracing::warn!(
-                        flow = identity.flow,
-                        step = identity.step,
-                        %run,
+                };
+                let (flow, step) = (&identity.flow, &identity.step);
+                match until_stored(save).await {
+                    Saved::Yes | Saved::Repeated => {}
+                    Saved::NotActive => tracing::warn!(
+                        flow, step, %run,
                         "a checkpoint of a run that is not the trigger's active one is not stored"
-                    );
+                    ),
+                    Saved::Overtaken { version } => tracing::warn!(
+                        flow, step, %run, version,
+                        "a checkpoint is not stored: another one was written since the run began"
+                    ),
                 }
             }
             News::RunEnded {
@@ -158,26 +205,33 @@ impl Office {
                 emitted,
                 at,
             } => {
-                let end = || {
-                    self.store
-                        .run_ended(run, RunState::Done, at, Some(emitted), None)
-                        .boxed()
-                };
-                if until_stored(end).await {
-                    tracing::info!(flow = identity.flow, %run, emitted, "the run ended");
-                }
-                self.runs_changed.notify_one();
+                self.run_ended(&identity, run, RunState::Done, emitted, at)
+                    .await;
             }
             News::RunRetries {
                 identity,
                 run,
                 reason,
                 next,
+                is_rebound,
             } => {
-                let retry = || self.store.run_retries(run, &reason, next).boxed();
+                let retry = || {
+                    self.store
+                        .run_retries(run, &reason, next, is_rebound)
+                        .boxed()
+                };
                 if until_stored(retry).await {
                     tracing::warn!(flow = identity.flow, %run, reason, "the run failed and is tried again");
                 }
+            }
+            News::RunCancelled {
+                identity,
+                run,
+                emitted,
+                at,
+            } => {
+                self.run_ended(&identity, run, RunState::Cancelled, emitted, at)
+                    .await;
             }
         }
     }
@@ -206,7 +260,7 @@ impl Office {
                         if delivery.kind == FOUND_TYPE {
                             self.take_answer(line);
                         } else {
-                            self.take_report(line, delivery.reply.as_ref());
+                            self.take_report(line, &delivery).await;
                         }
                     }
                     settle(delivery);
@@ -216,11 +270,13 @@ impl Office {
         }
     }
 
-    fn take_report(&self, line: &[u8], reply: Option<&(String, String)>) {
+    async fn take_report(&self, line: &[u8], delivery: &Delivery) {
         match serde_json::from_slice::<Report>(line) {
             Ok(report) if report.identity.instance == self.names.instance => {
-                if let Some((reply_to, _)) = reply {
+                if let Some((reply_to, _)) = &delivery.reply {
                     self.reports.note_address(&report.identity, reply_to);
+                    self.answer_report(&report, reply_to, !delivery.is_redelivered)
+                        .await;
                 }
                 self.reports.record(report, (self.clock)());
             }
@@ -231,6 +287,23 @@ impl Office {
                 );
             }
             Err(error) => tracing::debug!(%error, "a report that cannot be read"),
+        }
+    }
+
+    /// Tells a replica its share of its step's rate.
+    async fn answer_report(&self, report: &Report, reply_to: &str, is_fresh: bool) {
+        if report.pacing.is_none() {
+            return;
+        }
+        let containers = (self.containers)();
+        let now = (self.clock)();
+        let Some(share) = self.rates.answer(report, is_fresh, &containers, now) else {
+            return;
+        };
+        let body = serde_json::to_vec(&ToAgent::Share(share)).expect("an answer is JSON");
+        // Whoever gets no answer keeps what it has, and reports again.
+        if let Err(error) = self.broker.reply(reply_to, "share", body.into()).await {
+            tracing::debug!(error = %chain(&error), "cannot tell a replica its share of the rate");
         }
     }
 
@@ -288,6 +361,13 @@ impl Office {
                     if let Some(successor) = &former.successor
                         && self.pass_on(&record, successor).await
                     {
+                        let now = (self.clock)();
+                        let note = || {
+                            self.store
+                                .run_message_moved(&record, successor, now)
+                                .boxed()
+                        };
+                        until_stored(note).await;
                         continue;
                     }
                     record.cause = DeadCause::Removed;
@@ -329,6 +409,14 @@ impl Office {
                 false
             }
         }
+    }
+}
+
+fn key(identity: &Identity, connection: &str) -> CheckpointKey {
+    CheckpointKey {
+        flow: identity.flow.clone(),
+        step: identity.step.clone(),
+        connection: connection.to_owned(),
     }
 }
 

@@ -7,6 +7,7 @@ use towpath_protocol::MessageId;
 use towpath_protocol::frame::Why;
 use towpath_protocol::message::BATCH_TYPE;
 use towpath_protocol::office::{DEAD_TYPE, Grant, LEDGER_KEY, LEDGER_TYPE, NEWS_KEY, ToAgent};
+use towpath_protocol::runs::{Entry, Head, RUNS_KEY, RUNS_TYPE, write_run};
 
 use super::*;
 use crate::broker::Publication;
@@ -37,8 +38,8 @@ async fn world(faults: Faults) -> World {
     let flow = FlowTopology {
         flow: "orders".into(),
         steps: vec![("poll".into(), vec![]), ("crm".into(), after)],
-        ordered: std::collections::BTreeMap::new(),
         aliases: vec![],
+        ..FlowTopology::default()
     };
     let topology = Topology {
         names: names.clone(),
@@ -54,7 +55,10 @@ async fn world(faults: Faults) -> World {
         inquiry: Inquiry::default(),
         metrics: Metrics::new(),
         runs_changed: Arc::new(Notify::new()),
+        flows: tokio::sync::watch::channel(Arc::default()).1,
         sightings: Arc::new(|_| crate::ledger::Sighting::default()),
+        rates: crate::rates::Rates::default(),
+        containers: Arc::new(crate::rates::Containers::default),
         clock: crate::schedule::system_clock(),
     };
     let shutdown = CancellationToken::new();
@@ -92,6 +96,8 @@ fn run(number: u32) -> RunRecord {
         next_at: None,
         reason: None,
         payload: None,
+        tracked: false,
+        cancel_at: None,
     }
 }
 
@@ -146,10 +152,14 @@ impl World {
     async fn checkpoint(&self) -> Option<String> {
         let checkpoint = self
             .store
-            .checkpoint("orders", "poll", "default")
+            .checkpoint(&crate::store::checkpoints::CheckpointKey {
+                flow: "orders".into(),
+                step: "poll".into(),
+                connection: "default".into(),
+            })
             .await
             .unwrap();
-        checkpoint.map(|value| value.get().to_owned())
+        checkpoint?.value.map(|value| value.get().to_owned())
     }
 
     async fn dead(&self) -> Vec<crate::store::dead_letters::KeptLetter> {
@@ -194,6 +204,7 @@ async fn an_answer_includes_every_save_before_it() {
         panic!("not a checkpoint");
     };
     assert_eq!(answer.checkpoint.unwrap().get(), "49");
+    assert_eq!(answer.version, 50);
     world.stop().await;
 }
 
@@ -257,6 +268,82 @@ async fn what_is_delivered_twice_is_stored_once() {
     };
     world.eventually("all read", is_read).await;
     assert_eq!(world.dead().await.len(), 202);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_agents_report_of_a_run_is_stored_whatever_comes_twice() {
+    let faults = Faults {
+        refused: 0.2,
+        confirm_lost: 0.3,
+        acknowledgement_lost: 0.3,
+    };
+    let world = world(faults).await;
+    let tracked = RunRecord {
+        tracked: true,
+        ..run(1)
+    };
+    assert!(world.store.run_started(&tracked).await.unwrap());
+    let head = |step: &str, next: &str| Head {
+        identity: serde_json::from_str(&IDENTITY.replace("poll", step)).unwrap(),
+        ways: vec![vec![next.to_owned()]],
+    };
+    let report = |head: &Head, entries: &[Entry]| {
+        let mut body = Vec::new();
+        head.write(&mut body);
+        write_run(id(1), &mut body);
+        for entry in entries {
+            entry.write(&mut body);
+        }
+        Publication {
+            exchange: "t.office".into(),
+            key: RUNS_KEY.into(),
+            kind: RUNS_TYPE,
+            body: body.into(),
+            count: 1,
+        }
+    };
+    let (poll, crm) = (head("poll", "crm"), head("crm", "none"));
+    let done = |number: u32| Entry::Done {
+        id: id(number),
+        replays: 0,
+    };
+    let garbage = Publication {
+        body: "nonsense".into(),
+        ..report(&poll, &[])
+    };
+    world.publish(garbage).await;
+    for number in 100..150 {
+        // Done before it is known that it was emitted.
+        world.publish(report(&crm, &[done(number)])).await;
+        let emitted = Entry::Emitted {
+            id: id(number),
+            way: 0,
+            of_replayed: false,
+        };
+        world.publish(report(&poll, &[emitted])).await;
+    }
+    world.publish(report(&poll, &[done(1)])).await;
+    world.publish(ended(id(1))).await;
+    let progress = async |world: &World| {
+        let all = world.store.runs_progress(vec![id(1)]).await.unwrap();
+        all.into_iter().next().unwrap()
+    };
+    world
+        .eventually("the run is finished", async |world| {
+            let is_read = world.broker.ready("t.runs").is_empty();
+            is_read && progress(world).await.finished_at.is_some()
+        })
+        .await;
+    let sums: Vec<_> = progress(&world)
+        .await
+        .steps
+        .into_iter()
+        .map(|it| (it.step, it.open, it.done, it.dead))
+        .collect();
+    assert_eq!(sums.len(), 2, "{sums:?}");
+    assert!(sums.contains(&("crm".into(), 0, 50, 0)), "{sums:?}");
+    assert!(sums.contains(&("poll".into(), 0, 1, 0)), "{sums:?}");
     world.stop().await;
 }
 

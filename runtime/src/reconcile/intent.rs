@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use towpath_flow::model::{Fires, Flow, Step};
+use towpath_flow::model::{Flow, Step};
 
 use super::FlowState;
 
@@ -60,7 +60,7 @@ pub fn intent(flow: &Flow, state: FlowState, held: &Held, step: &Step) -> Intent
         );
     }
     // A tick that waits would bring in something new; a request that waits was taken already.
-    if state == FlowState::Draining && step.is_trigger && matches!(flow.fires, Fires::Every(_)) {
+    if state == FlowState::Draining && step.is_trigger && flow.fires.by_ticks() {
         return Intent::new(FlowState::Paused, "the flow drains");
     }
     Intent {

@@ -42,6 +42,7 @@ use super::watchdog::Watchdog;
 use super::{Desired, FlowState};
 use crate::engine::{ContainerState, Engine, EngineError, LogQuery, Observed, chain};
 use crate::ledger::Sighting;
+use crate::rates::Containers;
 use crate::reports::StepKey;
 
 /// The longest that one action may take. The engine has limits of its own, below this one.
@@ -156,6 +157,17 @@ impl Handle {
             looked_at: known.at,
             is_there,
             failure: failure.map(|failure| (failure.at, failure.reason.clone())),
+        }
+    }
+
+    /// Says which containers the last round saw that had not ended.
+    pub fn containers(&self) -> Containers {
+        let known = self.known.borrow();
+        let there = known.observed.iter();
+        let there = there.filter(|one| !matches!(one.state, ContainerState::Exited { .. }));
+        Containers {
+            looked_at: known.at,
+            there: there.map(|one| one.identity.clone()).collect(),
         }
     }
 

@@ -192,7 +192,14 @@ fn signals(
         .iter()
         .any(|report| report.state == AgentState::HeldBack);
     let full = successors(flow, step).find(|id| load(id).is_some_and(|it| it.is_half_full));
+    let is_paced = reports.iter().any(|report| {
+        report
+            .pacing
+            .as_ref()
+            .is_some_and(|pacing| pacing.is_waiting)
+    });
     let obstacle = match full {
+        _ if is_paced => Some("it is held back by its rate".to_owned()),
         Some(id) => Some(format!(
             "`{id}` after it is the bottleneck: its queue is more than half full"
         )),

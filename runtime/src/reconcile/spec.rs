@@ -16,15 +16,19 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use towpath_flow::model::{Fires, Flow, Limits, Step};
+use towpath_flow::limits::HELD_MAX;
+use towpath_flow::model::{Fires, Flow, Limits, Step, Validate};
 use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
+use towpath_protocol::handing::{BURST_PART, Handing, Misfit, Rate, Validation};
 use towpath_protocol::manifest::Kind;
-use towpath_protocol::start::{Identity, Order, Output, Partition, Routes, Settings, Start};
+use towpath_protocol::start::{
+    Branch, Identity, Order, Output, Partition, Routes, Settings, Start,
+};
 
 use super::intent::{Held, intent};
 use super::{DesiredFlow, DesiredStep, FlowState};
-use crate::broker::topology::Names;
+use crate::broker::topology::{Names, branch_tag};
 use crate::engine::{Image, ReplicaSpec};
 
 /// How many messages are in the hands of a replica when neither flow nor manifest says.
@@ -37,6 +41,9 @@ pub const BATCH_MAX: u32 = 1024;
 /// The most messages in a batch for a step that keeps an order: one replica sorts them all, and what it
 /// had not finished is sorted again by the next.
 pub const INTAKE_BATCH_MAX: u32 = 64;
+
+/// The most messages that go into a partition together.
+pub const PARTITION_BATCH_MAX: u32 = 16;
 
 /// How often a step may say "later" of one message. With the usual waits this is days.
 pub const REBOUNDS_MAX: u32 = 1_000;
@@ -245,10 +252,13 @@ fn blueprint(
             retry: step.retry.clone(),
             rebounds_max: REBOUNDS_MAX,
             once: step.once,
+            stream: step.is_trigger && flow.fires == Fires::Stream,
+            track: flow.track,
             body_bytes_max: ground.body_bytes_max,
             drain_ms: millis(drain),
             memory_bytes: step.limits.memory_bytes,
         },
+        handing: handing(step, &image),
         paused: false,
     };
     let made_from = MadeFrom {
@@ -269,6 +279,23 @@ fn blueprint(
         drain,
         start,
     })
+}
+
+/// How messages are handed to a step.
+fn handing(step: &Step, image: &Image) -> Handing {
+    let misfit = match step.handing.validate {
+        Validate::Off => None,
+        Validate::Warn => Some(Misfit::Warn),
+        Validate::DeadLetter => Some(Misfit::DeadLetter),
+    };
+    let manifest = image.manifest.as_ref();
+    let schema = manifest.and_then(|manifest| manifest.input.clone());
+    Handing {
+        validate: misfit
+            .zip(schema)
+            .map(|(misfit, schema)| Validation { schema, misfit }),
+        rate: step.handing.rate,
+    }
 }
 
 /// Everything that a replica is made from, but its number and whether it begins paused.
@@ -294,7 +321,7 @@ fn kind(flow: &Flow, step: &Step) -> Kind {
     match flow.fires {
         _ if !step.is_trigger => Kind::Action,
         Fires::Webhook => Kind::Webhook,
-        Fires::Every(_) => Kind::Poll,
+        Fires::Every(_) | Fires::Cron(_) | Fires::Stream => Kind::Poll,
     }
 }
 
@@ -310,6 +337,28 @@ fn concurrency(flow: &Flow, step: &Step, image: Option<&Image>) -> u32 {
         .max(1)
 }
 
+/// The most messages in a batch for a step with a rate: what it is handed in the tenth of a second.
+/// All of a batch wait in one replica for their turn.
+fn batch_of_rate(rate: Rate) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is not negative, and cut"
+    )]
+    let count = (rate.per_second() * BURST_PART).min(f64::from(BATCH_MAX)) as u32;
+    count.max(1)
+}
+
+/// The most messages that go into a partition together: if each takes as long as it may, a delivery
+/// and the one before it are settled in the time that a message may be held.
+fn partition_batch(step: &Step) -> u32 {
+    let by_time = (HELD_MAX / 2).as_millis() / step.timeout.as_millis().max(1);
+    u32::try_from(by_time)
+        .unwrap_or(u32::MAX)
+        .clamp(1, PARTITION_BATCH_MAX)
+        .min(step.handing.rate.map_or(PARTITION_BATCH_MAX, batch_of_rate))
+}
+
 fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, StepFacts>) -> Routes {
     let mut outputs = BTreeMap::new();
     for successor in &flow.steps {
@@ -319,20 +368,37 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
         let takes = if successor.order.is_some() {
             INTAKE_BATCH_MAX
         } else {
-            concurrency(flow, successor, image).min(BATCH_MAX)
+            concurrency(flow, successor, image)
+                .min(BATCH_MAX)
+                .min(successor.handing.rate.map_or(BATCH_MAX, batch_of_rate))
         };
         for (from, port) in &successor.after {
             if *from != step.id {
                 continue;
             }
             let output = outputs.entry(port.clone()).or_insert_with(|| Output {
-                key: {
-                    let to = successors(flow, &step.id, port);
-                    Names::port_key(&step.id, port, to.iter().map(String::as_str))
-                },
-                batch_max: takes,
+                key: None,
+                batch_max: BATCH_MAX,
+                in_order: false,
+                steps: Vec::new(),
+                branches: Vec::new(),
             });
-            output.batch_max = output.batch_max.min(takes);
+            if let Some(tag) = branch_of(successor) {
+                output.branches.push(Branch {
+                    step: successor.id.clone(),
+                    key: Names::branch_key(&step.id, port, &successor.id, &tag),
+                    batch_max: takes,
+                    in_order: successor.order.is_some(),
+                    when: successor.when.clone(),
+                });
+            } else {
+                let others = successors(flow, &step.id, port);
+                let others = others.iter().map(String::as_str);
+                output.key = Some(Names::port_key(&step.id, port, others));
+                output.steps.push(successor.id.clone());
+                output.batch_max = output.batch_max.min(takes);
+                output.in_order |= successor.order.is_some();
+            }
         }
     }
     let partitions = step.order.as_ref().map(|order| order.partitions);
@@ -348,6 +414,7 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
                     key: Names::partition_key(&step.id, number),
                 })
                 .collect(),
+            batch_max: partition_batch(step),
         }),
         outputs_exchange: names.flow(&flow.name),
         outputs,
@@ -359,10 +426,16 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
     }
 }
 
-/// The steps that a port leads to, as the names of their queues have them.
+/// What makes a step a branch, as routing keys have it; none if it takes everything.
+fn branch_of(step: &Step) -> Option<String> {
+    branch_tag(step.when.as_deref(), step.order.is_some())
+}
+
+/// The steps that take everything that leaves by a port, as the names of their queues have them.
 fn successors(flow: &Flow, step: &str, port: &str) -> Vec<String> {
     flow.steps
         .iter()
+        .filter(|it| branch_of(it).is_none())
         .filter(|it| it.after.iter().any(|(from, by)| from == step && by == port))
         .map(|it| {
             let partitions = it.order.as_ref().map(|order| order.partitions);

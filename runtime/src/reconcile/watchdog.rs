@@ -337,6 +337,7 @@ mod tests {
             step_resident_bytes: 0,
             agent_resident_bytes: 0,
             last_lines: Vec::new(),
+            pacing: None,
         }
     }
 

@@ -184,13 +184,13 @@ fn no_step(place: Place<'_>, step: &str, steps: Vec<String>) -> NoRoute {
 }
 
 fn is_tick(flow: &LiveFlow, place: Place<'_>) -> bool {
-    flow.trigger.every.is_some() && place.port.is_none() && flow.trigger.step == place.step
+    flow.trigger.fires.by_ticks() && place.port.is_none() && flow.trigger.step == place.step
 }
 
 /// The steps that can take a message: all with a queue but a trigger that takes ticks.
 fn takers(flow: &LiveFlow) -> Vec<String> {
     let is_taker = |step: &&(String, Vec<(String, String)>)| {
-        flow.trigger.every.is_none() || step.0 != flow.trigger.step
+        !flow.trigger.fires.by_ticks() || step.0 != flow.trigger.step
     };
     flow.steps
         .iter()
@@ -232,7 +232,10 @@ fn before<'a>(flow: &'a LiveFlow, steps: &[&'a str]) -> BTreeSet<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
+
+    use towpath_flow::{Fires, Missed, Overlap};
 
     use super::*;
     use crate::live::LiveTrigger;
@@ -245,11 +248,15 @@ mod tests {
         LiveFlow {
             name: "orders".into(),
             version: 1,
+            applied_at: 0,
             state: FlowState::Running,
+            track: false,
             trigger: LiveTrigger {
                 step: trigger.into(),
                 has_image: true,
-                every,
+                fires: every.map_or(Fires::Webhook, Fires::Every),
+                overlap: Overlap::Skip,
+                missed: Missed::Once,
             },
             ordered: std::collections::BTreeMap::new(),
             steps: vec![
@@ -258,6 +265,7 @@ mod tests {
                 ("crm".into(), after("shape")),
                 ("audit".into(), after("shape")),
             ],
+            branches: BTreeMap::new(),
         }
     }
 

@@ -18,7 +18,7 @@ use towpath_protocol::message::{Lineage, Message};
 use towpath_protocol::office::DeadCause;
 
 use super::records::{DeadLetterRecord, DeadState, OpenDeadLetters};
-use super::{Store, StoreError, columns, now_ms};
+use super::{Store, StoreError, columns, now_ms, tracking};
 use crate::fingerprint;
 
 /// Which dead letters.
@@ -120,6 +120,9 @@ impl Store {
                 .iter()
                 .map(|letter| store(&transaction, letter))
                 .collect::<rusqlite::Result<_>>()?;
+            for letter in &letters {
+                tracking::died(&transaction, letter, now_ms())?;
+            }
             transaction.commit()?;
             Ok(stored)
         })
@@ -196,6 +199,28 @@ impl Store {
         to: DeadState,
     ) -> Result<bool, StoreError> {
         Ok(self.change_dead_letters(vec![id], from, to).await? == 1)
+    }
+
+    /// Says that a dead letter that somebody took was sent: to its step, or to an earlier one.
+    /// Returns whether it was taken.
+    pub async fn dead_letter_sent(&self, id: u64, to: Option<String>) -> Result<bool, StoreError> {
+        self.with("note that a dead letter was sent", move |database| {
+            let transaction = database.transaction()?;
+            let now = now_ms();
+            let changed = transaction.execute(
+                "UPDATE dead_letters SET state = 'replayed', changed_at = ?2
+                 WHERE id = ?1 AND state = 'replaying' AND job IS NULL",
+                params![id, now],
+            )?;
+            if changed == 1
+                && let Some(letter) = one(&transaction, id)?
+            {
+                tracking::replayed(&transaction, &letter, to.as_deref(), now)?;
+            }
+            transaction.commit()?;
+            Ok(changed == 1)
+        })
+        .await
     }
 
     /// Changes the state of those dead letters that are `from` and in no job, in one transaction.

@@ -172,6 +172,8 @@ fn run(number: u32) -> RunRecord {
         next_at: None,
         reason: None,
         payload: None,
+        tracked: false,
+        cancel_at: None,
     }
 }
 

@@ -239,6 +239,61 @@ CREATE TABLE answered_requests (
     flow    TEXT NOT NULL,
     at      INTEGER NOT NULL
 ) STRICT;
+", "
+-- A run that begins when the active one has ended.
+CREATE UNIQUE INDEX one_queued_run ON runs (flow, connection) WHERE state = 'queued';
+
+-- A checkpoint has a version, and may be none although it was one: what says so keeps its version.
+ALTER TABLE checkpoints RENAME TO checkpoints_before;
+CREATE TABLE checkpoints (
+    flow       TEXT NOT NULL REFERENCES flows (name) ON DELETE CASCADE,
+    step       TEXT NOT NULL,
+    connection TEXT NOT NULL,
+    version    INTEGER NOT NULL,
+    run        TEXT,
+    number     INTEGER NOT NULL,
+    value      TEXT,
+    saved_at   INTEGER NOT NULL,
+    PRIMARY KEY (flow, step, connection)
+) STRICT;
+INSERT INTO checkpoints SELECT flow, step, connection, 1, run, number, value, saved_at FROM checkpoints_before;
+DROP TABLE checkpoints_before;
+", "
+-- What came of runs. `tracked` is 0 for no, 1 for yes, 2 for given up; `forgotten` is 0 for no, 1 while
+-- messages are being forgotten, 2 for yes.
+ALTER TABLE runs ADD COLUMN tracked INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE runs ADD COLUMN began_at INTEGER;
+ALTER TABLE runs ADD COLUMN progress_at INTEGER;
+ALTER TABLE runs ADD COLUMN finished_at INTEGER;
+ALTER TABLE runs ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE runs ADD COLUMN lost TEXT;
+ALTER TABLE runs ADD COLUMN cancel_at INTEGER;
+ALTER TABLE runs ADD COLUMN is_rebound INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE runs ADD COLUMN checkpoint_before TEXT;
+ALTER TABLE runs ADD COLUMN checkpoint_after TEXT;
+CREATE INDEX runs_to_forget ON runs (finished_at) WHERE forgotten < 2 AND tracked <> 0;
+
+-- The sums of each step of a run. No reference to runs: what is of a run that is gone goes a little
+-- at a time.
+CREATE TABLE run_steps (
+    id   INTEGER PRIMARY KEY AUTOINCREMENT,
+    run  TEXT NOT NULL,
+    step TEXT NOT NULL,
+    open INTEGER NOT NULL,
+    done INTEGER NOT NULL,
+    dead INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX one_run_step ON run_steps (run, step);
+
+-- The messages of a step of a run; `rank` is how often it was replayed, times 4, and 0 for open, 1
+-- for done, 2 for dead.
+CREATE TABLE run_messages (
+    step    INTEGER NOT NULL,
+    message BLOB NOT NULL,
+    rank    INTEGER NOT NULL,
+    PRIMARY KEY (step, message)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX waiting_by_run ON waiting (run);
 "];
 
 /// Brings a database to the newest shape.

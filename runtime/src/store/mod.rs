@@ -17,7 +17,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 pub mod answered;
-mod checkpoints;
+pub mod checkpoints;
 mod columns;
 pub mod dead_groups;
 pub mod dead_letters;
@@ -32,8 +32,9 @@ pub mod records;
 #[cfg(test)]
 mod records_tests;
 pub mod replay_jobs;
-mod runs;
+pub mod runs;
 pub mod secrets;
+pub mod tracking;
 pub mod waiting;
 pub mod webhook_keys;
 

@@ -41,12 +41,59 @@ pub struct RunRecord {
     pub reason: Option<String>,
     /// What a person gave with `towpath run --payload`.
     pub payload: Option<Box<RawValue>>,
+    /// Whether it is noted what comes of it.
+    pub tracked: bool,
+    /// Since when it is to be cancelled, in milliseconds since 1970.
+    pub cancel_at: Option<u64>,
+}
+
+/// What is known of a run beside its record.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RunProgress {
+    /// Whether it is noted what comes of it.
+    pub tracked: bool,
+    /// When its tick was taken first. All times are in milliseconds since 1970.
+    pub began_at: Option<u64>,
+    /// When something was heard of it last: a checkpoint, or a message.
+    pub progress_at: Option<u64>,
+    /// Since when everything that came of it is settled.
+    pub finished_at: Option<u64>,
+    /// Why not everything that came of it is known.
+    pub lost: Option<String>,
+    /// Since when it is to be cancelled.
+    pub cancel_at: Option<u64>,
+    /// It waits because it is not yet time, not because it failed.
+    pub is_rebound: bool,
+    /// Where its trigger was when it began; the beginning of it, if it is long.
+    pub checkpoint_before: Option<String>,
+    /// Where its trigger was last.
+    pub checkpoint_after: Option<String>,
+    /// How many of its messages wait to be tried again.
+    pub retrying: u64,
+    /// The steps that messages of it came to, in the order in which they did: first its trigger's,
+    /// with the tick.
+    pub steps: Vec<StepSums>,
+}
+
+/// How many messages of a run came to a step.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StepSums {
+    /// The step.
+    pub step: String,
+    /// Not settled.
+    pub open: u64,
+    /// Settled as done.
+    pub done: u64,
+    /// Given up.
+    pub dead: u64,
 }
 
 /// How far a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
+    /// Remembered: it begins when the one that is active has ended.
+    Queued,
     /// Recorded; whether its tick was published is not known: it is published again.
     Recorded,
     /// Its tick is confirmed by the broker.
@@ -57,6 +104,8 @@ pub enum RunState {
     Failed,
     /// Its tick is nowhere any more: given up, so that the next can fire.
     Abandoned,
+    /// An operator cancelled it.
+    Cancelled,
 }
 
 impl RunState {

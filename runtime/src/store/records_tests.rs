@@ -9,6 +9,7 @@ use towpath_protocol::message::PastAttempt;
 use towpath_protocol::office::DeadCause;
 
 use super::Store;
+use super::checkpoints::{CheckpointKey, Saved, Written};
 use super::dead_letters::DeadQuery;
 use super::flows::NewVersion;
 use super::records::{DeadLetterRecord, DeadState, RunRecord, RunState};
@@ -53,6 +54,8 @@ fn run(number: u8) -> RunRecord {
         next_at: None,
         reason: None,
         payload: Some(raw(r#"{"a":1}"#)),
+        tracked: false,
+        cancel_at: None,
     }
 }
 
@@ -84,51 +87,142 @@ fn letter(step: &str) -> DeadLetterRecord {
     }
 }
 
+fn position(connection: &str) -> CheckpointKey {
+    CheckpointKey {
+        flow: "orders".into(),
+        step: "poll".into(),
+        connection: connection.into(),
+    }
+}
+
 #[tokio::test]
 async fn only_the_active_run_moves_the_checkpoint() {
     let store = store().await;
-    let save = |run: u8, value: &'static str| {
-        let store = store.clone();
-        async move {
-            let id = MessageId::from_bytes([run; 16]);
-            store
-                .save_checkpoint("orders", "poll", "default", id, 1, raw(value))
-                .await
-                .unwrap()
-        }
+    let key = position("default");
+    let save = async |run: u8, value: &str, follows| {
+        let id = MessageId::from_bytes([run; 16]);
+        store
+            .save_checkpoint(&key, id, 1, raw(value), follows)
+            .await
+            .unwrap()
     };
     assert!(store.run_started(&run(1)).await.unwrap());
-    assert!(save(1, "1").await);
-    assert!(save(1, r#"{"a":2}"#).await);
-    assert!(!save(2, "3").await, "a run that nobody knows");
+    assert_eq!(save(1, "1", Some(0)).await, Saved::Yes);
+    // An agent of before there were versions.
+    assert_eq!(save(1, r#"{"a":2}"#, None).await, Saved::Yes);
+    assert_eq!(save(2, "3", None).await, Saved::NotActive);
     store
         .run_ended(run(1).id, RunState::Abandoned, 9, None, None)
         .await
         .unwrap();
-    assert!(!save(1, "4").await, "a run that has ended");
-    let value = store
-        .checkpoint("orders", "poll", "default")
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(value.get(), r#"{"a":2}"#);
-    assert!(
-        store
-            .checkpoint("orders", "poll", "other")
-            .await
-            .unwrap()
-            .is_none()
-    );
+    assert_eq!(save(1, "4", Some(2)).await, Saved::NotActive);
+    let found = store.checkpoint(&key).await.unwrap().unwrap();
+    assert_eq!(found.value.unwrap().get(), r#"{"a":2}"#);
+    assert_eq!((found.version, found.run), (2, Some(run(1).id)));
+    let other = store.checkpoint(&position("other")).await.unwrap();
+    assert!(other.is_none());
     store
         .delete_flow("orders", Vec::new(), false)
         .await
         .unwrap();
-    assert!(
+    assert!(store.checkpoint(&key).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn of_two_writers_only_the_one_who_saw_the_last_version_writes() {
+    let store = store().await;
+    let key = position("default");
+    let id = run(1).id;
+    assert!(store.run_started(&run(1)).await.unwrap());
+    let save = async |number, value: &str, follows| {
         store
-            .checkpoint("orders", "poll", "default")
+            .save_checkpoint(&key, id, number, raw(value), Some(follows))
             .await
             .unwrap()
-            .is_none()
+    };
+    assert_eq!(save(1, "1", 0).await, Saved::Yes);
+    assert_eq!(save(2, "2", 1).await, Saved::Yes);
+    // The same agent, cut off for long, with what it said before.
+    let overtaken = Saved::Overtaken { version: 2 };
+    assert_eq!(save(1, "1", 0).await, overtaken);
+
+    // A person, while the run is active.
+    let write = async |value: Option<&str>, follows, force| {
+        store
+            .write_checkpoint(&key, value.map(raw), follows, force)
+            .await
+            .unwrap()
+    };
+    assert_eq!(
+        write(Some("9"), None, false).await,
+        Written::Active { run: id }
+    );
+    assert_eq!(
+        write(Some("9"), Some(1), true).await,
+        Written::Changed { version: 2 }
+    );
+    assert_eq!(
+        write(Some("9"), Some(2), true).await,
+        Written::Yes { version: 3 }
+    );
+    // The run goes on, and does not undo it.
+    assert_eq!(save(3, "3", 2).await, Saved::Overtaken { version: 3 });
+    let found = store.checkpoint(&key).await.unwrap().unwrap();
+    assert_eq!((found.value.unwrap().get(), found.run), ("9", None));
+
+    // What is taken away keeps its version: nothing of before fits again.
+    assert_eq!(write(None, None, true).await, Written::Yes { version: 4 });
+    assert_eq!(save(4, "4", 0).await, Saved::Overtaken { version: 4 });
+    let found = store.checkpoint(&key).await.unwrap().unwrap();
+    assert!(found.value.is_none());
+    assert_eq!(save(1, "1", 4).await, Saved::Yes);
+}
+
+#[tokio::test]
+async fn a_save_that_is_said_twice_is_stored_once() {
+    let store = store().await;
+    let key = position("default");
+    assert!(store.run_started(&run(1)).await.unwrap());
+    let save = async || {
+        store
+            .save_checkpoint(&key, run(1).id, 7, raw("1"), Some(0))
+            .await
+            .unwrap()
+    };
+    assert_eq!(save().await, Saved::Yes);
+    assert_eq!(save().await, Saved::Repeated);
+    assert_eq!(store.checkpoint(&key).await.unwrap().unwrap().version, 1);
+}
+
+#[tokio::test]
+async fn at_most_one_further_run_is_remembered() {
+    let store = store().await;
+    let queued = |number| RunRecord {
+        state: RunState::Queued,
+        ..run(number)
+    };
+    assert!(store.run_started(&run(1)).await.unwrap());
+    assert!(store.run_started(&queued(2)).await.unwrap());
+    assert!(!store.run_started(&queued(3)).await.unwrap());
+    assert!(store.run_released("orders", 50).await.unwrap().is_none());
+    assert_eq!(
+        store.last_run("orders").await.unwrap().unwrap().id,
+        run(1).id
+    );
+    store
+        .run_ended(run(1).id, RunState::Done, 9, Some(1), None)
+        .await
+        .unwrap();
+    let released = store.run_released("orders", 50).await.unwrap().unwrap();
+    assert_eq!(
+        (released.id, released.state),
+        (run(2).id, RunState::Recorded)
+    );
+    assert_eq!((released.due, released.started_at), (50, 50));
+    assert!(store.run_released("orders", 51).await.unwrap().is_none());
+    assert_eq!(
+        store.active_run("orders").await.unwrap().unwrap().id,
+        run(2).id
     );
 }
 
@@ -171,7 +265,7 @@ async fn an_end_is_an_end() {
     let store = store().await;
     let id = run(1).id;
     store.run_started(&run(1)).await.unwrap();
-    assert!(store.run_retries(id, "429", 500).await.unwrap());
+    assert!(store.run_retries(id, "429", 500, false).await.unwrap());
     let retrying = store.run(id).await.unwrap().unwrap();
     assert_eq!((retrying.attempts, retrying.next_at), (1, Some(500)));
     assert!(
@@ -186,7 +280,7 @@ async fn an_end_is_an_end() {
             .await
             .unwrap()
     );
-    assert!(!store.run_retries(id, "late", 950).await.unwrap());
+    assert!(!store.run_retries(id, "late", 950, false).await.unwrap());
     store.run_published(id).await.unwrap();
     let done = store.run(id).await.unwrap().unwrap();
     assert_eq!(

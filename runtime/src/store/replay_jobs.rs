@@ -10,8 +10,8 @@
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::dead_letters::{KeptLetter, read_letter};
-use super::{Store, StoreError, columns, now_ms};
+use super::dead_letters::{KeptLetter, one, read_letter};
+use super::{Store, StoreError, columns, now_ms, tracking};
 
 /// A job to begin.
 #[derive(Debug, Clone, Default)]
@@ -185,8 +185,19 @@ impl Store {
                     "UPDATE dead_letters SET state = ?3, job = ?4, changed_at = ?5
                      WHERE id = ?1 AND job = ?2 AND state = 'replaying'",
                 )?;
+                let to: Option<String> = transaction
+                    .prepare_cached("SELECT from_step FROM replay_jobs WHERE id = ?1")?
+                    .query_row([job], |row| row.get(0))
+                    .optional()?
+                    .flatten();
                 for id in &progress.sent {
-                    counts[0] += mark.execute(params![id, job, "replayed", job, now])? as u64;
+                    let sent = mark.execute(params![id, job, "replayed", job, now])? as u64;
+                    counts[0] += sent;
+                    if sent == 1
+                        && let Some(letter) = one(&transaction, *id)?
+                    {
+                        tracking::replayed(&transaction, &letter, to.as_deref(), now)?;
+                    }
                 }
                 for id in &progress.skipped {
                     let nobody = None::<u64>;

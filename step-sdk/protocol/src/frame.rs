@@ -33,6 +33,9 @@ pub enum ToStep<'a> {
     Cancel(Cancel<'a>),
     /// A checkpoint is durable.
     Saved(Saved),
+    /// A trigger that runs for ever is to come to an end: save a checkpoint and say `done`. The next
+    /// tick goes on from there.
+    Finish(Finish),
     /// No more will come: finish what is in hand and exit with 0.
     Drain(Drain),
 }
@@ -119,6 +122,13 @@ pub struct Tick<'a> {
     pub payload: Option<&'a RawValue>,
 }
 
+/// A tick is to come to an end, though there is always more.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Finish {
+    /// The tick.
+    pub id: MessageId,
+}
+
 /// Why a trigger fires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -127,6 +137,8 @@ pub enum Why {
     Schedule,
     /// A person asked for it.
     Manual,
+    /// A request began it. Runs have this reason, and no tick.
+    Webhook,
 }
 
 /// The body of a tick's message, from the control plane to a trigger's agent.

@@ -7,8 +7,10 @@
 //! | [`frame`] | agent ⇄ step process | the step protocol |
 //! | [`manifest`] | step image → control plane | what a step is and takes |
 //! | [`start`] | control plane → agent | everything an agent needs, once, on its standard input |
+//! | [`handing`] | the same | how messages are handed to a step |
 //! | [`log`] | agent → whoever reads a container's log | one line |
 //! | [`office`] | agent → control plane, through the broker | reports, checkpoints, dead letters |
+//! | [`runs`] | agent → control plane, through the broker | what came of runs |
 //!
 //! # Invariants
 //!
@@ -17,11 +19,13 @@
 //!   What cannot be said that way is a new [`CONTRACT`].
 
 pub mod frame;
+pub mod handing;
 pub mod id;
 pub mod log;
 pub mod manifest;
 pub mod message;
 pub mod office;
+pub mod runs;
 pub mod start;
 
 pub use id::MessageId;

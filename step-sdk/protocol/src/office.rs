@@ -6,6 +6,7 @@
 //! | [`LEDGER_KEY`] | durable, in order | [`LedgerEntry`]: who has which message, and what is settled |
 //! | [`REPORT_KEY`] | short, forgets the oldest | [`Report`]: each is the whole truth; [`Found`]: answers |
 //! | [`WAITING_KEY`] | bounded, forgets the oldest | [`Waiting`]: what went into the delay ladder |
+//! | [`RUNS_KEY`](crate::runs::RUNS_KEY) | durable, in order, bounded | [`crate::runs`]: what came of runs |
 //!
 //! Dead letters go to an exchange of their own. While the control plane is away all of them wait;
 //! nothing else does, but for steps with `once: true`, which cannot claim messages without it.
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::MessageId;
+use crate::handing::Rate;
 use crate::message::PastAttempt;
 use crate::start::Identity;
 
@@ -77,6 +79,10 @@ pub enum News {
         connection: String,
         /// Larger each time within one attempt at a tick.
         number: u64,
+        /// The version of the checkpoint that it replaces: what was answered, and one more for each
+        /// save since. It is not stored if there is another one by then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follows: Option<u64>,
         /// The position.
         value: Box<RawValue>,
     },
@@ -101,6 +107,20 @@ pub enum News {
         reason: String,
         /// When, in milliseconds since 1970.
         next: u64,
+        /// It is not yet time, rather than that it failed.
+        #[serde(default)]
+        is_rebound: bool,
+    },
+    /// A tick was left because an operator cancelled its run: nothing more comes of it.
+    RunCancelled {
+        /// Whose.
+        identity: Identity,
+        /// The tick.
+        run: MessageId,
+        /// How many messages it emitted in this attempt.
+        emitted: u64,
+        /// When, in milliseconds since 1970.
+        at: u64,
     },
 }
 
@@ -114,6 +134,11 @@ pub enum ToAgent {
     Claimed(Claimed),
     /// A question about one message; answered by [`Found`], to [`REPORT_KEY`].
     Find(Find),
+    /// A run is cancelled: whoever has its tick leaves it, and says so with
+    /// [`News::RunCancelled`]. Repeated until that is heard.
+    Cancel(CancelRun),
+    /// What its share of its step's rate is.
+    Share(Share),
 }
 
 /// An entry of the **ledger**: the record of which messages of a step are in somebody's hands and
@@ -204,6 +229,13 @@ pub enum Grant {
     },
 }
 
+/// That a run is cancelled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CancelRun {
+    /// The run.
+    pub run: MessageId,
+}
+
 /// A question about one message.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Find {
@@ -277,6 +309,18 @@ pub enum What {
         parent: MessageId,
         /// The port it left by.
         port: String,
+        /// The step it went to, if it went to this one alone; else it went to all that take
+        /// everything.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+    },
+    /// The step emitted it, and no condition of the steps after it held for it: it went nowhere.
+    Unmatched {
+        /// The message it was made from.
+        #[schemars(with = "String")]
+        parent: MessageId,
+        /// The port it left by.
+        port: String,
     },
     /// Settled as done.
     Done {
@@ -344,6 +388,12 @@ pub struct CheckpointAnswer {
     pub run: MessageId,
     /// The position; none if none was saved.
     pub checkpoint: Option<Box<RawValue>>,
+    /// Its version, which each write raises by one; 0 if there never was one.
+    #[serde(default)]
+    pub version: u64,
+    /// The run is cancelled: its tick is not handed over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
 }
 
 /// How an agent is. Every number counts from the start of the agent, so that any report replaces
@@ -383,6 +433,32 @@ pub struct Report {
     /// The last lines that the step process wrote before it died, if it keeps dying.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_lines: Vec<String>,
+    /// How it keeps to its step's rate, if that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pacing: Option<Pacing>,
+}
+
+/// How an agent keeps to its step's rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Pacing {
+    /// The number of the report, from 1. Only an answer to the last one counts, so what is said here
+    /// stays true until the next report, unless this one is answered.
+    pub number: u64,
+    /// The rate of the step.
+    pub rate: Rate,
+    /// Messages a second that this replica may hand over.
+    pub share: f64,
+    /// Messages waited for their turn since the report before.
+    pub is_waiting: bool,
+}
+
+/// The answer to a report with [`Report::pacing`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// [`Pacing::number`] of the report.
+    pub number: u64,
+    /// Messages a second that the replica may hand over from now on.
+    pub per_second: f64,
 }
 
 /// What an agent is doing.
@@ -437,6 +513,12 @@ pub struct Counters {
     /// that is when they come out of there.
     #[serde(default)]
     pub sorted: u64,
+    /// Outputs that no condition of the steps after this one held for: they went nowhere.
+    #[serde(default)]
+    pub unmatched: u64,
+    /// Bodies that are not what the step takes (`validate`), whatever came of them.
+    #[serde(default)]
+    pub invalid: u64,
 }
 
 /// A histogram of handler times.
@@ -501,6 +583,8 @@ pub enum DeadCause {
     Rebounds,
     /// It cannot be read.
     Undecodable,
+    /// Its body is not what the step takes (`validate: dead-letter`).
+    Invalid,
     /// The step emitted something that cannot be sent on, such as a body above the limit.
     Output,
     /// It was delivered too often without being settled (the broker's delivery limit).
@@ -513,4 +597,6 @@ pub enum DeadCause {
     Removed,
     /// The step keeps an order, and no key to order it by can be computed.
     Key,
+    /// The step's condition (`when`) failed for it, so nobody knows whether it goes there.
+    Condition,
 }

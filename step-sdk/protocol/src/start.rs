@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::handing::Handing;
 use crate::manifest::Kind;
 
 /// The document.
@@ -34,6 +35,9 @@ pub struct Start {
     pub redact: Vec<String>,
     /// How it is to be treated.
     pub settings: Settings,
+    /// How messages are handed to it.
+    #[serde(default)]
+    pub handing: Handing,
     /// Start without consuming, until told to (see [`PAUSE_SIGNAL`]).
     #[serde(default)]
     pub paused: bool,
@@ -85,14 +89,43 @@ pub struct Routes {
     pub office_exchange: String,
 }
 
-/// Where the outputs of a port go.
+/// Where the outputs of a port go: all of them to the steps behind `key`, and each to those branches
+/// whose condition holds for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
-    /// The routing key.
-    pub key: String,
+    /// The routing key of the steps that take everything; none if each of them is a branch.
+    pub key: Option<String>,
     /// The most messages to put in one batch: a slow successor wants small ones, so that its
     /// replicas share the work.
     pub batch_max: u32,
+    /// Whether one of those keeps an order: then one batch is under way at a time, so that none
+    /// overtakes another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_order: bool,
+    /// The steps that the key leads to: each gets every output.
+    #[serde(default)]
+    pub steps: Vec<String>,
+    /// The steps that have a way of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<Branch>,
+}
+
+/// A step that does not take everything: its own way out of a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branch {
+    /// The step.
+    pub step: String,
+    /// The routing key that leads to it alone; it names the step and what makes it a branch.
+    pub key: String,
+    /// The most messages to put in one batch.
+    pub batch_max: u32,
+    /// Whether it keeps an order: then one batch is under way at a time, so that none
+    /// overtakes another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_order: bool,
+    /// A jq condition on the body: what it does not hold for does not go there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
 }
 
 /// How the messages of a step are kept in order. What comes for it comes into its **intake**; one of
@@ -105,6 +138,10 @@ pub struct Order {
     pub by: String,
     /// The partitions.
     pub partitions: Vec<Partition>,
+    /// The most messages that go into a partition together: who takes over a partition handles again
+    /// what of a delivery was handled before, and all of a delivery must be settled before the broker
+    /// takes it back.
+    pub batch_max: u32,
 }
 
 /// A part of the messages of a step that keeps an order: those of some keys.
@@ -168,6 +205,14 @@ pub struct Settings {
     /// message in the ledger before they hand it over; see [`crate::office::Claim`].
     #[serde(default)]
     pub once: bool,
+    /// It is a trigger that runs for ever (`stream: true`): it is told when it is to come to an end,
+    /// and its run then ends well.
+    #[serde(default)]
+    pub stream: bool,
+    /// What comes of each message is reported, so that it is known when a run is finished; see
+    /// [`crate::runs`].
+    #[serde(default)]
+    pub track: bool,
     /// The largest body, in bytes.
     pub body_bytes_max: usize,
     /// How long a drain may take before the step is killed, in milliseconds.

@@ -29,10 +29,25 @@ pub struct Config {
     /// a text that grows. Without it the whole list is read every time.
     #[serde(default)]
     pub cursor: Option<Path>,
-    /// The parameter that asks for what changed since; sent once there is a checkpoint.
+    /// The parameter that asks for what changed since; sent once there is a checkpoint, or from the
+    /// first time on with `since`.
     #[serde(default = "default_since_param")]
     #[schemars(default = "default_since_param")]
     pub since_param: String,
+    /// How far the first run goes back, such as `90d`. Everything, if left out.
+    #[serde(default)]
+    pub since: Option<Span>,
+    /// How the source writes the times that `since` is compared with.
+    #[serde(default)]
+    pub since_format: SinceFormat,
+    /// How far each run goes back behind the last one, such as `5m`, for items that appear late, with
+    /// an old time. What was brought in is recognised.
+    #[serde(default)]
+    pub look_back: Option<Span>,
+    /// A jq condition on an item: one for which it gives nothing, or nothing but `false` and `null`,
+    /// is left out.
+    #[serde(default)]
+    pub filter: Option<String>,
     /// The source lists items in the order of their `cursor`, oldest first. Then a long walk saves
     /// its place after every page; otherwise only at its end.
     #[serde(default)]
@@ -57,10 +72,25 @@ pub struct Config {
     #[serde(default = "default_max_pages")]
     #[schemars(default = "default_max_pages")]
     pub max_pages: NonZeroU32,
-    /// The largest page, in MiB.
+    /// The largest page, in MiB. It is read as it comes, and never held.
     #[serde(default = "default_page_mib_max")]
-    #[schemars(default = "default_page_mib_max", range(min = 1, max = 256))]
+    #[schemars(default = "default_page_mib_max", range(min = 1, max = 65536))]
     pub page_mib_max: u32,
+}
+
+/// How a source writes times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SinceFormat {
+    /// As a text: `2026-11-21T10:00:00Z`.
+    #[default]
+    Time,
+    /// As a text without a time of day: `2026-11-21`.
+    Date,
+    /// As a number: seconds since 1970.
+    Seconds,
+    /// As a number: milliseconds since 1970.
+    Milliseconds,
 }
 
 /// How to get from page to page.
@@ -70,20 +100,21 @@ pub struct PageConfig {
     /// The way.
     #[serde(default)]
     pub style: Style,
-    /// The parameter that names the page: `page` for numbers, `cursor` for cursors.
+    /// The parameter that names the page: `page` for numbers, `cursor` for cursors, `offset` for
+    /// offsets.
     #[serde(default)]
     pub param: Option<String>,
     /// For cursors: the path to the cursor, or the URL, of the next page; `next_cursor` if left
-    /// out. Where nothing is, the list ends.
+    /// out. For URLs: the path to the URL; `next` if left out. Where nothing is, the list ends.
     #[serde(default)]
     pub next: Option<Path>,
-    /// The parameter that asks for a number of items, such as `limit`.
+    /// The parameter that asks for a number of items; `limit` for offsets if left out.
     #[serde(default)]
     pub size_param: Option<String>,
     /// The number of items to ask for.
     #[serde(default)]
     pub size: Option<NonZeroU32>,
-    /// For numbers: the first page; 1 if left out.
+    /// For numbers: the first page; 1 if left out. For offsets: the first item; 0 if left out.
     #[serde(default)]
     pub start: Option<u64>,
     /// The path to a marker of the end: the list ends with the page where it is true.
@@ -106,8 +137,12 @@ pub enum Style {
     Link,
     /// Each answer has the cursor, or the URL, of the next page.
     Cursor,
+    /// Each answer has the URL of the next page, whole or relative.
+    Url,
     /// Pages are numbered; the first empty one is the end.
     Number,
+    /// Each page is asked for by the number of items before it; the first empty one is the end.
+    Offset,
 }
 
 fn default_id() -> Path {
@@ -135,5 +170,5 @@ fn default_max_pages() -> NonZeroU32 {
 }
 
 fn default_page_mib_max() -> u32 {
-    16
+    1024
 }

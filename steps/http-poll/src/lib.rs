@@ -2,17 +2,23 @@
 //!
 //! A **walk** reads a list from its first page to its last. Where the list says when each item
 //! changed (`cursor`), a walk asks only for what changed since the last one; what it brings in is
-//! known to be new by the [`Progress`] that is saved as the trigger's checkpoint.
+//! known to be new by the `Progress` that is saved as the trigger's checkpoint.
 
 mod config;
 mod fetch;
+mod known;
 mod link;
 mod page;
 mod progress;
+mod read;
+mod recent;
+mod setup;
 mod step;
+mod validators;
 mod value;
 
-pub use config::{Config, PageConfig, Style};
-pub use progress::{Checkpoint, Progress};
-pub use step::{State, poll, setup};
-pub use value::CursorValue;
+pub use config::{Config, PageConfig, SinceFormat, Style};
+pub use progress::Checkpoint;
+pub use setup::{State, setup};
+pub use step::poll;
+pub use towpath_step_jq::{WORKER, serve};

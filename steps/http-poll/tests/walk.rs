@@ -15,7 +15,7 @@ use towpath_demo::shop;
 use towpath_http_poll::{poll, setup};
 use towpath_step::testing::{Outcome, TestRun};
 use towpath_step::{Fate, Step};
-use wiremock::matchers::{any, header, path, query_param, query_param_is_missing};
+use wiremock::matchers::{any, header, header_exists, path, query_param, query_param_is_missing};
 use wiremock::{Mock, MockServer, Request, ResponseTemplate};
 
 async fn walk(url: &str, more: Value, checkpoint: Option<Value>) -> Outcome {
@@ -393,6 +393,223 @@ async fn items_pass_as_they_are_written_on_one_line() {
 }
 
 #[tokio::test]
+async fn what_did_not_change_is_not_sent_again_by_a_source_that_knows_etags() {
+    let server = MockServer::start().await;
+    let page = ResponseTemplate::new(200)
+        .insert_header("etag", "\"v1\"")
+        .set_body_json(json!([{"id": 1}, {"id": 2}]));
+    Mock::given(header("if-none-match", "\"v1\""))
+        .respond_with(ResponseTemplate::new(304))
+        .expect(1)
+        .mount(&server)
+        .await;
+    Mock::given(any()).respond_with(page).mount(&server).await;
+    let first = walk(&server.uri(), json!({}), None).await;
+    assert_eq!(ids(&first), [1, 2]);
+    let second = walk(&server.uri(), json!({}), Some(last(&first))).await;
+    assert!(second.is_done(), "{:?}", second.failure);
+    assert_eq!((second.outputs.len(), second.checkpoints.len()), (0, 0));
+    // What is made of the list is another thing now, so its not having changed says nothing.
+    let other = json!({"id": "id", "headers": {"authorization": "Bearer hush", "x": "1"}});
+    let third = walk(&server.uri(), other, Some(last(&first))).await;
+    assert!(third.is_done());
+    // And a 304 that nobody asked for is no answer.
+    let server = MockServer::start().await;
+    Mock::given(any())
+        .respond_with(ResponseTemplate::new(304))
+        .mount(&server)
+        .await;
+    let outcome = walk(&server.uri(), json!({}), None).await;
+    assert_eq!(outcome.fate(), Some(Fate::Permanent));
+}
+
+#[tokio::test]
+async fn a_source_that_knows_only_when_it_changed_is_asked_by_that() {
+    let server = MockServer::start().await;
+    let modified = "Sat, 21 Nov 2026 12:00:00 GMT";
+    let page = ResponseTemplate::new(200)
+        .insert_header("last-modified", modified)
+        .insert_header("date", "Sat, 21 Nov 2026 12:00:05 GMT")
+        .set_body_json(json!([{"id": 1, "at": 7}]));
+    // What is asked is in the unit tests: this matcher takes a date for a list.
+    Mock::given(header_exists("if-modified-since"))
+        .respond_with(ResponseTemplate::new(304))
+        .expect(1)
+        .mount(&server)
+        .await;
+    Mock::given(any()).respond_with(page).mount(&server).await;
+    let config = json!({"cursor": "at"});
+    let first = walk(&server.uri(), config.clone(), None).await;
+    // The second asks another question, `updated_since=7`; the third asks it again.
+    let second = walk(&server.uri(), config.clone(), Some(last(&first))).await;
+    assert_eq!((second.outputs.len(), second.checkpoints.len()), (0, 1));
+    let third = walk(&server.uri(), config, Some(last(&second))).await;
+    assert_eq!((third.is_done(), third.checkpoints.len()), (true, 0));
+}
+
+#[tokio::test]
+async fn a_first_page_that_did_not_change_says_nothing_of_the_second() {
+    let server = MockServer::start().await;
+    let first = ResponseTemplate::new(200)
+        .insert_header("etag", "\"same\"")
+        .insert_header("link", "</?page=2>; rel=\"next\"")
+        .set_body_json(json!([{"id": 1}]));
+    Mock::given(query_param_is_missing("page"))
+        .respond_with(first)
+        .mount(&server)
+        .await;
+    let second = ResponseTemplate::new(200)
+        .insert_header("etag", "\"same\"")
+        .set_body_json(json!([{"id": 2}]));
+    Mock::given(query_param("page", "2"))
+        .respond_with(second)
+        .mount(&server)
+        .await;
+    let outcome = walk(&server.uri(), json!({}), None).await;
+    assert_eq!(ids(&outcome), [1, 2]);
+    assert!(last(&outcome).get("validators").is_none());
+}
+
+#[tokio::test]
+async fn items_that_appear_late_are_brought_in_once() {
+    let server = MockServer::start().await;
+    let item =
+        |id: u64, minute: u64| json!({"id": id, "at": format!("2026-11-21T10:{minute:02}:00Z")});
+    let config = json!({"cursor": "at", "look_back": "5m"});
+    let list = |items: Value| ResponseTemplate::new(200).set_body_json(items);
+    Mock::given(query_param_is_missing("updated_since"))
+        .respond_with(list(json!([item(1, 0), item(2, 10)])))
+        .mount(&server)
+        .await;
+    let first = walk(&server.uri(), config.clone(), None).await;
+    assert_eq!(ids(&first), [1, 2]);
+    // Written at 10:07, but not seen before 10:10 was.
+    Mock::given(query_param("updated_since", "2026-11-21T10:05:00Z"))
+        .respond_with(list(json!([item(3, 7), item(2, 10)])))
+        .expect(2)
+        .mount(&server)
+        .await;
+    let second = walk(&server.uri(), config.clone(), Some(last(&first))).await;
+    assert_eq!(ids(&second), [3]);
+    let third = walk(&server.uri(), config, Some(last(&second))).await;
+    assert_eq!((ids(&third), third.checkpoints.len()), (vec![], 0));
+}
+
+#[tokio::test]
+async fn a_first_run_goes_back_as_far_as_it_is_told() {
+    let server = MockServer::start().await;
+    let page = json!([{"id": 1, "at": 100}, {"id": 2, "at": 9_999_999_999_u64}]);
+    let asked = Mock::given(any()).respond_with(ResponseTemplate::new(200).set_body_json(page));
+    asked.mount(&server).await;
+    let config = json!({"cursor": "at", "since": "90d", "since_format": "seconds"});
+    let outcome = walk(&server.uri(), config, None).await;
+    // Whether the source heeds the parameter or not.
+    assert_eq!(ids(&outcome), [2]);
+    let requests = server.received_requests().await.unwrap();
+    let query = requests[0].url.query().unwrap();
+    assert!(query.starts_with("updated_since=1"), "{query}");
+
+    let outcome = walk(&server.uri(), json!({"cursor": "at", "since": "90d"}), None).await;
+    assert_eq!(outcome.fate(), Some(Fate::Permanent));
+    assert!(
+        outcome.reason().contains("set `since_format`"),
+        "{}",
+        outcome.reason()
+    );
+}
+
+#[tokio::test]
+async fn a_list_by_offset_is_read_to_its_end() {
+    let server = MockServer::start().await;
+    let page = |request: &Request| {
+        let offset = request.url.query_pairs().find(|(name, _)| name == "offset");
+        let offset: u64 = offset.unwrap().1.parse().unwrap();
+        let items: Vec<_> = (offset..25.min(offset + 10))
+            .map(|id| json!({"id": id}))
+            .collect();
+        ResponseTemplate::new(200).set_body_json(json!({"value": items}))
+    };
+    Mock::given(query_param("limit", "10"))
+        .respond_with(page)
+        .expect(4)
+        .mount(&server)
+        .await;
+    let config = json!({"page": {"style": "offset", "size": 10}});
+    let outcome = walk(&server.uri(), config, None).await;
+    assert_eq!(ids(&outcome), (0..25).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_source_that_does_not_know_page_numbers_is_read_once() {
+    let server = MockServer::start().await;
+    let page = ResponseTemplate::new(200).set_body_json(json!([{"id": 1}, {"id": 2}]));
+    Mock::given(any())
+        .respond_with(page)
+        .expect(2)
+        .mount(&server)
+        .await;
+    let outcome = walk(&server.uri(), json!({"page": {"style": "number"}}), None).await;
+    assert_eq!((ids(&outcome), outcome.is_done()), (vec![1, 2], true));
+}
+
+#[tokio::test]
+async fn a_page_that_never_ends_is_noticed() {
+    let mut servers = JoinSet::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let endless = || async {
+        let items = futures_util::stream::unfold(0_u64, |n| async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let start = if n == 0 { "[" } else { "," };
+            let item = format!("{start}{{\"id\":{n},\"at\":{n}}}");
+            Some((Ok::<_, std::convert::Infallible>(item), n + 1))
+        });
+        axum::body::Body::from_stream(items)
+    };
+    let router = Router::new().route("/", axum::routing::get(endless));
+    servers.spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let config = json!({"cursor": "at", "timeout": "300ms", "patience": "1ms"});
+    let outcome = walk(&url, config, None).await;
+    assert_eq!(outcome.fate(), Some(Fate::Retry));
+    assert_eq!(
+        outcome.reason(),
+        "127.0.0.1 took longer than 300ms to answer"
+    );
+    assert!(outcome.checkpoints.is_empty(), "it is not sorted");
+}
+
+#[tokio::test]
+async fn a_page_that_breaks_off_is_asked_for_again_and_repeats_nothing() {
+    let mut servers = JoinSet::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let asked = std::sync::Arc::new(AtomicUsize::new(0));
+    let page = move || {
+        let breaks = asked.fetch_add(1, Ordering::Relaxed) < 2;
+        async move {
+            let items = (0..1000_u64).map(|n| {
+                let start = if n == 0 { "[" } else { "," };
+                format!("{start}{{\"id\":{n}}}")
+            });
+            let (items, end): (Vec<_>, _) = if breaks {
+                (
+                    items.take(500).collect(),
+                    Err(std::io::Error::other("broken")),
+                )
+            } else {
+                (items.collect(), Ok("]".to_owned()))
+            };
+            let items = items.into_iter().map(Ok).chain([end]);
+            axum::body::Body::from_stream(futures_util::stream::iter(items))
+        }
+    };
+    let router = Router::new().route("/", axum::routing::get(page));
+    servers.spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let outcome = walk(&url, json!({"timeout": "10s"}), None).await;
+    assert_eq!(ids(&outcome), (0..1000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_wrong_configuration_is_refused() {
     let refusal = |config: Value| async {
         let step = Step::poll(poll).setup(setup);
@@ -413,6 +630,13 @@ async fn a_wrong_configuration_is_refused() {
             .await
             .contains("`headers.a b`")
     );
+    for key in ["look_back", "since"] {
+        let reason = refusal(json!({"url": "http://x", key: "5m"})).await;
+        assert!(
+            reason.starts_with(&format!("`{key}` needs `cursor`")),
+            "{reason}"
+        );
+    }
     assert!(
         refusal(json!({"url": "http://x", "page": {"style": "links"}}))
             .await

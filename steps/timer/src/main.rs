@@ -54,6 +54,7 @@ async fn fire(tick: Tick<Checkpoint>, ctx: &Context<Config>) -> Result<()> {
         why: match tick.why {
             Why::Schedule => "schedule",
             Why::Manual => "manual",
+            Why::Webhook => "webhook",
         },
         count,
         payload: tick.payload.or_else(|| ctx.config.payload.clone()),

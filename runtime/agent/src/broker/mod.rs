@@ -25,6 +25,8 @@ pub enum Content {
     News,
     /// One entry of the ledger.
     Ledger,
+    /// One report of what came of runs.
+    Runs,
     /// One report: transient.
     Report,
     /// The answer to a question: transient.

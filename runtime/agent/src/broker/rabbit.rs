@@ -33,6 +33,7 @@ use towpath_protocol::message::{
 use towpath_protocol::office::{
     DEAD_TYPE, FOUND_TYPE, LEDGER_TYPE, NEWS_TYPE, REPORT_TYPE, WAITING_TYPE,
 };
+use towpath_protocol::runs::RUNS_TYPE;
 use towpath_protocol::start::{DELAY_UNIT_MS, delay_units};
 
 use super::trouble::explain;
@@ -642,6 +643,7 @@ fn properties(publish: &Publish) -> BasicProperties {
         Content::Dead => (DEAD_TYPE, BATCH_CONTENT_TYPE),
         Content::News => (NEWS_TYPE, "application/json"),
         Content::Ledger => (LEDGER_TYPE, "application/json"),
+        Content::Runs => (RUNS_TYPE, "application/octet-stream"),
         Content::Report => (REPORT_TYPE, "application/json"),
         Content::Found => (FOUND_TYPE, "application/json"),
         Content::Waiting => (WAITING_TYPE, BATCH_CONTENT_TYPE),

@@ -10,7 +10,7 @@ use crate::broker::{Command, Event};
 use crate::clock::Now;
 use crate::deliveries::INTAKE;
 use crate::journal;
-use crate::lanes::{CHECKPOINT, LaneId, Member, SETTLEMENT};
+use crate::lanes::{CHECKPOINT, Member, NOBODY, SETTLEMENT};
 use crate::record::{Resolution, State};
 use crate::settle::Outcome;
 
@@ -37,6 +37,10 @@ impl Core {
                 number,
                 accepted: true,
             } => self.on_accepted(number, now),
+            Event::Confirmed {
+                number,
+                accepted: false,
+            } if self.lanes.is_report(number) => self.report_is_lost(number, now),
             Event::Confirmed {
                 number,
                 accepted: false,
@@ -161,22 +165,35 @@ impl Core {
         if was_refused && !self.lanes.is_refused() {
             self.logger.agent("info", None, "no longer held back");
         }
+        self.counters.emitted += u64::from(accepted.firsts);
+        let way = self.lanes.way(accepted.lane);
         let mut outputs = accepted.outputs.into_iter();
         for member in accepted.members {
-            if let LaneId::Port(port) = accepted.lane {
-                self.counters.emitted += u64::from(member.count);
+            if let Some(way) = way {
                 let parent = self.records.get(member.record).id;
+                let tracked = self.run_of(member.record);
                 for id in outputs.by_ref().take(member.count as usize) {
                     let parent = parent.unwrap_or(id);
-                    let event = journal::Event::Emitted { parent, port };
+                    let event = journal::Event::Emitted { parent, way };
                     self.journal.push(id, now.wall_ms, event);
+                    if let Some(run) = tracked {
+                        self.report_output(run, id, way, member, now);
+                    }
+                }
+                // An output counts as confirmed once its report is.
+                if tracked.is_some() {
+                    continue;
                 }
             }
-            self.on_confirmed(member, now);
+            if member.record == NOBODY {
+                self.untold.is_told();
+            } else {
+                self.on_confirmed(member, now);
+            }
         }
     }
 
-    fn on_confirmed(&mut self, member: Member, now: Now) {
+    pub(super) fn on_confirmed(&mut self, member: Member, now: Now) {
         let record = self.records.get(member.record);
         record.unconfirmed -= u64::from(member.count);
         if record.tick.is_some() && member.epoch != SETTLEMENT {
@@ -193,9 +210,11 @@ impl Core {
     fn on_answer(&mut self, answer: &[u8], now: Now) {
         self.moved_at = now.instant;
         match serde_json::from_slice::<ToAgent>(answer) {
-            Ok(ToAgent::Checkpoint(answer)) => self.checkpoint_is_known(answer),
+            Ok(ToAgent::Checkpoint(answer)) => self.checkpoint_is_known(answer, now),
             Ok(ToAgent::Find(find)) => self.on_find(&find, now),
             Ok(ToAgent::Claimed(answer)) => self.on_claimed(&answer, now),
+            Ok(ToAgent::Cancel(cancel)) => self.cancel_run(cancel.run, now),
+            Ok(ToAgent::Share(share)) => self.on_share(&share, now),
             Err(error) => {
                 let text = format!("what the control plane says is not understood: {error}");
                 self.logger.agent("error", None, &text);

@@ -73,7 +73,7 @@ impl Core {
         if !self.is_once() || self.order.is_some() {
             return;
         }
-        let most = self.setup.limits.claim_ahead;
+        let most = self.claimed_ahead_max();
         while self.claims.waiting() + self.again.len() < most && self.take(now) {}
     }
 

@@ -21,7 +21,7 @@ impl Core {
         }
         self.claim_ahead(now);
         while self.to_step.len() < self.setup.limits.step_input_bytes {
-            if self.in_hand as usize >= self.places() {
+            if self.in_hand as usize >= self.places() || !self.pace_is_open(now) {
                 break;
             }
             if let Some(number) = self.suspects.front().copied() {
@@ -60,6 +60,7 @@ impl Core {
     /// Takes the next line. Returns whether there was one.
     pub(super) fn take(&mut self, now: Now) -> bool {
         self.split_suspects(now);
+        self.split_for_pace(now);
         let Some((delivery, line)) = self.deliveries.next_line(INTAKE) else {
             return false;
         };
@@ -120,7 +121,10 @@ impl Core {
             self.suspects.push_back(number);
         } else if self.is_once() {
             self.claim(number, now);
-        } else if self.step == Step::Ready && (self.in_hand as usize) < self.places() {
+        } else if self.step == Step::Ready
+            && (self.in_hand as usize) < self.places()
+            && self.pace_is_open(now)
+        {
             self.give(number, now);
         } else {
             self.again.push_back(number);
@@ -163,6 +167,12 @@ impl Core {
 
     /// Hands a message over.
     fn give(&mut self, number: u32, now: Now) {
+        if !self.looks_right(number, now) {
+            return;
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.take(now.instant);
+        }
         let timeout_ms = self.setup.settings.timeout_ms;
         let elapsed = (timeout_ms > 0).then(|| self.stopwatch.elapsed(now.instant));
         let record = self.records.get(number);

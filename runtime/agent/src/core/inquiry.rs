@@ -20,9 +20,10 @@ impl Core {
             identity: self.setup.identity.clone(),
             question: find.question,
             now: self.holding(find.id, now),
-            events: self
-                .journal
-                .of(find.id, |port| self.lanes.port_name(port).to_owned()),
+            events: self.journal.of(find.id, |way| {
+                let (port, to) = self.lanes.way_name(way);
+                (port.to_owned(), to.map(ToOwned::to_owned))
+            }),
             reach: self.journal.reach(),
         };
         let payload = serde_json::to_vec(&found).expect("an answer is JSON");

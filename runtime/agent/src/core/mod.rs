@@ -8,12 +8,17 @@
 //! | File | What |
 //! |---|---|
 //! | `broker_events` | the connection comes and goes; deliveries, confirms, answers |
+//! | `branching` | which of the steps after this one an output goes to |
 //! | `claim` | the ledger: asking for messages, and telling what became of them |
 //! | `order` | a step that keeps an order: sorting, partitions, holding |
 //! | `hand` | taking lines, and handing messages to the step |
+//! | `pace` | keeping to the step's rate |
+//! | `look` | bodies held against what the step takes |
 //! | `step_frames` | what the step says |
 //! | `outcome` | settling: done, again, dead |
 //! | `tick` | triggers: checkpoints and ends of runs |
+//! | `stream` | triggers that run for ever: when they come to an end |
+//! | `track` | reporting what came of runs |
 //! | `step_life` | the step process starts, dies, hangs, leaves |
 //! | `stall` | a connection over which nothing moves is made again |
 //! | `status` | reports |
@@ -24,18 +29,23 @@
 //! - `nothing_is_lost_wherever_it_is_cut` (tests/cut_everywhere.rs).
 //! - `neighbours_of_a_poison_message_lose_no_attempt` (tests/simulation.rs).
 
+mod branching;
 mod broker_events;
 mod claim;
 mod hand;
 mod inquiry;
+mod look;
 mod notes;
 mod order;
 mod outcome;
+mod pace;
 mod stall;
 mod status;
 mod step_frames;
 mod step_life;
+mod stream;
 mod tick;
+mod track;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -45,6 +55,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::value::RawValue;
+use towpath_protocol::handing::Validation;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::{Counters, LATENCY_BOUNDS_US, Latency};
 use towpath_protocol::start::{Identity, Routes, Settings, Start};
@@ -59,10 +70,13 @@ use crate::journal::Journal;
 use crate::lanes::Lanes;
 use crate::limits::Limits;
 use crate::log::Logger;
+use crate::pace::Pace;
 use crate::record::{IdMap, Records, State};
 use crate::redact::Redact;
+use crate::validate::{Seldom, Validator};
 
 pub use order::{KeyQuestion, key_of};
+pub use branching::{Question, conditions};
 pub use status::Memory;
 pub use step_life::{Kill, Step};
 
@@ -121,9 +135,11 @@ pub struct Core {
     commands: VecDeque<Addressed>,
     deliveries: Deliveries,
     lanes: Lanes,
+    branching: branching::Branching,
     finished: Finished,
     journal: Journal,
     notes: notes::Notes,
+    untold: track::Untold,
 
     records: Records,
     claims: Claims,
@@ -138,6 +154,8 @@ pub struct Core {
     /// Of a step that keeps an order.
     order: Option<order::Order>,
     in_hand: u32,
+    /// The tick that was told to come to an end, of a trigger that runs for ever.
+    finishing: Option<stream::Finishing>,
     /// Those of the messages in hand that took too long, and since when the step has been told.
     cancelled: IdMap<Instant>,
     held_bytes: usize,
@@ -152,18 +170,38 @@ pub struct Core {
     drain: Option<Drain>,
     has_drained: bool,
 
+    /// If the step has a rate.
+    pace: Option<Pace>,
+    validator: Option<Validator>,
+    misfits: Seldom,
+
     counters: Counters,
     latency: Latency,
 }
 
+/// What bodies are held against. The document was checked: that it cannot be made is for tests alone.
+fn validator(validation: Option<&Validation>, logger: &Logger) -> Option<Validator> {
+    Validator::new(validation?)
+        .inspect_err(|why| {
+            logger.agent("error", None, &format!("bodies are not looked at: {why}"));
+        })
+        .ok()
+}
+
 impl Core {
     /// Makes the mind of an agent that has just started.
-    pub fn new(start: Start, limits: Limits, logger: Logger, seed: u64, now: Now) -> Self {
+    pub fn new(start: Start, mut limits: Limits, logger: Logger, seed: u64, now: Now) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let incarnation = format!("{:016x}", rng.random::<u64>());
+        let pace = start.handing.rate.map(|rate| Pace::new(rate, now.instant));
+        if pace.as_ref().is_some_and(Pace::is_slow) {
+            limits.delay_batch = 1;
+        }
+        let validator = validator(start.handing.validate.as_ref(), &logger);
         let lanes = Lanes::new(&start.routes, &limits, &start.identity, &incarnation);
         let order = start.routes.order.as_ref();
         let order = order.map(|order| order::Order::new(order.partitions.len()));
+        let branching = branching::Branching::new(&start.routes, &lanes);
         Self {
             setup: Setup {
                 redact: Redact::new(&start.redact),
@@ -193,9 +231,11 @@ impl Core {
                 Deliveries::default()
             },
             lanes,
+            branching,
             finished: Finished::default(),
             journal: Journal::new(now.wall_ms),
             notes: notes::Notes::default(),
+            untold: track::Untold::default(),
             records: Records::default(),
             claims: Claims::default(),
             renew_at: None,
@@ -206,6 +246,7 @@ impl Core {
             deferred: Vec::new(),
             order,
             in_hand: 0,
+            finishing: None,
             cancelled: IdMap::default(),
             held_bytes: 0,
             step: Step::Absent,
@@ -216,6 +257,9 @@ impl Core {
             is_paused: start.paused,
             drain: None,
             has_drained: false,
+            pace,
+            validator,
+            misfits: Seldom::default(),
             counters: Counters::default(),
             latency: Latency {
                 counts: vec![0; LATENCY_BOUNDS_US.len() + 1],
@@ -236,6 +280,7 @@ impl Core {
         if self.is_up {
             self.send_notes(now);
             self.ask_ledger(now);
+            self.tell_lost(now);
             let (lanes, commands, generation) =
                 (&mut self.lanes, &mut self.commands, self.generation);
             let moved_at = &mut self.moved_at;
@@ -283,7 +328,7 @@ impl Core {
 
     /// Returns whether the step's frames are to be read: not while the broker holds us back.
     pub fn reads_step(&self) -> bool {
-        !self.lanes.is_full()
+        !self.lanes.is_full(self.branching.bytes())
     }
 
     /// Returns when to call [`Self::advance`] if nothing happens before.
@@ -312,6 +357,12 @@ impl Core {
             self.next_reattach_deadline(),
             self.next_note_deadline(),
             self.holds().1,
+            self.next_finish_deadline(),
+            self.next_lost_deadline(),
+            self.pace
+                .as_ref()
+                .and_then(Pace::next)
+                .filter(|at| *at > now.instant),
         ]
         .into_iter()
         .flatten()
@@ -381,7 +432,7 @@ impl Core {
     /// Begins or stops consuming, as is wanted, and gives back what was taken too much.
     fn want_deliveries(&mut self, now: Now) {
         let is_leaving = self.is_paused || self.drain.is_some();
-        let wanted = self.wants_deliveries();
+        let wanted = self.wants_deliveries() && self.pace_takes(now);
         if self.is_up {
             match (wanted, self.consuming) {
                 (true, Consuming::No) => {

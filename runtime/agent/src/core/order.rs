@@ -37,13 +37,13 @@ use crate::settle::Outcome;
 /// The longest key that is kept with its message; a longer one is hashed all the same.
 const KEY_BYTES_MAX: usize = 256;
 
-/// A body whose key is to be computed.
+/// A message whose key is to be computed.
 #[derive(Debug, Clone)]
 pub struct KeyQuestion {
     /// Names the question.
     pub number: u64,
-    /// The body.
-    pub body: Box<RawValue>,
+    /// The message, which is JSON.
+    pub message: Bytes,
 }
 
 /// A message on its way from the intake to its partition.
@@ -177,16 +177,17 @@ impl Core {
             self.deliveries.settle_line(delivery, Some(envelope.id));
             return;
         }
-        let body = envelope::parse(&line).map(|message| message.body.to_owned());
+        let is_message = envelope::parse(&line).map(drop);
+        let message = line.clone();
         let record = self.records.insert_apart(envelope, line, delivery);
         order.numbers += 1;
         order.under_way += 1;
         let question = order.numbers;
-        let key = match body {
-            Ok(body) => {
+        let key = match is_message {
+            Ok(()) => {
                 order.questions.push_back(KeyQuestion {
                     number: question,
-                    body,
+                    message,
                 });
                 None
             }

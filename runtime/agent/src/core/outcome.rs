@@ -69,6 +69,10 @@ impl Core {
         now: Now,
     ) {
         self.spoil_held(number);
+        if self.is_run_cancelled(number) {
+            self.resolve(number, Resolution::Cancelled, now);
+            return;
+        }
         let settings = &self.setup.settings;
         let record = self.records.get(number);
         let (attempt, rebounds, delivery) = (
@@ -130,9 +134,10 @@ impl Core {
 
     /// Carries out what was decided, or keeps it until the message is delivered again: whoever
     /// gets it then decides, and only one may.
-    fn resolve(&mut self, number: u32, resolution: Resolution, now: Now) {
+    pub(super) fn resolve(&mut self, number: u32, resolution: Resolution, now: Now) {
         let record = self.records.get(number);
-        let goes_on = record.tick.is_some() && matches!(resolution, Resolution::Done);
+        let is_end = matches!(resolution, Resolution::Done | Resolution::Cancelled);
+        let goes_on = record.tick.is_some() && is_end;
         record.resolution = Some(resolution);
         if !record.deliveries.is_empty() || goes_on {
             self.issue(number, now);
@@ -193,7 +198,7 @@ impl Core {
                 if let Some(note) = note {
                     self.note_waiting(&note, now);
                 }
-                self.tell_run_retries(number, reason, next, now);
+                self.tell_run_retries(number, reason, next, is_rebound, now);
             }
             Resolution::Dead {
                 cause,
@@ -238,6 +243,10 @@ impl Core {
                 super::hand::write_line(&mut line, record, true);
                 line.push(b'\n');
                 self.publish_settlement(number, lane, &line, now);
+            }
+            Resolution::Cancelled => {
+                self.spoil_held(number);
+                self.tell_run_cancelled(number, now);
             }
             Resolution::Repeated | Resolution::Sorted | Resolution::Split => {}
         }
@@ -295,7 +304,8 @@ impl Core {
             }
             State::Settling => {
                 let is_done = matches!(record.resolution, Some(Resolution::Done));
-                if is_done && self.tell_run_ended(number, now) {
+                let is_end_told = is_done && self.tell_run_ended(number, now);
+                if self.report_done(number, now) || is_end_told {
                     return;
                 }
                 if self.tell_ledger(number, now) {
@@ -340,7 +350,10 @@ impl Core {
             Resolution::Again { due, .. } => journal::Event::Delayed { attempt, due },
             Resolution::Dead { .. } => journal::Event::Dead { attempt },
             Resolution::Repeated => journal::Event::Repeated,
-            Resolution::Busy { .. } | Resolution::Sorted | Resolution::Split => return,
+            Resolution::Cancelled
+            | Resolution::Busy { .. }
+            | Resolution::Sorted
+            | Resolution::Split => return,
         };
         self.journal.push(id, now.wall_ms, event);
     }

@@ -23,7 +23,7 @@ pub(super) struct Mishap {
 
 impl Core {
     /// Returns what the broker owes, if it is the broker's turn.
-    fn owed(&self) -> Option<String> {
+    fn owed(&self, now: Now) -> Option<String> {
         let is_excused = !self.is_up
             || self.is_blocked
             || self.lanes.is_refused()
@@ -40,6 +40,19 @@ impl Core {
             return None;
         }
         if self.holds().0 > 0 {
+            // It is what was asked for.
+            return None;
+        }
+        if self.branching.is_waiting() {
+            // It is ours.
+            return None;
+        }
+        if self
+            .pace
+            .as_ref()
+            .is_some_and(|pace| pace.is_closed(now.instant))
+        {
+            // What is held waits for its turn.
             return None;
         }
         let held = self.deliveries.unacknowledged();
@@ -54,7 +67,7 @@ impl Core {
         if now.instant < self.moved_at + limit {
             return;
         }
-        if let Some(owed) = self.owed() {
+        if let Some(owed) = self.owed(now) {
             let limit = duration(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
             self.moved_at = now.instant;
             self.tell(Command::Recycle {

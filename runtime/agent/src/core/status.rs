@@ -46,6 +46,8 @@ impl Core {
             AgentState::HeldBack => Some("a queue that this step publishes to is full".to_owned()),
             AgentState::Running => self
                 .waits_for_ledger(now)
+                .or_else(|| self.branching.trouble.clone())
+                .or_else(|| self.pace.as_ref().and_then(|pace| pace.words(now.instant)))
                 .or_else(|| self.says_what_it_holds(now))
                 .or_else(|| self.recent_mishap(state, now)),
             _ => None,
@@ -72,6 +74,7 @@ impl Core {
             } else {
                 Vec::new()
             },
+            pacing: self.pace.as_ref().map(|pace| pace.report(now.instant)),
         }
     }
 
@@ -101,6 +104,9 @@ impl Core {
             answer: Some("report".into()),
         };
         self.tell(Command::Publish(publish));
+        if let (Some(pace), Some(pacing)) = (&mut self.pace, &report.pacing) {
+            pace.is_reported(pacing);
+        }
     }
 
     /// Returns what a report would say that changes, to send one only when there is news.

@@ -199,31 +199,38 @@ impl Core {
     /// Publishes what a message emitted so far.
     pub(super) fn publish_held(&mut self, number: u32, now: Now) {
         let record = self.records.get(number);
-        let count = record.held_lines.len();
+        let mut held = std::mem::take(&mut record.held);
+        let mut held_lines = std::mem::take(&mut record.held_lines);
         let epoch = match &mut record.tick {
             Some(tick) => {
-                tick.emitted += count as u64;
-                tick.grow_epoch(count as u64)
+                tick.emitted += held_lines.len() as u64;
+                tick.grow_epoch(0)
             }
             None => 0,
         };
-        record.unconfirmed += count as u64;
+        let member = Member {
+            record: number,
+            epoch,
+            count: 1,
+        };
         let mut start = 0;
-        for held in &record.held_lines {
-            let end = start + held.len as usize;
-            let member = Member {
-                record: number,
-                epoch,
-                count: 1,
-            };
-            let line = &record.held[start..end];
-            self.lanes
-                .push_output(held.port, line, member, held.id, now.instant);
+        let mut awaited = 0;
+        for line in &held_lines {
+            let end = start + line.len as usize;
+            awaited += self.send_output(line.port, &held[start..end], line.id, member, now);
             start = end;
         }
-        self.held_bytes = self.held_bytes.saturating_sub(record.held.len());
-        record.held.clear();
-        record.held_lines.clear();
+        self.held_bytes = self.held_bytes.saturating_sub(held.len());
+        held.clear();
+        held_lines.clear();
+        let record = self.records.get(number);
+        record.unconfirmed += awaited;
+        if let Some(tick) = &mut record.tick {
+            tick.grow_epoch(awaited);
+        }
+        // Their buffers are for what comes next.
+        record.held = held;
+        record.held_lines = held_lines;
     }
 
     /// Notes that what a message emitted cannot be sent on.

@@ -290,6 +290,10 @@ impl Core {
             self.abandon(number, now);
         }
         if let [guilty] = live.as_slice() {
+            if self.is_finishing(*guilty) {
+                self.end_stream(*guilty, now);
+                return;
+            }
             self.blame(*guilty, outcome, reason, now);
             return;
         }
@@ -344,6 +348,7 @@ impl Core {
         }
         self.check_timeouts(now);
         self.check_hanging(now);
+        self.check_stream(now);
         self.check_asking(now);
         self.check_reattach(now);
         self.check_held(now);
@@ -399,6 +404,10 @@ impl Core {
         if self.records.get(number).claim.is_lost {
             self.abandon(number, now);
             self.release_deferred(now);
+            return;
+        }
+        if self.is_finishing(number) {
+            self.end_stream(number, now);
             return;
         }
         let reason = self.too_long();

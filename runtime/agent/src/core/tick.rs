@@ -3,20 +3,21 @@
 //! # Invariants
 //!
 //! - A checkpoint is saved only after everything emitted before it is confirmed.
+//! - `a_cancelled_run_is_not_tried_again`, and what it emitted goes on.
 //! - A tick is acknowledged only after its outputs, its checkpoints and the end of its run are.
 
 use serde_json::value::RawValue;
-use towpath_protocol::CHECKPOINT_BYTES_MAX;
 use towpath_protocol::frame::{Checkpoint, Saved, Tick, TickBody, ToStep};
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::message::Lineage;
 use towpath_protocol::office::{CheckpointAnswer, News};
+use towpath_protocol::{CHECKPOINT_BYTES_MAX, MessageId};
 
 use super::Core;
 use crate::clock::Now;
 use crate::envelope;
 use crate::lanes::{CHECKPOINT, LaneId, Member, SETTLEMENT};
-use crate::record::{Epoch, State, TickState};
+use crate::record::{Epoch, Resolution, State, TickState};
 use crate::settle::Outcome;
 
 impl TickState {
@@ -28,6 +29,15 @@ impl TickState {
         let index = self.epochs.len() - 1;
         self.epochs[index].unconfirmed += count;
         self.first_epoch + u32::try_from(index).expect("checkpoints that wait are few")
+    }
+
+    /// Counts more outputs of an epoch that awaits others.
+    pub(super) fn grow_epoch_of(&mut self, epoch: u32, count: u64) {
+        if let Some(index) = epoch.checked_sub(self.first_epoch)
+            && let Some(epoch) = self.epochs.get_mut(index as usize)
+        {
+            epoch.unconfirmed += count;
+        }
     }
 
     /// Takes the newest checkpoint before which all is confirmed, and the numbers of all that it
@@ -95,7 +105,7 @@ impl Core {
     }
 
     /// The answer came.
-    pub(super) fn checkpoint_is_known(&mut self, answer: CheckpointAnswer) {
+    pub(super) fn checkpoint_is_known(&mut self, answer: CheckpointAnswer, now: Now) {
         let Some(number) = self.records.find(answer.run) else {
             return;
         };
@@ -105,9 +115,73 @@ impl Core {
         }
         let tick = record.tick.as_mut().expect("only ticks ask");
         tick.checkpoint = answer.checkpoint.map(|value| value.get().into());
+        tick.version = answer.version;
         tick.ask_at = None;
         record.state = State::Ready;
+        if answer.cancelled {
+            tick.cancelled = true;
+            self.resolve(number, Resolution::Cancelled, now);
+            return;
+        }
         self.again.push_back(number);
+    }
+
+    /// An operator cancelled a run: its tick is taken from the step as when it takes too long.
+    pub(super) fn cancel_run(&mut self, run: MessageId, now: Now) {
+        let Some(number) = self.records.find(run) else {
+            return;
+        };
+        let record = self.records.get(number);
+        let state = record.state;
+        let Some(tick) = record.tick.as_mut().filter(|tick| !tick.cancelled) else {
+            return;
+        };
+        match state {
+            State::InHand => {
+                tick.cancelled = true;
+                self.cancel(number, "cancelled", now);
+            }
+            State::Ready => {
+                tick.cancelled = true;
+                self.again.retain(|other| *other != number);
+                self.suspects.retain(|other| *other != number);
+                self.resolve(number, Resolution::Cancelled, now);
+            }
+            // The answer to its question says so; or it is decided; or somebody else gets it.
+            State::Asking
+            | State::Sorting
+            | State::Claiming
+            | State::Held
+            | State::Settling
+            | State::Parked
+            | State::Abandoned => {}
+        }
+    }
+
+    pub(super) fn is_run_cancelled(&mut self, number: u32) -> bool {
+        let tick = &self.records.get(number).tick;
+        tick.as_ref().is_some_and(|tick| tick.cancelled)
+    }
+
+    /// Says that a tick was left because its run is cancelled.
+    pub(super) fn tell_run_cancelled(&mut self, number: u32, now: Now) {
+        let record = self.records.get(number);
+        let (Some(run), Some(tick)) = (record.id, &record.tick) else {
+            return;
+        };
+        record.unconfirmed += 1;
+        let news = encode(&News::RunCancelled {
+            identity: self.setup.identity.clone(),
+            run,
+            emitted: tick.emitted,
+            at: now.wall_ms,
+        });
+        let member = Member {
+            record: number,
+            epoch: SETTLEMENT,
+            count: 1,
+        };
+        self.lanes.push(LaneId::News, &news, member, now.instant);
     }
 
     pub(super) fn write_tick(&mut self, number: u32) {
@@ -205,12 +279,15 @@ impl Core {
         tick.saving = numbers;
         record.unconfirmed += 1;
         let connection = tick.connection.clone();
+        let follows = Some(tick.version);
+        tick.version += 1;
         let identity = self.setup.identity.clone();
         let news = encode(&News::Checkpoint {
             identity,
             run,
             connection,
             number: checkpoint,
+            follows,
             value,
         });
         let member = Member {
@@ -261,7 +338,14 @@ impl Core {
         true
     }
 
-    pub(super) fn tell_run_retries(&mut self, number: u32, reason: String, next: u64, now: Now) {
+    pub(super) fn tell_run_retries(
+        &mut self,
+        number: u32,
+        reason: String,
+        next: u64,
+        is_rebound: bool,
+        now: Now,
+    ) {
         let record = self.records.get(number);
         let Some(run) = record.id.filter(|_| record.tick.is_some()) else {
             return;
@@ -273,6 +357,7 @@ impl Core {
             run,
             reason,
             next,
+            is_rebound,
         });
         let member = Member {
             record: number,

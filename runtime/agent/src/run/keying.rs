@@ -7,21 +7,22 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
+use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use towpath_step_jq::pool::{Failure, Pool, Settings, StartError};
 
 use crate::core::{KeyQuestion, key_of};
 
-/// How long the expression may take for one body.
+/// How long the expression may take for one message.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How much memory it may use, in MiB: it looks at one body, and gives little of it.
-const MEMORY_MIB: u32 = 64;
+/// How much memory it may use, in MiB: a body of 1 MiB may become a tree of some dozen.
+const MEMORY_MIB: u32 = 128;
 
 /// One value is a key; a second shows that the expression gives several.
 const OUTPUTS_MAX: u32 = 2;
 
-/// How many bodies are on their way to the worker at a time.
+/// How many messages are on their way to the worker at a time.
 const TOGETHER: usize = 64;
 
 /// How long to wait before a worker that could not be started is tried again.
@@ -61,7 +62,9 @@ async fn start(program: PathBuf, by: &str, keys: &mpsc::Sender<Keyed>) -> Option
     loop {
         let settings = Settings {
             program: program.clone(),
-            filter: by.to_owned(),
+            // As a condition has it: on the body, with the whole message as `$message`. A line end
+            // ends what may be a comment.
+            filter: format!(". as $message | .body | ({by}\n)"),
             timeout: TIMEOUT,
             outputs_max: OUTPUTS_MAX,
             memory_mib: MEMORY_MIB,
@@ -84,8 +87,13 @@ async fn answer(
     question: KeyQuestion,
     keys: &mpsc::Sender<Keyed>,
 ) -> (u64, Result<String, String>) {
+    let text = String::from_utf8_lossy(&question.message).into_owned();
+    let message = match RawValue::from_string(text) {
+        Ok(message) => message,
+        Err(error) => return (question.number, Err(error.to_string())),
+    };
     loop {
-        match pool.run(String::new(), question.body.clone()).await {
+        match pool.run(String::new(), message.clone()).await {
             Ok(outputs) => return (question.number, key_of(&outputs)),
             Err(Failure::Message(why)) => {
                 // Those are settings of a step, and none of an expression.

@@ -2,6 +2,7 @@
 //!
 //! One thread, one task; what to do is decided in [`crate::core`].
 
+mod judging;
 mod keying;
 mod process;
 mod reporter;
@@ -14,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
+use towpath_protocol::handing::Rate;
 use towpath_protocol::log::LogSource;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::start::{Settings, Start};
@@ -23,11 +25,13 @@ use crate::broker::rabbit::{self, Rabbit};
 use crate::broker::{Addressed, Event};
 use crate::child::Spawner;
 use crate::clock::Now;
-use crate::core::{Core, KeyQuestion};
+use crate::core::{self, Core, KeyQuestion, Question};
 use crate::limits::Limits;
 use crate::log::Logger;
+use crate::pace::is_slow;
 use crate::reaper::{Ended, Reaper};
 use crate::redact::Redact;
+use judging::Judged;
 use keying::Keyed;
 use process::{Process, Source};
 use reporter::Reporter;
@@ -79,16 +83,19 @@ fn password(url: &str) -> Option<String> {
 
 /// Returns how many deliveries may be unacknowledged: enough to keep the step busy while earlier
 /// ones are confirmed, and few where messages are slow, so that replicas share the work.
-fn prefetch(kind: Kind, settings: &Settings) -> u16 {
+fn prefetch(kind: Kind, settings: &Settings, rate: Option<Rate>) -> u16 {
     if kind == Kind::Poll {
         return 2;
+    }
+    if rate.is_some_and(is_slow) {
+        return 1;
     }
     let concurrency = settings.concurrency;
     let deliveries = (2 * concurrency)
         .clamp(2, 16)
         .max((concurrency + 2).min(64));
     // Messages that have to be claimed are under way for longer before they are handed over.
-    let deliveries = if settings.once {
+    let deliveries = if settings.once && rate.is_none() {
         4 * deliveries
     } else {
         deliveries
@@ -138,18 +145,23 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
         queue: start.routes.queue.clone(),
         partitions: partitions(&start),
         replica: identity.replica,
-        prefetch: prefetch(start.kind, &start.settings),
+        prefetch: prefetch(start.kind, &start.settings, start.handing.rate),
     };
     let (command_sender, command_receiver) = mpsc::channel(CHANNEL);
     let (event_sender, event_receiver) = mpsc::channel(CHANNEL);
     let mut tasks = JoinSet::new();
     tasks.spawn(rabbit::serve(rabbit, command_receiver, event_sender));
-    let (key_questions, asked) = mpsc::channel(CHANNEL);
+    let (key_questions, keys_asked) = mpsc::channel(CHANNEL);
     let (keyed, keys) = mpsc::channel(CHANNEL);
     if let Some(order) = &start.routes.order {
         let by = order.by.as_str().into();
-        tasks.spawn(keying::serve(agent.clone(), by, asked, keyed));
+        tasks.spawn(keying::serve(agent.clone(), by, keys_asked, keyed));
     }
+    // One batch of questions is under way at a time.
+    let (questions, asked) = mpsc::channel(1);
+    let (judged, verdicts) = mpsc::channel(CHANNEL);
+    let conditions = core::conditions(&start.routes);
+    tasks.spawn(judging::serve(agent.clone(), conditions, asked, judged));
     let spawner = Spawner::new(agent, args, start.settings.mode, start.env.clone());
     let memory_bytes = start.settings.memory_bytes;
     let limits = Limits::default();
@@ -167,6 +179,8 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
         events: event_receiver,
         key_questions,
         keys,
+        questions,
+        verdicts,
         ended,
         signals,
         reaper,
@@ -186,6 +200,8 @@ struct Agent {
     events: mpsc::Receiver<Event>,
     key_questions: mpsc::Sender<KeyQuestion>,
     keys: mpsc::Receiver<Keyed>,
+    questions: mpsc::Sender<Vec<Question>>,
+    verdicts: mpsc::Receiver<Judged>,
     ended: mpsc::Receiver<Ended>,
     signals: Signals,
     reaper: Reaper,
@@ -204,6 +220,7 @@ enum Happened {
     Stderr(std::io::Result<usize>),
     Ended(Ended),
     Keyed(Keyed),
+    Judged(Judged),
     Drain,
     Pause,
     Resume,
@@ -217,6 +234,7 @@ impl Agent {
             self.core.advance(now);
             self.send_commands();
             self.ask_for_keys();
+            self.ask_questions();
             self.tend_process(now);
             self.reporter.look(&mut self.core, self.process.pid(), now);
             if self.core.has_drained() {
@@ -256,6 +274,7 @@ impl Agent {
             read = process::fill(&mut self.process.stderr) => Happened::Stderr(read),
             Some(ended) = self.ended.recv() => Happened::Ended(ended),
             Some(keyed) = self.keys.recv() => Happened::Keyed(keyed),
+            Some(judged) = self.verdicts.recv() => Happened::Judged(judged),
             _ = self.signals.terminate.recv() => Happened::Drain,
             _ = self.signals.interrupt.recv() => Happened::Drain,
             _ = self.signals.pause.recv() => Happened::Pause,
@@ -314,6 +333,8 @@ impl Agent {
                     self.note_key(keyed);
                 }
             }
+            Happened::Judged(Judged::Verdicts(verdicts)) => self.core.on_verdicts(verdicts, now),
+            Happened::Judged(Judged::Trouble(why)) => self.core.on_no_verdicts(&why),
             Happened::Drain => self.core.drain(now),
             Happened::Pause => self.core.pause(),
             Happened::Resume => self.core.resume(),
@@ -345,6 +366,15 @@ impl Agent {
         match keyed {
             Keyed::Key(question, key) => self.core.on_key(question, key),
             Keyed::Trouble(why) => self.core.on_no_keys(&why),
+        }
+    }
+
+    /// Has conditions evaluated.
+    fn ask_questions(&mut self) {
+        if let Ok(permit) = self.questions.try_reserve()
+            && let Some(questions) = self.core.take_questions()
+        {
+            permit.send(questions);
         }
     }
 

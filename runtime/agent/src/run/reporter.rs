@@ -15,6 +15,9 @@ const IDLE: Duration = Duration::from_secs(10);
 /// A state that flickers is not reported more often.
 const FLICKER: Duration = Duration::from_millis(100);
 
+/// How often a replica that waits for a share of its step's rate asks for one: by a report.
+const ASKING: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 pub(super) struct Reporter {
     last: Option<Instant>,
@@ -37,6 +40,13 @@ impl Reporter {
             Some(said) if *said != pulse => BUSY,
             Some(_) => IDLE,
             None => Duration::ZERO,
+        };
+        let wait = if core.has_news_of_its_share() {
+            wait.min(FLICKER)
+        } else if core.wants_a_share() {
+            wait.min(ASKING)
+        } else {
+            wait
         };
         let due = self.last.map_or(now.instant, |last| last + wait);
         if now.instant >= due {

@@ -19,11 +19,14 @@ use towpath_agent::limits::Limits;
 use towpath_agent::log::Logger;
 use towpath_agent::redact::Redact;
 use towpath_protocol::MessageId;
+use towpath_protocol::handing::Handing;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::Report;
+use towpath_protocol::runs::Entry;
 use towpath_protocol::start::{
-    DELAY_LEVELS, Identity, Mode, Output, Retry, Routes, Settings, Start,
+    Branch, DELAY_LEVELS, Identity, Mode, Output, Retry, Routes, Settings, Start,
 };
+use towpath_step_jq::judge::Holds;
 
 /// What goes wrong, and when: the number of the call before which it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,9 +53,25 @@ pub(crate) struct Setting {
     pub(crate) batch: usize,
     pub(crate) replicas: u32,
     pub(crate) once: bool,
+    /// Its outputs go to branches: see [`branches`].
+    pub(crate) branches: bool,
+    pub(crate) track: bool,
 }
 
 impl Setting {
+    pub(crate) fn tracked(cut: Cut, kind: Kind, replicas: u32) -> Self {
+        Self {
+            cut,
+            kind,
+            concurrency: if kind == Kind::Poll { 1 } else { 4 },
+            batch: 3,
+            replicas,
+            once: false,
+            branches: false,
+            track: true,
+        }
+    }
+
     pub(crate) fn once(cut: Cut, replicas: u32) -> Self {
         Self {
             cut,
@@ -61,6 +80,8 @@ impl Setting {
             batch: 3,
             replicas,
             once: true,
+            branches: false,
+            track: false,
         }
     }
 }
@@ -80,6 +101,8 @@ pub(crate) struct World {
     pub(crate) target: BTreeMap<String, u32>,
     /// How many of them were handed over as uncertain.
     pub(crate) uncertain: u32,
+    /// What an agent that has no share of its step's rate is told, in messages a second.
+    pub(crate) share: Option<f64>,
 }
 
 /// A container.
@@ -88,6 +111,8 @@ struct Replica {
     step: Step,
     /// The connection does not come back before.
     down_until: Instant,
+    /// What is known of the outputs that it asked about.
+    verdicts: Option<Vec<Vec<Holds>>>,
 }
 
 /// A delivery in a queue.
@@ -104,6 +129,8 @@ pub(crate) struct Broker {
     links: Vec<Link>,
     /// The lines of outputs, as often as they were published.
     pub(crate) outputs: Vec<Value>,
+    /// The same, by their routing keys.
+    pub(crate) to: BTreeMap<String, Vec<Value>>,
     /// The dead letters.
     pub(crate) dead: Vec<Value>,
     /// News.
@@ -118,8 +145,21 @@ pub(crate) struct Broker {
     pub(crate) is_mute: bool,
     /// What is published is refused.
     pub(crate) refuses: bool,
+    /// Reports of runs are refused.
+    pub(crate) refuses_reports: bool,
+    /// The runs that an operator cancelled.
+    cancelled: BTreeSet<String>,
+    /// What was said of runs, and checkpoints, in their order.
+    pub(crate) told: Vec<Told>,
     /// What the control plane knows.
     pub(crate) ledger: Ledger,
+}
+
+/// What the control plane was told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Told {
+    Run((MessageId, Entry)),
+    Checkpoint(u64),
 }
 
 /// The connection of one agent.
@@ -144,6 +184,10 @@ struct Step {
     turns: u64,
     /// When each slow message was handed over.
     slow: BTreeMap<String, u64>,
+    /// The stream in hand has emitted what there was.
+    has_streamed: bool,
+    /// It was told to finish.
+    is_to_finish: bool,
 }
 
 /// How many turns a slow message takes.
@@ -164,13 +208,29 @@ impl World {
             batch,
             replicas: 1,
             once: false,
+            branches: false,
+            track: false,
         };
         Self::of(setting, bodies)
     }
 
     pub(crate) fn of(setting: Setting, bodies: &[Value]) -> (Self, Vec<MessageId>) {
+        Self::handing(setting, Handing::default(), bodies)
+    }
+
+    /// The same, with messages that are handed over in a certain way.
+    pub(crate) fn handing(
+        setting: Setting,
+        handing: Handing,
+        bodies: &[Value],
+    ) -> (Self, Vec<MessageId>) {
         let mut start = start(setting.kind, setting.concurrency);
         start.settings.once = setting.once;
+        if setting.branches {
+            start.routes.outputs.insert("out".into(), branches());
+        }
+        start.settings.track = setting.track;
+        start.handing = handing;
         let now = Now::read();
         let mut broker = Broker::default();
         let mut ids = Vec::new();
@@ -210,6 +270,7 @@ impl World {
             most_in_hand: 0,
             target: BTreeMap::new(),
             uncertain: 0,
+            share: None,
         };
         for number in 1..=setting.replicas {
             let core = world.mind(number);
@@ -217,10 +278,40 @@ impl World {
                 core,
                 step: Step::default(),
                 down_until: now.instant,
+                verdicts: None,
             });
             world.broker.links.push(Link::default());
         }
         (world, ids)
+    }
+
+    /// A trigger that runs for ever, and its ticks; see [`Step::stream`].
+    pub(crate) fn stream(ticks: &[Value]) -> (Self, Vec<MessageId>) {
+        let (mut world, ids) = Self::new(Cut::Never, Kind::Poll, 1, ticks, 1);
+        world.start.settings.stream = true;
+        world.replicas[0].core = world.mind(1);
+        (world, ids)
+    }
+
+    pub(crate) fn pause(&mut self) {
+        self.replicas[0].core.pause();
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.replicas[0].core.resume();
+    }
+
+    pub(crate) fn drain(&mut self) {
+        self.replicas[0].core.drain(self.now);
+    }
+
+    pub(crate) fn has_drained(&self) -> bool {
+        self.replicas[0].core.has_drained()
+    }
+
+    /// The first agent loses its connection, and has a new one at once.
+    pub(crate) fn reconnect(&mut self) {
+        self.lose_connection(0, 0);
     }
 
     /// Starts an agent.
@@ -237,6 +328,7 @@ impl World {
             claim_renew: Duration::from_millis(300),
             claim_lease: Duration::from_millis(1500),
             cancel_grace: Duration::from_millis(200),
+            finish: Duration::from_millis(200),
             suspect_patience: Duration::from_millis(1000),
             reattach: Duration::from_secs(2),
             ..Limits::default()
@@ -333,6 +425,16 @@ impl World {
         self.broker.found.pop().expect("it answers")
     }
 
+    /// An operator cancels a run: the control plane tells whoever is there, and whoever asks.
+    pub(crate) fn cancel(&mut self, run: MessageId) {
+        self.broker.cancelled.insert(run.to_string());
+        let cancel = json!({"cancel": {"run": run}}).to_string();
+        for replica in &mut self.replicas {
+            let answer = Event::Answer(cancel.clone().into());
+            replica.core.on_broker(answer, self.now);
+        }
+    }
+
     /// The first step takes no notice of what it has in hand.
     pub(crate) fn set_step_idle(&mut self, is_idle: bool) {
         self.replicas[0].step.is_idle = is_idle;
@@ -393,7 +495,8 @@ impl World {
         let number = u32::try_from(replica + 1).expect("there are few");
         let core = self.mind(number);
         let container = &mut self.replicas[replica];
-        container.step = Step::default();
+        container.step = container.step.successor();
+        container.verdicts = None;
         container.core = core;
     }
 
@@ -414,7 +517,7 @@ impl World {
     fn kill_step(&mut self, replica: usize) {
         let container = &mut self.replicas[replica];
         if container.step.is_there {
-            container.step = Step::default();
+            container.step = container.step.successor();
             container
                 .core
                 .on_step_exit("was killed by the test", self.now);
@@ -442,6 +545,18 @@ impl World {
             let generation = link.generation;
             container.core.on_broker(Event::Up { generation }, now);
         }
+        if let Some(share) = self.share
+            && link.is_up
+            && container.core.wants_a_share()
+        {
+            let report = container.core.report(Memory::default(), now);
+            container.core.send_report(&report);
+            let number = report.pacing.expect("it has a rate").number;
+            let answer = json!({"share": {"number": number, "per_second": share}});
+            container
+                .core
+                .on_broker(Event::Answer(answer.to_string().into()), now);
+        }
         container.core.advance(now);
         if container.core.wants_kill() {
             self.kill_step(replica);
@@ -460,6 +575,18 @@ impl World {
                 self.broker.is_mute = false;
                 self.lose_connection(replica, 0);
             }
+        }
+        if self.replicas[replica].verdicts.is_some() {
+            self.call(replica);
+            // They are gone if the agent is.
+            let container = &mut self.replicas[replica];
+            if let Some(verdicts) = container.verdicts.take() {
+                container.core.on_verdicts(verdicts, now);
+            }
+        }
+        let container = &mut self.replicas[replica];
+        if let Some(questions) = container.core.take_questions() {
+            container.verdicts = Some(questions.iter().map(|it| judge(&it.message)).collect());
         }
         if self.broker.has_event(replica) {
             self.call(replica);
@@ -592,7 +719,13 @@ impl Broker {
 
     fn publish(&mut self, replica: usize, publish: &Publish, now: Now) {
         let number = publish.number;
-        if self.refuses && publish.content != Content::Report {
+        let is_refused = match publish.content {
+            Content::Report => false,
+            // Refused, it is given up.
+            Content::Runs => self.refuses_reports,
+            _ => self.refuses,
+        };
+        if is_refused {
             self.links[replica].answers.push_back(Event::Confirmed {
                 number,
                 accepted: false,
@@ -614,11 +747,16 @@ impl Broker {
                         .iter()
                         .rev()
                         .find_map(|news| news["checkpoint"]["value"].as_u64());
-                    let answer =
-                        json!({"checkpoint": {"run": run, "checkpoint": saved}}).to_string();
+                    let cancelled = self.cancelled.contains(run);
+                    let answer = json!({"checkpoint": {
+                        "run": run, "checkpoint": saved, "cancelled": cancelled}})
+                    .to_string();
                     self.links[replica]
                         .answers
                         .push_back(Event::Answer(answer.into()));
+                }
+                if let Some(value) = news[0]["checkpoint"]["value"].as_u64() {
+                    self.told.push(Told::Checkpoint(value));
                 }
                 self.news.extend(news);
             }
@@ -627,10 +765,23 @@ impl Broker {
                 let generation = self.links[replica].generation;
                 self.note((replica, generation, entry), now);
             }
+            Content::Runs => {
+                let (head, entries) =
+                    towpath_protocol::runs::read(&publish.payload).expect("a report");
+                let ways: [&[&str]; 2] = [&["next,other"], &["", "odd", "small", "torn"]];
+                let said: Vec<String> = head.ways.iter().map(|steps| steps.join(",")).collect();
+                assert!(ways.iter().any(|ways| *ways == said), "{said:?}");
+                self.told.extend(entries.into_iter().map(Told::Run));
+            }
             Content::Report => {}
             Content::Found => self.found.extend(values),
             Content::Waiting => self.waiting.extend(values),
-            Content::Batch if &*publish.exchange == "outputs" => self.outputs.extend(values),
+            Content::Batch if &*publish.exchange == "outputs" => {
+                let values: Vec<Value> = values.collect();
+                let to = self.to.entry(publish.key.to_string()).or_default();
+                to.extend(values.iter().cloned());
+                self.outputs.extend(values);
+            }
             Content::Sorted => panic!("this step keeps no order"),
             // A delay: it is over at once.
             Content::Batch | Content::Returned(_) => {
@@ -700,7 +851,21 @@ enum Said {
 }
 
 impl Step {
+    /// The process that is started in its place.
+    fn successor(&self) -> Self {
+        Self {
+            is_idle: self.is_idle,
+            ..Self::default()
+        }
+    }
+
     /// Takes what the agent wrote; returns the messages that were handed over.
+    /// What it has in hand is a tick of a trigger that hears nothing.
+    fn is_deaf(&self) -> bool {
+        let first = self.in_hand.first();
+        first.is_some_and(|message| message["payload"]["deaf"] == true)
+    }
+
     fn read(&mut self, bytes: &[u8]) -> Vec<Value> {
         self.turns += 1;
         let mut handed = Vec::new();
@@ -717,9 +882,13 @@ impl Step {
                 "hello" => self.says.push_back(json!({"ready": {"contract": 1}})),
                 "message" | "tick" => {
                     self.slow.insert(value["id"].to_string(), self.turns);
+                    self.has_streamed = false;
+                    self.is_to_finish = false;
                     self.in_hand.push(value.clone());
                     handed.push(value.clone());
                 }
+                "finish" => self.is_to_finish = true,
+                "cancel" if self.is_deaf() => {}
                 // Every other one is deaf.
                 "cancel" if self.turns.is_multiple_of(2) => {
                     self.in_hand.retain(|message| message["id"] != value["id"]);
@@ -748,9 +917,37 @@ impl Step {
     }
 
     fn is_ripe(&self, message: &Value) -> bool {
+        if message["payload"]["do"] == "stream" {
+            let listens = message["payload"]["listens"] == true;
+            return !self.has_streamed || (listens && self.is_to_finish);
+        }
         let since = self.slow.get(&message["id"].to_string());
         message["body"]["do"] != "slow"
             || since.is_none_or(|since| self.turns >= since + SLOW_TURNS)
+    }
+
+    /// A stream has seven items more than where it was, saves its position after five of them, and
+    /// then stays where it is until it is told to finish.
+    fn stream(&mut self, index: usize) -> Option<Value> {
+        let tick = self.in_hand[index].clone();
+        let (id, from) = (&tick["id"], tick["checkpoint"].as_u64().unwrap_or(0));
+        let checkpoint = |number: u64, value: u64| json!({"checkpoint": {"id": id, "number": number, "value": value}});
+        if self.is_to_finish {
+            self.in_hand.remove(index);
+            self.says.push_back(checkpoint(2, from + 7));
+            self.says.push_back(json!({"done": {"id": id}}));
+            return self.says.pop_front();
+        }
+        self.has_streamed = true;
+        for number in from..from + 7 {
+            let source_id = number.to_string();
+            self.says
+                .push_back(json!({"emit": {"id": id, "source_id": source_id, "body": number}}));
+            if number == from + 4 {
+                self.says.push_back(checkpoint(1, number + 1));
+            }
+        }
+        self.says.pop_front()
     }
 
     /// Handles a message: what it writes outside is in `target`, which it asks first if the message
@@ -774,6 +971,9 @@ impl Step {
             return Some(Said::KillsContainer);
         }
         let index = self.in_hand.iter().rposition(|it| self.is_ripe(it))?;
+        if self.in_hand[index]["payload"]["do"] == "stream" {
+            return self.stream(index).map(Said::Line);
+        }
         let message = self.in_hand.remove(index);
         let name = message["id"].as_str().expect("an id").to_owned();
         let is_there = target.contains_key(&name);
@@ -822,6 +1022,38 @@ impl Step {
     }
 }
 
+/// A port that leads to nobody but branches: to `odd` what is odd, to `small` what is below 5, and to
+/// `torn` nothing, because its condition fails for what is 2.
+fn branches() -> Output {
+    let branch = |step: &str| Branch {
+        step: step.into(),
+        key: step.into(),
+        batch_max: 2,
+        in_order: false,
+        when: Some(step.into()),
+    };
+    Output {
+        key: None,
+        batch_max: 3,
+        in_order: false,
+        steps: Vec::new(),
+        branches: ["odd", "small", "torn"].map(branch).into(),
+    }
+}
+
+/// What the conditions of [`branches`] say of an output.
+fn judge(message: &[u8]) -> Vec<Holds> {
+    let message: Value = serde_json::from_slice(message).expect("an output is JSON");
+    let body = message["body"].as_u64().expect("a number");
+    let holds = |yes| if yes { Holds::Yes } else { Holds::No };
+    let torn = if body == 2 {
+        Holds::Failed("it is torn".into())
+    } else {
+        Holds::No
+    };
+    vec![holds(body % 2 == 1), holds(body < 5), torn]
+}
+
 fn start(kind: Kind, concurrency: u32) -> Start {
     Start {
         contract: 1,
@@ -841,8 +1073,11 @@ fn start(kind: Kind, concurrency: u32) -> Start {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key: "out".into(),
+                    key: Some("out".into()),
                     batch_max: 3,
+                    in_order: false,
+                    branches: Vec::new(),
+                    steps: vec!["next".into(), "other".into()],
                 },
             )]),
             own_key: "flow.step".into(),
@@ -869,10 +1104,13 @@ fn start(kind: Kind, concurrency: u32) -> Start {
             },
             rebounds_max: 3,
             once: false,
+            stream: false,
+            track: false,
             body_bytes_max: 1000,
             drain_ms: 1000,
             memory_bytes: 0,
         },
+        handing: Handing::default(),
         paused: false,
     }
 }

@@ -20,6 +20,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use towpath_protocol::MessageId;
+use towpath_protocol::handing::Handing;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::message::BATCH_TYPE;
 use towpath_protocol::office::Report;
@@ -546,8 +547,11 @@ fn start(prefix: &str, url: &str) -> Start {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key: "out".into(),
+                    key: Some("out".into()),
                     batch_max: 256,
+                    in_order: false,
+                    branches: Vec::new(),
+                    steps: vec!["next".into()],
                 },
             )]),
             own_key: "flow.step".into(),
@@ -574,10 +578,13 @@ fn start(prefix: &str, url: &str) -> Start {
             },
             rebounds_max: 3,
             once: false,
+            stream: false,
+            track: false,
             body_bytes_max: 100_000,
             drain_ms: 20_000,
             memory_bytes: 0,
         },
+        handing: Handing::default(),
         paused: false,
     }
 }

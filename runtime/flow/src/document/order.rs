@@ -48,8 +48,8 @@ impl Steps<'_, '_> {
         let text = self.reader.text(node, "`order_by`")?;
         let fault = if text.trim().is_empty() {
             "it is empty".to_owned()
-        } else if text.len() > limits::ORDER_BYTES_MAX {
-            let (bytes, most) = (text.len(), limits::ORDER_BYTES_MAX);
+        } else if text.len() > limits::CONDITION_BYTES_MAX {
+            let (bytes, most) = (text.len(), limits::CONDITION_BYTES_MAX);
             format!("it has {bytes} bytes; {most} are the most")
         } else {
             return Some(text.to_owned());
@@ -81,6 +81,20 @@ impl Steps<'_, '_> {
                 .at(at)
                 .label(format!("{most} at most"))
                 .help("all that is behind a message in its partition waits with it, and the broker waits 30m for it to be settled: use a shorter `max`"),
+            );
+        }
+        if let Some(rate) = draft.step.handing.rate
+            && rate.per_second() < limits::ORDERED_RATE_MIN
+            && let Some(entry) = node.entry("rate")
+        {
+            self.reader.report(
+                Diagnostic::new(
+                    Code::LongHold,
+                    "a step with `order_by` cannot have so low a rate",
+                )
+                .at(entry.value.span.clone())
+                .label("1/s at least")
+                .help("a message that waits for its turn in a partition is not settled meanwhile, and the broker waits 30m for that"),
             );
         }
         let replicas = match draft.step.replicas {

@@ -6,11 +6,12 @@ use std::time::Duration;
 use serde_json::Value;
 use towpath_protocol::start::{Mode, Retry};
 
+use super::schedule::is_ticked;
 use super::{Draft, Steps, within};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
 use crate::limits;
-use crate::model::{Limits, Replicas, Step};
+use crate::model::{Handing, Limits, Replicas, Step};
 use crate::placeholder::{self, Piece};
 use crate::read::head;
 use crate::text::{self, shown};
@@ -31,8 +32,10 @@ impl Steps<'_, '_> {
             place: head(node),
             image_span: 0..0,
             after: None,
+            when_span: 0..0,
             with: node.entry("with"),
             order_span: 0..0,
+            validate: node.entry("validate"),
         };
         match node.entry("id") {
             Some(entry) => {
@@ -57,6 +60,7 @@ impl Steps<'_, '_> {
         self.texts(node, &mut draft.step);
         self.numbers(node, &mut draft.step);
         self.once(node, &mut draft.step);
+        self.handing(node, &mut draft.step.handing);
         self.limits(node, &mut draft.step.limits);
         draft
     }
@@ -161,7 +165,7 @@ impl Steps<'_, '_> {
                 reader.duration_or_zero(&entry.value, "`timeout`", &limits::TIMEOUT)
         {
             step.timeout = timeout;
-            let is_poll = step.is_trigger && node.entry("every").is_some();
+            let is_poll = step.is_trigger && is_ticked(node);
             if !is_poll && (timeout.is_zero() || timeout > limits::TIMEOUT_WARNING) {
                 reader.report(long_timeout(entry, timeout));
             }
@@ -181,8 +185,8 @@ impl Steps<'_, '_> {
             step.once = flag;
             return;
         }
-        let why = if node.entry("every").is_some() {
-            "a trigger that fires on a schedule goes on from its checkpoint, and what it emits twice has the same id: the actions that must not repeat it are to say `once: true`"
+        let why = if is_ticked(node) {
+            "a trigger that is fired by ticks goes on from its checkpoint, and what it emits twice has the same id: the actions that must not repeat it are to say `once: true`"
         } else {
             "a request to a webhook has no name that a second one could be recognised by: the actions that must not repeat it are to say `once: true`"
         };
@@ -309,6 +313,7 @@ fn plain_step(is_trigger: bool, timeout: Duration) -> Step {
         is_trigger,
         after: Vec::new(),
         order: None,
+        when: None,
         image: String::new(),
         command: Vec::new(),
         mode: Mode::Frames,
@@ -319,6 +324,7 @@ fn plain_step(is_trigger: bool, timeout: Duration) -> Step {
         timeout,
         retry: limits::RETRY_DEFAULT,
         once: false,
+        handing: Handing::default(),
         limits: Limits {
             memory_bytes: limits::MEMORY_BYTES_DEFAULT,
             cpus: limits::CPUS_DEFAULT,

@@ -11,6 +11,7 @@ use crate::placeholder::{Piece, has_any, pieces};
 use crate::read::{head, is_misspelt};
 use crate::text::shown;
 use crate::tree::{Content, Node};
+use crate::units::parse_rate;
 use crate::webhook::{
     Algorithm, Auth, BodyType, Encoding, Handshake, Hmac, IdField, KeyPlace, Rate, Scheme, Webhook,
 };
@@ -349,7 +350,7 @@ impl Steps<'_, '_> {
     fn request_id(&mut self, node: &Node) -> Option<IdField> {
         let text = self.reader.text(node, "`id`")?;
         let field = match text.split_once('.') {
-            Some(("header", name)) => self.id_header(name),
+            Some(("header", name)) => id_header(name),
             Some(("body", path)) => {
                 let keys: Vec<String> = path.split('.').map(str::to_owned).collect();
                 let fits = keys.len() <= limits::WEBHOOK_ID_KEYS_MAX
@@ -374,28 +375,13 @@ impl Steps<'_, '_> {
         field
     }
 
-    fn id_header(&mut self, name: &str) -> Option<IdField> {
-        let is_name = !name.is_empty()
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        is_name.then(|| IdField::Header(name.to_ascii_lowercase()))
-    }
-
     fn rate(&mut self, node: &Node) -> Option<Rate> {
         let text = self.reader.text(node, "`rate`")?;
-        let read = text.split_once('/').and_then(|(count, unit)| {
-            let seconds = match unit.trim() {
-                "s" => 1,
-                "m" => 60,
-                "h" => 3_600,
-                _ => return None,
-            };
-            let count: u32 = count.trim().parse().ok()?;
-            let fits = limits::WEBHOOK_RATE.contains(&u64::from(count));
-            fits.then_some(Rate {
-                count,
-                per: Duration::from_secs(seconds),
+        let read = parse_rate(text).ok().and_then(|(count, per_ms)| {
+            let fits = limits::WEBHOOK_RATE.contains(&count);
+            Some(Rate {
+                count: u32::try_from(count).ok().filter(|_| fits)?,
+                per: Duration::from_millis(per_ms),
             })
         });
         if read.is_none() {
@@ -439,4 +425,13 @@ impl Steps<'_, '_> {
             secrets: self.secrets(node),
         })
     }
+}
+
+/// A header that has an id; its name in small letters.
+fn id_header(name: &str) -> Option<IdField> {
+    let is_name = !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    is_name.then(|| IdField::Header(name.to_ascii_lowercase()))
 }

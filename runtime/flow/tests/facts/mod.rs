@@ -55,6 +55,13 @@ pub(crate) fn facts() -> Facts {
                 &["out"],
             )),
         ),
+        ("towpath/orders:1", known(orders())),
+        ("towpath/crm:1", known(takes("crm", &crm()))),
+        ("towpath/post:1", known(takes("post", &post()))),
+        (
+            "towpath/odd:1",
+            known(takes("odd", &json!({ "type": "nonsense" }))),
+        ),
         (
             "towpath/broken:1",
             ImageFact::Unreadable("expected value at line 1 column 1".to_owned()),
@@ -69,6 +76,18 @@ pub(crate) fn facts() -> Facts {
             .map(|(name, fact)| (name.to_owned(), fact))
             .collect(),
         secrets: Some(BTreeSet::from(["crm_token".to_owned()])),
+        conditions: BTreeMap::from([
+            (".total > 100".to_owned(), Ok(())),
+            (".customer".to_owned(), Ok(())),
+            (
+                ".customer |".to_owned(),
+                Err("the condition is wrong at line 1, column 12: expected term, found `the end` (`.customer |`)".to_owned()),
+            ),
+            (
+                ".total >".to_owned(),
+                Err("the condition is wrong at line 1, column 9: expected term, found `the end` (`.total >`)".to_owned()),
+            ),
+        ]),
         env: Some(
             ["CRM_HOST", "TIMEOUT", "LEVEL"]
                 .into_iter()
@@ -93,6 +112,51 @@ fn manifest(name: &str, kind: Kind, config: Option<Value>, ports: &[&str]) -> Ma
             .collect(),
         concurrency: None,
     }
+}
+
+fn takes(name: &str, input: &Value) -> Manifest {
+    let mut manifest = manifest(name, Kind::Action, None, &["out"]);
+    manifest.input = Some(input.clone());
+    manifest
+}
+
+fn orders() -> Manifest {
+    let mut manifest = manifest("orders", Kind::Poll, None, &["out", "lines"]);
+    let out = json!({
+        "type": "object",
+        "properties": {
+            "id": { "type": "string" },
+            "cents": { "type": "string" },
+            "note": { "type": ["string", "null"] },
+        },
+        "required": ["id", "cents", "note"],
+        "additionalProperties": false,
+    });
+    manifest.ports.insert("out".to_owned(), out);
+    let lines = json!({ "type": "array", "items": { "type": "object" } });
+    manifest.ports.insert("lines".to_owned(), lines);
+    manifest
+}
+
+fn crm() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "id": { "type": "string" },
+            "cents": { "type": "integer" },
+            "customer": { "type": "object" },
+            "note": { "type": "string" },
+        },
+        "required": ["id", "cents", "customer"],
+    })
+}
+
+fn post() -> Value {
+    json!({
+        "type": "object",
+        "properties": { "id": { "type": "string" }, "note": { "type": "string" } },
+        "required": ["id", "note"],
+    })
 }
 
 /// With the shapes that `schemars` makes of Rust types.

@@ -134,6 +134,7 @@ impl Consumer {
                     text(properties.correlation_id()).unwrap_or_default(),
                 )
             }),
+            is_redelivered: raw.redelivered,
             due: properties.headers().as_ref().and_then(due),
             given_up_by: properties.headers().as_ref().and_then(last_death),
             body: raw.data.into(),

@@ -33,6 +33,7 @@ fn facts() -> Facts {
                 intents: BTreeMap::new(),
                 trigger: "poll".into(),
                 steps,
+                branches: BTreeSet::new(),
             },
         )]),
         ready,
@@ -63,6 +64,7 @@ fn emitted() -> What {
     What::Emitted {
         parent: other(9),
         port: "out".into(),
+        to: None,
     }
 }
 
@@ -410,6 +412,7 @@ fn attempts_and_children_are_told_once() {
             what: What::Emitted {
                 parent: id(),
                 port: "out".into(),
+                to: None,
             },
         });
     }
@@ -444,6 +447,8 @@ fn a_run_is_known_by_its_record() {
         next_at,
         reason: None,
         payload: None,
+        tracked: false,
+        cancel_at: None,
     };
     for (record, place) in [
         (run(RunState::Done, None), Place::Settled),
@@ -463,7 +468,7 @@ fn a_run_is_known_by_its_record() {
 #[test]
 fn a_step_that_was_faster_than_the_confirm_has_the_last_word() {
     let mut entered = facts();
-    entered.entered = Some(("orders".into(), NOW - 5));
+    entered.entered = Some(took_in(&["shape"]));
     entered.letters = vec![Letter {
         step: "shape".into(),
         ..letter(7, NOW - 6, DeadState::Open)
@@ -479,16 +484,54 @@ fn a_step_that_was_faster_than_the_confirm_has_the_last_word() {
     assert_eq!(crm.place, Place::Settled);
 }
 
+/// A webhook of `orders` took it in.
+fn took_in(to: &[&str]) -> Entered {
+    let to: Vec<String> = to.iter().map(|step| (*step).to_owned()).collect();
+    Entered {
+        id: id(),
+        flow: "orders".into(),
+        to: to.into(),
+        at: NOW - 5,
+    }
+}
+
 #[test]
 fn what_a_webhook_took_in_is_queued_at_the_first_steps() {
-    let entered = |trigger: &str| {
-        let mut facts = facts();
-        facts.entered = Some(("orders".into(), NOW - 5));
-        facts.flows.get_mut("orders").unwrap().trigger = trigger.into();
+    let mut facts = facts();
+    facts.entered = Some(took_in(&["shape"]));
+    let steps = whereabouts(id(), &facts).steps;
+    assert_eq!(steps.len(), 1);
+    assert_eq!((&*steps[0].step, steps[0].place), ("shape", Place::Queued));
+    facts.entered = Some(took_in(&[]));
+    let found = whereabouts(id(), &facts);
+    assert_eq!(found.state, Place::Unmatched);
+    assert_eq!(found.steps[0].step, "poll", "its trigger");
+}
+
+#[test]
+fn a_message_is_where_its_conditions_sent_it() {
+    let mut facts = facts();
+    let wiring = facts.flows.get_mut("orders").unwrap();
+    wiring.branches = BTreeSet::from(["crm".to_owned()]);
+    let place = |what: What| {
+        let facts = Facts {
+            answers: vec![answer("shape", 1, None, vec![(NOW - 5, what)])],
+            ..facts.clone()
+        };
         let steps = whereabouts(id(), &facts).steps;
-        assert!(steps.iter().all(|at| at.place == Place::Queued));
-        steps.into_iter().map(|at| at.step).collect::<Vec<_>>()
+        let steps = steps.into_iter().map(|at| (at.step, at.place));
+        steps.collect::<Vec<_>>()
     };
-    assert_eq!(entered("poll"), ["shape"], "a trigger without an image");
-    assert_eq!(entered("shape"), ["shape"], "a trigger with one");
+    let to = |branch: Option<&str>| What::Emitted {
+        parent: other(9),
+        port: "out".into(),
+        to: branch.map(Into::into),
+    };
+    assert_eq!(place(to(None)), [("mail".to_owned(), Place::Queued)]);
+    assert_eq!(place(to(Some("crm"))), [("crm".to_owned(), Place::Queued)]);
+    let unmatched = What::Unmatched {
+        parent: other(9),
+        port: "out".into(),
+    };
+    assert_eq!(place(unmatched), [("shape".to_owned(), Place::Unmatched)]);
 }

@@ -117,6 +117,15 @@ fn every_setting_of_a_step_changes_the_hash() {
 }
 
 #[test]
+fn whether_runs_are_tracked_changes_the_hash_of_every_step() {
+    let flow = flow(&FLOW.replace("trigger:", "track: false\ntrigger:"));
+    let known = facts(&flow);
+    let all = desired_flow(&ground(), flow, 1, FlowState::Running, &known);
+    let before = as_it_is();
+    assert!(all.steps.iter().all(|it| it.spec != before[&it.id]));
+}
+
+#[test]
 fn a_change_elsewhere_does_not_change_the_hash() {
     let scaled = replaced(|facts| facts.get_mut("crm").unwrap().replicas = Some(9));
     assert_eq!(scaled, Vec::<String>::new());
@@ -151,7 +160,10 @@ fn a_replica_is_told_where_everything_is() {
     assert_eq!(start.routes.delay_exchanges.len(), 24);
     let out = &start.routes.outputs["out"];
     let key = Names::port_key("orders", "out", ["audit", "shape"]);
-    assert_eq!((out.key.as_str(), out.batch_max), (key.as_str(), 16));
+    assert_eq!(
+        (out.key.as_deref().unwrap(), out.batch_max),
+        (key.as_str(), 16)
+    );
     let shape = replica(&desired(FlowState::Running, |_| {}), "shape").start;
     assert_eq!(
         shape.routes.outputs["out"].batch_max, 4,

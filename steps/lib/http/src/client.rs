@@ -23,6 +23,10 @@ const COMPLAINT_BYTES_MAX: usize = 16 << 10;
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a body that is read piece by piece may take in all: whoever reads it has limits of its
+/// own, but the client below wants one.
+const STREAM_TIMEOUT: Duration = Duration::from_hours(30 * 24);
+
 /// How a client behaves.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -80,6 +84,14 @@ pub enum Failure {
         /// Why not; it holds no URL.
         source: reqwest::Error,
     },
+    /// The answer did not begin, or did not go on, in time.
+    #[error("{host} took longer than {limit:?} to answer")]
+    TooSlow {
+        /// The server.
+        host: String,
+        /// The limit.
+        limit: Duration,
+    },
     /// A successful answer is larger than allowed.
     #[error("the answer is larger than {max} bytes")]
     TooLarge {
@@ -101,7 +113,7 @@ pub enum Failure {
 impl Failure {
     /// Says whether the same request may succeed later.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::NoAnswer { .. })
+        matches!(self, Self::NoAnswer { .. } | Self::TooSlow { .. })
     }
 }
 
@@ -110,6 +122,7 @@ impl Failure {
 pub struct Client {
     inner: reqwest::Client,
     answer_bytes_max: usize,
+    timeout: Duration,
 }
 
 impl Client {
@@ -125,16 +138,48 @@ impl Client {
         Ok(Self {
             inner,
             answer_bytes_max: settings.answer_bytes_max,
+            timeout: settings.timeout,
         })
     }
 
     /// Sends a request and reads the answer, following redirects within the origin.
-    pub async fn send(&self, mut request: Request) -> Result<Answer, Failure> {
+    pub async fn send(&self, request: Request) -> Result<Answer, Failure> {
+        self.follow(request, None).await?.whole().await
+    }
+
+    /// Sends a request as [`Client::send`] does, and leaves the body to be read piece by piece.
+    /// The client's time limit is for the beginning of the answer; how long to wait for each
+    /// piece of the body is the caller's to decide.
+    pub async fn open(&self, request: Request) -> Result<Opened, Failure> {
+        let url = request.url.clone();
+        let opened = self.follow(request, Some(STREAM_TIMEOUT));
+        match tokio::time::timeout(self.timeout, opened).await {
+            Ok(opened) => opened,
+            Err(_) => Err(Failure::TooSlow {
+                host: host(&url),
+                limit: self.timeout,
+            }),
+        }
+    }
+
+    async fn follow(
+        &self,
+        mut request: Request,
+        timeout: Option<Duration>,
+    ) -> Result<Opened, Failure> {
         for _ in 0..=REDIRECTS_MAX {
-            let response = self.ask(&request).await?;
+            let response = self.ask(&request, timeout).await?;
             match redirected(&request, response.status(), response.headers())? {
                 Some(url) => request.url = url,
-                None => return self.read(request.url, response).await,
+                None => {
+                    return Ok(Opened {
+                        status: response.status(),
+                        headers: response.headers().clone(),
+                        url: request.url,
+                        response,
+                        answer_bytes_max: self.answer_bytes_max,
+                    });
+                }
             }
         }
         Err(Failure::Redirect {
@@ -144,7 +189,7 @@ impl Client {
         })
     }
 
-    async fn ask(&self, request: &Request) -> Result<Response, Failure> {
+    async fn ask(&self, request: &Request, timeout: Option<Duration>) -> Result<Response, Failure> {
         let mut builder = self
             .inner
             .request(request.method.clone(), request.url.clone())
@@ -152,22 +197,45 @@ impl Client {
         if let Some(body) = &request.body {
             builder = builder.body(body.clone());
         }
+        if let Some(timeout) = timeout {
+            builder = builder.timeout(timeout);
+        }
         let sent = builder.send().await;
         sent.map_err(|error| no_answer(&request.url, error))
     }
+}
 
-    async fn read(&self, url: Url, mut response: Response) -> Result<Answer, Failure> {
-        let (status, headers) = (response.status(), response.headers().clone());
-        let max = self.answer_bytes_max;
+/// An answer whose body is still to be read.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Where it comes from, after redirects.
+    pub url: Url,
+    response: Response,
+    answer_bytes_max: usize,
+}
+
+impl Opened {
+    /// Reads the next piece of the body; none at its end.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+        let chunk = self.response.chunk().await;
+        chunk.map_err(|error| no_answer(&self.url, error))
+    }
+
+    /// Reads the rest of the answer, up to the client's limit.
+    pub async fn whole(mut self) -> Result<Answer, Failure> {
+        let (status, max) = (self.status, self.answer_bytes_max);
         let mut body = BytesMut::new();
         loop {
-            let chunk = response.chunk().await;
-            let chunk = match chunk {
+            let chunk = match self.response.chunk().await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
                 // The status says enough: what it would have said beside it is lost.
                 Err(_) if !status.is_success() => break,
-                Err(error) => return Err(no_answer(&url, error)),
+                Err(error) => return Err(no_answer(&self.url, error)),
             };
             if status.is_success() && body.len() + chunk.len() > max {
                 return Err(Failure::TooLarge { max });
@@ -180,18 +248,22 @@ impl Client {
         }
         Ok(Answer {
             status,
-            headers,
+            headers: self.headers,
             body: body.freeze(),
-            url,
+            url: self.url,
         })
     }
 }
 
 fn no_answer(url: &Url, error: reqwest::Error) -> Failure {
     Failure::NoAnswer {
-        host: url.host_str().unwrap_or_default().to_owned(),
+        host: host(url),
         source: error.without_url(),
     }
+}
+
+fn host(url: &Url) -> String {
+    url.host_str().unwrap_or_default().to_owned()
 }
 
 /// Decides where a redirect leads: nowhere if the answer is none, and never to another origin or

@@ -13,7 +13,7 @@ mod client;
 mod wait;
 
 pub use answer::{Answer, Verdict};
-pub use client::{Client, Failure, Request, Settings, SetupError};
+pub use client::{Client, Failure, Opened, Request, Settings, SetupError};
 pub use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 pub use reqwest::{Method, StatusCode, Url};
 pub use wait::{WAIT_MAX, retry_after};

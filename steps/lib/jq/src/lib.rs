@@ -1,5 +1,5 @@
-//! Runs jq filters in worker processes, bounded in time and memory: for the step `jq`, and for
-//! whoever filters dead letters.
+//! Runs jq filters in worker processes, bounded in time and memory: for the step `jq`, for whoever
+//! filters dead letters, and for the conditions of steps ([`judge`]).
 //!
 //! A filter is a program, and a program may never end. So filters run in worker processes of the
 //! same binary, which hold one another's values in no way: one that takes too long, or too much
@@ -10,6 +10,7 @@
 //! [`WORKER`].
 
 pub mod filter;
+pub mod judge;
 pub mod pool;
 mod program;
 mod wire;

@@ -5,6 +5,8 @@
 
 mod compact;
 mod path;
+mod stream;
 
 pub use compact::compact;
 pub use path::{NotAList, Path, items, text};
+pub use stream::{Rest, StreamError, stream_items};

@@ -16,11 +16,16 @@ pub struct Path(String);
 impl Path {
     /// Finds what the path leads to; nothing if a part of it is not there.
     pub fn find<'a>(&self, document: &'a RawValue) -> Option<&'a RawValue> {
-        let parts = self.0.split('.').filter(|part| !part.is_empty());
-        parts.into_iter().try_fold(document, |at, part| {
+        self.parts().into_iter().try_fold(document, |at, part| {
             let mut reader = serde_json::Deserializer::from_str(at.get());
             Member(part).deserialize(&mut reader).ok().flatten()
         })
+    }
+
+    /// The names and indices that it is made of.
+    pub(crate) fn parts(&self) -> Vec<&str> {
+        let parts = self.0.split('.');
+        parts.filter(|part| !part.is_empty()).collect()
     }
 
     /// Finds what the path leads to, unless it is null.
@@ -73,14 +78,14 @@ pub enum NotAList {
 impl fmt::Display for NotAList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing(path) => write!(f, "the answer has nothing at `{path}`"),
-            Self::Other(path) => write!(f, "what the answer has at `{path}` is not a list"),
+            Self::Missing(path) => write!(f, "there is nothing at `{path}`"),
+            Self::Other(path) => write!(f, "what is at `{path}` is not a list"),
             Self::Unclear(lists) if lists.is_empty() => {
-                f.write_str("the answer is not a list and has none: set `items` to the path of one")
+                f.write_str("it is not a list and has none: set `items` to the path of one")
             }
             Self::Unclear(lists) => write!(
                 f,
-                "the answer is not a list, and which of its lists ({}) is meant is unclear: set `items`",
+                "it is not a list, and which of its lists ({}) is meant is unclear: set `items`",
                 lists.join(", ")
             ),
         }
@@ -264,29 +269,21 @@ mod tests {
             r#"{"rows":[],"errors":[]}"#,
             None,
             Err(
-                "the answer is not a list, and which of its lists (rows, errors) is meant is unclear: set `items`",
+                "it is not a list, and which of its lists (rows, errors) is meant is unclear: set `items`",
             ),
         );
         check_items(
             r#"{"message":"hello"}"#,
             None,
-            Err("the answer is not a list and has none: set `items` to the path of one"),
+            Err("it is not a list and has none: set `items` to the path of one"),
         );
         check_items(
             "7",
             None,
-            Err("the answer is not a list and has none: set `items` to the path of one"),
+            Err("it is not a list and has none: set `items` to the path of one"),
         );
-        check_items(
-            r#"{"a":1}"#,
-            Some("b"),
-            Err("the answer has nothing at `b`"),
-        );
-        check_items(
-            r#"{"a":1}"#,
-            Some("a"),
-            Err("what the answer has at `a` is not a list"),
-        );
+        check_items(r#"{"a":1}"#, Some("b"), Err("there is nothing at `b`"));
+        check_items(r#"{"a":1}"#, Some("a"), Err("what is at `a` is not a list"));
     }
 
     #[test]

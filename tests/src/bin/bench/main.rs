@@ -14,6 +14,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
+use pipeline::Kept;
+
 /// What to measure, from the environment.
 pub(crate) struct Plan {
     /// `amqp://…`, from here.
@@ -24,7 +26,7 @@ pub(crate) struct Plan {
     binaries: PathBuf,
     /// How many messages go through the whole flow.
     messages: u64,
-    /// How many go through it with `once: true`.
+    /// How many go through it with `once: true`, and with `track: true`.
     once_messages: u64,
     /// How many go the naive way.
     naive_messages: u64,
@@ -79,7 +81,7 @@ async fn main() -> Result<()> {
         "msg/s",
     );
     figures.progress("loaded: as fast as they come through a trigger and three actions");
-    let loaded = pipeline::loaded(&plan, plan.messages, false)
+    let loaded = pipeline::loaded(&plan, plan.messages, Kept::Nothing)
         .await
         .context("as fast as they come")?;
     figures.add(
@@ -106,7 +108,7 @@ async fn main() -> Result<()> {
         "MiB",
     );
     figures.progress("loaded, with `once: true` on the three actions");
-    let once = pipeline::loaded(&plan, plan.once_messages, true)
+    let once = pipeline::loaded(&plan, plan.once_messages, Kept::Settlements)
         .await
         .context("as fast as they come, with `once: true`")?;
     figures.add(
@@ -125,6 +127,7 @@ async fn main() -> Result<()> {
         "the flow with `once: true` over the naive limit",
         once.rate / naive,
     );
+    measure_tracked(&plan, loaded.rate, &mut figures).await?;
     if let Some((url, network)) = &plan.docker {
         figures.progress("containers: from create to the first message");
         let seconds = start::measure(&plan, url, network)
@@ -145,10 +148,40 @@ async fn main() -> Result<()> {
     )
 }
 
+/// The same with `track: true`.
+async fn measure_tracked(
+    plan: &Plan,
+    untracked: f64,
+    figures: &mut figures::Figures,
+) -> Result<()> {
+    figures.progress("loaded, with `track: true`");
+    let tracked = pipeline::loaded(plan, plan.once_messages, Kept::Runs)
+        .await
+        .context("as fast as they come, with `track: true`")?;
+    figures.add(
+        "track",
+        "messages/s through a trigger and three actions, `track: true`",
+        tracked.rate,
+        "msg/s",
+    );
+    figures.ratio(
+        "track_over_flow",
+        "the flow with `track: true` over the flow without",
+        tracked.rate / untracked,
+    );
+    figures.add(
+        "track_behind",
+        "until it was known what came of all of them, after the last",
+        tracked.behind_ms.unwrap_or_default(),
+        "ms",
+    );
+    Ok(())
+}
+
 /// One message at a time. It comes first: after a load, the broker is busy with its log for a while.
 async fn measure_idle(plan: &Plan, figures: &mut figures::Figures) -> Result<()> {
     figures.progress("idle: one message at a time through a trigger and three actions");
-    let idle = pipeline::idle(plan, false)
+    let idle = pipeline::idle(plan, Kept::Nothing)
         .await
         .context("one message at a time")?;
     figures.add(
@@ -176,7 +209,7 @@ async fn measure_idle(plan: &Plan, figures: &mut figures::Figures) -> Result<()>
         "MiB",
     );
     figures.progress("idle, with `once: true` on the three actions");
-    let idle_once = pipeline::idle(plan, true)
+    let idle_once = pipeline::idle(plan, Kept::Settlements)
         .await
         .context("one message at a time, with `once: true`")?;
     figures.add(

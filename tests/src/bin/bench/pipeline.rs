@@ -27,8 +27,11 @@ use towpath::office::Office;
 use towpath::reports::Reports;
 use towpath::schedule::system_clock;
 use towpath::store::Store;
+use towpath::store::flows::NewVersion;
+use towpath::store::records::{RunRecord, RunState};
 use towpath_protocol::MessageId;
 use towpath_protocol::frame::{TickBody, Why};
+use towpath_protocol::handing::Handing;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::message::{BATCH_COUNT_HEADER, BATCH_TYPE, Lineage, Message};
 use towpath_protocol::start::{Identity, Mode, Output, Retry, Routes, Settings, Start};
@@ -56,6 +59,19 @@ pub(crate) struct Loaded {
     pub(crate) rate: f64,
     pub(crate) agent_mib: f64,
     pub(crate) step_mib: f64,
+    /// How long after the last message all was known of the run, in milliseconds, if it is kept.
+    pub(crate) behind_ms: Option<f64>,
+}
+
+/// What is kept of each message beside the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Nothing.
+    Nothing,
+    /// That it is settled: `once: true` on the actions.
+    Settlements,
+    /// What came of its run: `track: true`.
+    Runs,
 }
 
 /// A broker with the flow's queues on it, and the control plane's office, with a store on disk.
@@ -64,6 +80,7 @@ struct Bench {
     channel: Channel,
     sink: Consumer,
     broker: Arc<Rabbit>,
+    store: Store,
     office: JoinSet<()>,
     shutdown: CancellationToken,
     _data: tempfile::TempDir,
@@ -78,14 +95,24 @@ impl Bench {
         let broker = Arc::new(Rabbit::start(&plan.broker_url, shutdown.clone())?);
         broker.declare(&topology(), &[]).await?;
         let data = tempfile::tempdir()?;
+        let store = Store::open(data.path())?;
+        store
+            .store_version(NewVersion {
+                flow: PREFIX.into(),
+                ..NewVersion::default()
+            })
+            .await?;
         let office = Office {
             broker: Arc::clone(&broker) as _,
-            store: Store::open(data.path())?,
+            store: store.clone(),
             names: names(),
             reports: Reports::default(),
             inquiry: towpath::inquiry::Inquiry::default(),
             metrics: Metrics::new(),
             runs_changed: Arc::new(Notify::new()),
+            flows: tokio::sync::watch::channel(Arc::default()).1,
+            rates: towpath::rates::Rates::default(),
+            containers: Arc::new(towpath::rates::Containers::default),
             // Nobody dies here, so nobody need be looked for.
             sightings: Arc::new(|_| Sighting::default()),
             clock: system_clock(),
@@ -99,6 +126,7 @@ impl Bench {
             channel,
             sink,
             broker,
+            store,
             office: tasks,
             shutdown,
             _data: data,
@@ -115,9 +143,9 @@ impl Bench {
 }
 
 /// Sends one message after the other through the flow.
-pub(crate) async fn idle(plan: &Plan, once: bool) -> Result<Idle> {
+pub(crate) async fn idle(plan: &Plan, kept: Kept) -> Result<Idle> {
     let mut bench = Bench::begin(plan).await?;
-    let mut agents = spawn(plan, Kind::Webhook, plan.messages, once).await?;
+    let mut agents = spawn(plan, Kind::Webhook, plan.messages, kept).await?;
     let (p50_ms, p99_ms) = one_by_one(plan, &bench.channel, &mut bench.sink).await?;
     let (agent_mib, step_mib) = memory(&agents)?;
     stop(&mut agents).await?;
@@ -130,11 +158,19 @@ pub(crate) async fn idle(plan: &Plan, once: bool) -> Result<Idle> {
     })
 }
 
-/// Sends messages through the flow as fast as they come, with `once: true` on its actions or not.
-pub(crate) async fn loaded(plan: &Plan, messages: u64, once: bool) -> Result<Loaded> {
+/// Sends messages through the flow as fast as they come.
+pub(crate) async fn loaded(plan: &Plan, messages: u64, kept: Kept) -> Result<Loaded> {
     let mut bench = Bench::begin(plan).await?;
-    let mut agents = spawn(plan, Kind::Poll, messages, once).await?;
-    let rate = all_at_once(messages, &bench.channel, &mut bench.sink).await?;
+    let mut agents = spawn(plan, Kind::Poll, messages, kept).await?;
+    let run = MessageId::from_bytes(*uuid::Uuid::now_v7().as_bytes());
+    if kept == Kept::Runs {
+        bench.store.run_started(&run_record(run)).await?;
+    }
+    let rate = all_at_once(run, messages, &bench.channel, &mut bench.sink).await?;
+    let behind_ms = match kept {
+        Kept::Runs => Some(until_known(&bench.store, run, messages).await?),
+        Kept::Nothing | Kept::Settlements => None,
+    };
     let (agent_mib, step_mib) = memory(&agents)?;
     stop(&mut agents).await?;
     bench.end().await?;
@@ -142,18 +178,70 @@ pub(crate) async fn loaded(plan: &Plan, messages: u64, once: bool) -> Result<Loa
         rate,
         agent_mib,
         step_mib,
+        behind_ms,
     })
 }
 
+/// The run that is fired.
+fn run_record(id: MessageId) -> RunRecord {
+    RunRecord {
+        id,
+        flow: PREFIX.into(),
+        step: STEPS[0].into(),
+        connection: "default".into(),
+        version: 1,
+        why: Why::Manual,
+        state: RunState::Recorded,
+        due: now_ms(),
+        started_at: now_ms(),
+        ended_at: None,
+        emitted: None,
+        attempts: 0,
+        next_at: None,
+        reason: None,
+        payload: None,
+        tracked: true,
+        cancel_at: None,
+    }
+}
+
+/// Waits until it is known that every message is done at every step; how long that took, in
+/// milliseconds.
+async fn until_known(store: &Store, run: MessageId, messages: u64) -> Result<f64> {
+    let began = Instant::now();
+    loop {
+        let progress = store.runs_progress(vec![run]).await?;
+        let actions = progress
+            .iter()
+            .flat_map(|it| &it.steps)
+            .filter(|it| STEPS[1..].contains(&it.step.as_str()));
+        let done: u64 = actions.map(|it| it.done).sum();
+        if done == 3 * messages {
+            return Ok(began.elapsed().as_secs_f64() * 1000.0);
+        }
+        ensure!(
+            began.elapsed() < Duration::from_secs(120),
+            "{done} of {} messages are known to be done after two minutes",
+            3 * messages
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Fires the trigger and waits for all messages at the end; messages a second.
-async fn all_at_once(messages: u64, channel: &Channel, sink: &mut Consumer) -> Result<f64> {
+async fn all_at_once(
+    run: MessageId,
+    messages: u64,
+    channel: &Channel,
+    sink: &mut Consumer,
+) -> Result<f64> {
     let body = serde_json::to_string(&TickBody {
         why: Why::Manual,
         due: now_ms(),
         payload: None,
     })?;
     let began = Instant::now();
-    publish(channel, "source", &body).await?;
+    publish_as(run, channel, "source", &body).await?;
     let mut arrived = 0;
     while arrived < messages {
         arrived += next(sink).await?.0;
@@ -211,6 +299,10 @@ async fn next(sink: &mut Consumer) -> Result<(u64, Vec<u8>)> {
 /// Publishes one root message to a step's queue.
 pub(crate) async fn publish(channel: &Channel, step: &str, body: &str) -> Result<()> {
     let id = MessageId::from_bytes(*uuid::Uuid::now_v7().as_bytes());
+    publish_as(id, channel, step, body).await
+}
+
+async fn publish_as(id: MessageId, channel: &Channel, step: &str, body: &str) -> Result<()> {
     let lineage = Lineage {
         run: id,
         version: 1,
@@ -239,7 +331,7 @@ pub(crate) async fn publish(channel: &Channel, step: &str, body: &str) -> Result
 }
 
 /// Starts an agent and a step process for each step, and waits until all consume.
-async fn spawn(plan: &Plan, kind: Kind, messages: u64, once: bool) -> Result<Vec<Child>> {
+async fn spawn(plan: &Plan, kind: Kind, messages: u64, kept: Kept) -> Result<Vec<Child>> {
     let mut agents = Vec::new();
     for index in 0..STEPS.len() {
         let kind = if index == 0 { kind } else { Kind::Action };
@@ -253,7 +345,7 @@ async fn spawn(plan: &Plan, kind: Kind, messages: u64, once: bool) -> Result<Vec
             .kill_on_drop(true)
             .spawn()
             .context("cannot start an agent")?;
-        let document = serde_json::to_vec(&start(index, kind, messages, once, &plan.broker_url)?)?;
+        let document = serde_json::to_vec(&start(index, kind, messages, kept, &plan.broker_url)?)?;
         let mut stdin = agent
             .stdin
             .take()
@@ -293,7 +385,7 @@ pub(crate) fn start(
     index: usize,
     kind: Kind,
     messages: u64,
-    once: bool,
+    kept: Kept,
     broker_url: &str,
 ) -> Result<Start> {
     let step = STEPS[index];
@@ -317,8 +409,11 @@ pub(crate) fn start(
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
-                    key,
+                    key: Some(key),
                     batch_max: 1024,
+                    in_order: false,
+                    branches: Vec::new(),
+                    steps: vec![STEPS.get(index + 1).copied().unwrap_or("sink").to_owned()],
                 },
             )]),
             own_key: Names::step_key(PREFIX, step),
@@ -342,11 +437,14 @@ pub(crate) fn start(
                 jitter: 0.2,
             },
             rebounds_max: 100,
-            once: once && kind == Kind::Action,
+            once: kept == Kept::Settlements && kind == Kind::Action,
+            stream: false,
+            track: kept == Kept::Runs,
             body_bytes_max: towpath_protocol::BODY_BYTES_MAX,
             drain_ms: 10_000,
             memory_bytes: 0,
         },
+        handing: Handing::default(),
         paused: false,
     })
 }
@@ -412,8 +510,8 @@ fn topology() -> Topology {
     let flow = FlowTopology {
         flow: PREFIX.to_owned(),
         steps,
-        ordered: BTreeMap::new(),
         aliases: Vec::new(),
+        ..FlowTopology::default()
     };
     Topology {
         names: names(),

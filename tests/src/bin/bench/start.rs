@@ -38,7 +38,13 @@ pub(crate) async fn measure(plan: &Plan, url: &str, network: &str) -> Result<f64
     docker(&["cp", &agent, &format!("{filler}:/.towpath/agent")]).await?;
     docker(&["rm", "-v", &filler]).await?;
 
-    let document = serde_json::to_vec(&pipeline::start(1, Kind::Action, 0, false, url)?)?;
+    let document = serde_json::to_vec(&pipeline::start(
+        1,
+        Kind::Action,
+        0,
+        pipeline::Kept::Nothing,
+        url,
+    )?)?;
     let mut times = Vec::new();
     for number in 0..ROUNDS {
         // The message waits in the queue, so that the time is that of the container alone.
