@@ -26,7 +26,7 @@ const OF_A_REQUEST: u64 = 500;
 /// run.
 fn messages() -> u64 {
     let wanted = std::env::var("TOWPATH_ORDERED_MESSAGES").ok();
-    wanted.and_then(|it| it.parse().ok()).unwrap_or(6_000)
+    wanted.and_then(|it| it.parse().ok()).unwrap_or(10_000)
 }
 
 /// Long enough for 50,000 messages on two busy cores, with kills.
@@ -99,6 +99,21 @@ impl Target {
     }
 }
 
+/// A message that is at the target now. Who gave it may leave in the middle: then nobody waits for
+/// the end.
+struct Here {
+    target: Target,
+    key: u64,
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        let key = self.key;
+        self.target
+            .look(|given| *given.at_a_time.entry(key).or_default() -= 1);
+    }
+}
+
 async fn take(State(target): State<Target>, body: String) -> StatusCode {
     let body: Value = serde_json::from_str(&body).expect("JSON");
     let (key, number) = (body["key"].as_u64(), body["n"].as_u64());
@@ -110,20 +125,18 @@ async fn take(State(target): State<Target>, body: String) -> StatusCode {
         *at_a_time += 1;
         given.overlaps += u64::from(*at_a_time > 1);
         let refused = given.refuses.iter().position(|it| *it == number);
-        refused
-            .map(|index| given.refuses.swap_remove(index))
-            .is_some()
-    });
-    // Long enough for another of the key to be seen beside it.
-    tokio::time::sleep(Duration::from_millis(2)).await;
-    target.look(|given| {
-        *given.at_a_time.entry(key).or_default() -= 1;
-        if !is_refused {
+        let refused = refused.map(|index| given.refuses.swap_remove(index));
+        if refused.is_none() {
             let numbers = given.by_key.entry(key).or_default();
             given.count += u64::from(!numbers.contains(&number));
             numbers.push(number);
         }
+        refused.is_some()
     });
+    let here = Here { target, key };
+    // Long enough for another of the key to be seen beside it.
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    drop(here);
     if is_refused {
         StatusCode::SERVICE_UNAVAILABLE
     } else {

@@ -915,7 +915,7 @@ mod tests {
         let again = sent(&mut lanes, later + Duration::from_secs(60));
         assert_eq!(again.len(), 1);
         assert_eq!(again[0].number, first.number);
-        assert!(!lanes.is_full(), "the step is to go on");
+        assert!(!lanes.is_full(0), "the step is to go on");
         let void: u32 = lanes.disconnected().iter().map(|member| member.count).sum();
         assert_eq!(void, 6, "it is taken from the intake again");
         assert!(
