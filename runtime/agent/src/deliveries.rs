@@ -4,7 +4,8 @@
 //!
 //! - `nothing_is_acknowledged_before_all_of_it_is_settled`.
 //! - `only_what_was_not_begun_is_given_back`: what the step had in its hands is not handed to another.
-//! - `several_are_acknowledged_at_once_only_up_to_the_first_gap`.
+//! - `several_are_acknowledged_at_once_only_up_to_the_first_gap`, and of several queues never: their
+//!   deliveries come in another order than that of their tags.
 //! - `what_was_settled_is_known_when_it_comes_back_and_nobody_else_had_it`: for a step that keeps an
 //!   order it matters who else did. What another replica began and lost, it may have handled in part,
 //!   and what came after that has to be handled again as well.
@@ -333,12 +334,16 @@ impl Deliveries {
             .front()
             .filter(|front| front.gone || front.settled())
         {
-            if !front.gone {
+            if !front.gone && self.keeps_past {
+                // What comes from several queues does not come in the order of the tags.
+                ack(Ack {
+                    tag: front.tag,
+                    multiple: false,
+                });
+                Self::remember(&mut self.past, front);
+            } else if !front.gone {
                 last = Some(front.tag);
                 count += 1;
-                if self.keeps_past {
-                    Self::remember(&mut self.past, front);
-                }
             }
             self.held.pop_front();
             self.first += 1;

@@ -70,6 +70,8 @@ struct Replica {
     is_up: bool,
     down_turns: u64,
     answers: VecDeque<Event>,
+    /// Deliveries on their way, by queue: those of several come in any order.
+    arriving: Vec<VecDeque<Event>>,
     is_paused: bool,
     is_draining: bool,
 }
@@ -162,6 +164,7 @@ impl World {
             is_up: false,
             down_turns: 0,
             answers: VecDeque::new(),
+            arriving: (0..=PARTITIONS).map(|_| VecDeque::new()).collect(),
             is_paused: false,
             is_draining: false,
         }
@@ -300,6 +303,9 @@ impl World {
 
     /// The channel is gone: the queues give all of it to the next, in its order.
     fn give_back(&mut self, replica: usize) {
+        for arriving in &mut self.replicas[replica].arriving {
+            arriving.clear();
+        }
         let all = std::mem::take(&mut self.replicas[replica].unacknowledged);
         for (queue, mut queued) in all.into_values().rev() {
             queued.origin.is_redelivered = true;
@@ -469,6 +475,10 @@ impl World {
         }
         let count = u64::try_from(self.queues.len()).expect("few");
         let queue = usize::try_from(self.random(count)).expect("few");
+        if let Some(event) = self.replicas[replica].arriving[queue].pop_front() {
+            self.replicas[replica].core.on_broker(event, self.now);
+            return;
+        }
         if self.active(queue) != Some(replica) {
             return;
         }
@@ -494,7 +504,7 @@ impl World {
             origin: queued.origin,
             payload: queued.payload,
         };
-        it.core.on_broker(event, self.now);
+        it.arriving[queue].push_back(event);
     }
 
     fn read_step(&mut self, replica: usize, bytes: &[u8]) {

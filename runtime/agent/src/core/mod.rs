@@ -75,8 +75,8 @@ use crate::record::{IdMap, Records, State};
 use crate::redact::Redact;
 use crate::validate::{Seldom, Validator};
 
-pub use order::{KeyQuestion, key_of};
 pub use branching::{Question, conditions};
+pub use order::{KeyQuestion, key_of};
 pub use status::Memory;
 pub use step_life::{Kill, Step};
 

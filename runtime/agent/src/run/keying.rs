@@ -28,6 +28,9 @@ const TOGETHER: usize = 64;
 /// How long to wait before a worker that could not be started is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// How often a message may end the worker it is alone with before it has no key.
+const DEATHS_MAX: u32 = 3;
+
 /// What comes of questions.
 #[derive(Debug)]
 pub(super) enum Keyed {
@@ -37,77 +40,86 @@ pub(super) enum Keyed {
     Trouble(String),
 }
 
+/// What keys are computed by.
+struct Keys {
+    program: PathBuf,
+    by: Arc<str>,
+    keyed: mpsc::Sender<Keyed>,
+}
+
 /// Answers questions until nobody asks any more.
 pub(super) async fn serve(
     program: PathBuf,
     by: Arc<str>,
     mut questions: mpsc::Receiver<KeyQuestion>,
-    keys: mpsc::Sender<Keyed>,
+    keyed: mpsc::Sender<Keyed>,
 ) {
-    let Some(pool) = start(program, &by, &keys).await else {
+    let keys = Keys { program, by, keyed };
+    let Some(pool) = keys.start().await else {
         return;
     };
     let asked = stream::poll_fn(|context| questions.poll_recv(context));
-    let answers = asked.map(|question| answer(&pool, question, &keys));
+    let answers = asked.map(|question| keys.answer(&pool, question));
     let mut answers = std::pin::pin!(answers.buffered(TOGETHER));
     while let Some((number, key)) = answers.next().await {
-        if keys.send(Keyed::Key(number, key)).await.is_err() {
+        if keys.keyed.send(Keyed::Key(number, key)).await.is_err() {
             return;
         }
     }
 }
 
-/// Starts the worker, however often it takes. None if nobody listens any more.
-async fn start(program: PathBuf, by: &str, keys: &mpsc::Sender<Keyed>) -> Option<Pool> {
-    loop {
-        let settings = Settings {
-            program: program.clone(),
-            // As a condition has it: on the body, with the whole message as `$message`. A line end
-            // ends what may be a comment.
-            filter: format!(". as $message | .body | ({by}\n)"),
-            timeout: TIMEOUT,
-            outputs_max: OUTPUTS_MAX,
-            memory_mib: MEMORY_MIB,
-            workers: 1,
-        };
-        let why = match Pool::start(settings).await {
-            Ok(pool) => return Some(pool),
-            Err(StartError::Filter(why)) => why,
-            Err(StartError::Worker(error)) => error.to_string(),
-        };
-        let why = format!("`order_by` cannot be evaluated, which is tried again: {why}");
-        keys.send(Keyed::Trouble(why)).await.ok()?;
-        tokio::time::sleep(AGAIN).await;
-    }
-}
-
-/// Answers one question. A worker in trouble has nothing to do with the message: it is tried again.
-async fn answer(
-    pool: &Pool,
-    question: KeyQuestion,
-    keys: &mpsc::Sender<Keyed>,
-) -> (u64, Result<String, String>) {
-    let text = String::from_utf8_lossy(&question.message).into_owned();
-    let message = match RawValue::from_string(text) {
-        Ok(message) => message,
-        Err(error) => return (question.number, Err(error.to_string())),
-    };
-    loop {
-        match pool.run(String::new(), message.clone()).await {
-            Ok(outputs) => return (question.number, key_of(&outputs)),
-            Err(Failure::Message(why)) => {
-                // Those are settings of a step, and none of an expression.
-                let why = why
-                    .replace(" (`timeout`)", "")
-                    .replace(" (`outputs_max`)", "");
-                return (question.number, Err(why));
-            }
-            Err(Failure::Worker(why)) => {
-                let why = format!("`order_by` cannot be evaluated, which is tried again: {why}");
-                // Said again at the next try, if nobody listens now.
-                keys.try_send(Keyed::Trouble(why)).ok();
-                tokio::time::sleep(AGAIN).await;
-            }
+impl Keys {
+    /// Starts a worker, however often it takes. None if nobody listens any more.
+    async fn start(&self) -> Option<Pool> {
+        loop {
+            let settings = Settings {
+                program: self.program.clone(),
+                // As a condition has it: on the body, with the whole message as `$message`. A line end
+                // ends what may be a comment.
+                filter: format!(". as $message | .body | ({}\n)", self.by),
+                timeout: TIMEOUT,
+                outputs_max: OUTPUTS_MAX,
+                memory_mib: MEMORY_MIB,
+                workers: 1,
+            };
+            let why = match Pool::start(settings).await {
+                Ok(pool) => return Some(pool),
+                Err(StartError::Filter(why)) => why,
+                Err(StartError::Worker(error)) => error.to_string(),
+            };
+            let why = format!("`order_by` cannot be evaluated, which is tried again: {why}");
+            self.keyed.send(Keyed::Trouble(why)).await.ok()?;
+            tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    /// Answers one question.
+    async fn answer(&self, pool: &Pool, question: KeyQuestion) -> (u64, Result<String, String>) {
+        let text = String::from_utf8_lossy(&question.message).into_owned();
+        let key = match RawValue::from_string(text) {
+            Ok(message) => self.key(pool, &message).await,
+            Err(error) => Err(error.to_string()),
+        };
+        (question.number, key)
+    }
+
+    /// Computes a key. A worker that ended may have ended for another reason: the message is tried
+    /// again, alone with a new one.
+    async fn key(&self, pool: &Pool, message: &RawValue) -> Result<String, String> {
+        let mut outcome = pool.run(String::new(), message.to_owned()).await;
+        let mut deaths = 0;
+        while matches!(outcome, Err(Failure::Worker(_))) && deaths < DEATHS_MAX {
+            let Some(alone) = self.start().await else {
+                break;
+            };
+            outcome = alone.run(String::new(), message.to_owned()).await;
+            deaths += 1;
+        }
+        let outputs = outcome.map_err(|(Failure::Message(why) | Failure::Worker(why))| {
+            // Those are settings of a step, and none of an expression.
+            why.replace(" (`timeout`)", "")
+                .replace(" (`outputs_max`)", "")
+        })?;
+        key_of(&outputs)
     }
 }
