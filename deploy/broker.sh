@@ -107,22 +107,22 @@ amqp_greets() {
   [ "$first" = 1 ]
 }
 
-# broker_image OFFICIAL SUITE…: prints the image to use: the official one if it can be had, else
-# the package of the first suite that can be built. Nothing and 1 if neither.
-broker_image() {
-  local official=$1 suite
-  shift
+# service_image SERVICE OFFICIAL SUITE…: prints the image to use: the official one if it can be had,
+# else the package of the first suite that can be built, from deploy/SERVICE. Nothing and 1 if neither.
+service_image() {
+  local service=$1 official=$2 suite
+  shift 2
   if pull "$official" >&2; then
     printf %s "$official"
     return
   fi
   for suite in "$@"; do
-    if packaged_broker "$suite" >&2; then
-      printf %s "towpath/rabbitmq:$suite"
+    if packaged_image "$service" "$suite" >&2; then
+      printf %s "towpath/$service:$suite"
       return
     fi
   done
-  echo "RabbitMQ can be had neither as the image $official nor as a package of: $*" >&2
+  echo "$service can be had neither as the image $official nor as a package of: $*" >&2
   return 1
 }
 
@@ -133,10 +133,10 @@ pull() {
     { timeout 10 docker manifest inspect "$1" >/dev/null 2>&1 && timeout 600 docker pull -q "$1" && made_image "$1"; }
 }
 
-packaged_broker() {
-  local suite=$1 image=towpath/rabbitmq:$1
+packaged_image() {
+  local service=$1 suite=$2 image=towpath/$1:$2
   if docker image inspect "$image" >/dev/null 2>&1; then return; fi
-  base_image "$suite" && build_from_base "$image" "towpath/base:$suite" "$ROOT/deploy/rabbitmq"
+  base_image "$suite" && build_from_base "$image" "towpath/base:$suite" "$ROOT/deploy/$service"
 }
 
 # packaged_suites: the suites whose RabbitMQ is 3.10 or newer, those of this system first.

@@ -55,27 +55,3 @@ postgres_answers() {
   [ "$(docker exec "$1" psql --host=/tmp --username="$POSTGRES_USER" --no-align --tuples-only \
     --command 'SELECT 1' towpath 2>/dev/null)" = 1 ]
 }
-
-# postgres_image OFFICIAL SUITE…: prints the image to use, as `broker_image` does.
-postgres_image() {
-  local official=$1 suite
-  shift
-  if pull "$official" >&2; then
-    printf %s "$official"
-    return
-  fi
-  for suite in "$@"; do
-    if packaged_postgres "$suite" >&2; then
-      printf %s "towpath/postgresql:$suite"
-      return
-    fi
-  done
-  echo "PostgreSQL can be had neither as the image $official nor as a package of: $*" >&2
-  return 1
-}
-
-packaged_postgres() {
-  local suite=$1 image=towpath/postgresql:$1
-  if docker image inspect "$image" >/dev/null 2>&1; then return; fi
-  base_image "$suite" && build_from_base "$image" "towpath/base:$suite" "$ROOT/deploy/postgresql"
-}

@@ -220,6 +220,7 @@ impl Plane {
             broker_url: settings.broker.agent_url.clone(),
             agent: docker.agent_hash().to_owned(),
             body_bytes_max: towpath_protocol::BODY_BYTES_MAX,
+            folders: Arc::new(settings.folders.clone()),
             key: store.derive_key("towpath 2026-11-21 spec hashes"),
         };
         let engine: Arc<dyn Engine> = Arc::new(docker);

@@ -62,6 +62,9 @@ pub struct Settings {
     pub ledger_days: u32,
     /// After how many seconds without a checkpoint or a message a run is said to be stalled.
     pub stalled_after_seconds: u64,
+    /// The folders of the engine's host that steps may use, by the names that flows have for them.
+    #[serde(default)]
+    pub folders: BTreeMap<String, PathBuf>,
     /// How logs are written.
     pub log: LogSettings,
 }
@@ -225,6 +228,18 @@ impl Settings {
         if self.stalled_after_seconds == 0 {
             return Err(bad("stalled_after_seconds", "must be at least 1"));
         }
+        for (name, path) in &self.folders {
+            let key = format!("folders.{name}");
+            if !is_name(name) {
+                return Err(bad(
+                    &key,
+                    "has a name that is not at most 32 lower-case letters, digits and dashes, a letter first",
+                ));
+            }
+            if !path.is_absolute() {
+                return Err(bad(&key, "must be a path from the root: `/srv/…`"));
+            }
+        }
         Ok(self)
     }
 
@@ -254,6 +269,7 @@ impl fmt::Debug for Settings {
             .field("body_bytes_max", &self.body_bytes_max)
             .field("ledger_days", &self.ledger_days)
             .field("stalled_after_seconds", &self.stalled_after_seconds)
+            .field("folders", &self.folders)
             .field("log", &self.log)
             .finish()
     }
@@ -348,12 +364,15 @@ fn check_keys(config: &Config, source: &str) -> Result<(), SettingsError> {
             Err(_) => unknown.push(key),
         }
     }
-    unknown.retain(|key| !DEFAULTS.iter().any(|(known, _)| known == key));
+    unknown.retain(|key| {
+        !key.starts_with("folders.") && !DEFAULTS.iter().any(|(known, _)| known == key)
+    });
     unknown.sort();
     match unknown.first() {
         None => Ok(()),
         Some(key) => {
-            let known: Vec<&str> = DEFAULTS.iter().map(|(key, _)| *key).collect();
+            let mut known: Vec<&str> = DEFAULTS.iter().map(|(key, _)| *key).collect();
+            known.push("folders.<name>");
             Err(SettingsError::Wrong(format!(
                 "{source} has `{key}`, which is not a setting; there are {}",
                 known.join(", ")
@@ -405,11 +424,12 @@ mod tests {
     #[test]
     fn the_environment_is_over_the_file_and_the_file_over_the_defaults() {
         let settings = load(
-            "instance: canal\nbroker:\n  url: amqp://rabbit:5672\nlog: { level: debug }\n",
+            "instance: canal\nfolders: { outbox: /srv/outbox }\nbroker:\n  url: amqp://rabbit:5672\nlog: { level: debug }\n",
             &[
                 ("TOWPATH_BROKER__URL", "amqp://u:p@localhost:5673/v"),
                 ("TOWPATH_LISTEN", "127.0.0.1:0"),
                 ("TOWPATH_BODY_BYTES_MAX", "1000"),
+                ("TOWPATH_FOLDERS__INBOX", "/srv/inbox"),
                 ("TOWPATH_SERVER", "http://elsewhere"),
                 ("HOME", "/root"),
             ],
@@ -425,6 +445,15 @@ mod tests {
         assert_eq!(settings.log.format, LogFormat::Text);
         assert_eq!(settings.body_bytes_max, 1000);
         assert_eq!(settings.public_url, "http://127.0.0.1:0");
+        let folders = settings
+            .folders
+            .iter()
+            .map(|(name, path)| (&**name, &**path));
+        let expected = [
+            ("inbox", Path::new("/srv/inbox")),
+            ("outbox", Path::new("/srv/outbox")),
+        ];
+        assert_eq!(folders.collect::<Vec<_>>(), expected);
     }
 
     #[track_caller]
@@ -468,6 +497,8 @@ mod tests {
             &["`broker.queue_deliveries_max`", "10"],
         );
         check_wrong("token: s3cret\n", &[], &["`token`", "16"]);
+        check_wrong("folders: { Inbox: /srv }\n", &[], &["`folders.Inbox`"]);
+        check_wrong("folders: { inbox: srv }\n", &[], &["`folders.inbox`", "/"]);
         check_wrong("- s3cret\n", &[], &["t.yaml"]);
         check_wrong(": : :\n\t", &[], &["t.yaml"]);
     }

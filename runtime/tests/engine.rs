@@ -142,6 +142,7 @@ impl Place {
             image: self.image.clone(),
             command: Vec::new(),
             limits: limits(),
+            folders: Vec::new(),
             stop_seconds: 10,
             start: start(identity),
         }

@@ -55,8 +55,8 @@ fn inserted() -> String {
     )
 }
 
-/// Waits until the step before `step`, which is paused, has done all `orders`; returns how many
-/// messages then wait in its queue.
+/// Waits until the step before `step`, which is paused, has done all `orders`, one or the other
+/// perhaps twice; returns how many messages then wait in its queue.
 #[track_caller]
 fn all_wait(instance: &Instance, step: &str, orders: u64) -> u64 {
     eventually("all that is left waits", LONG, || {
@@ -66,7 +66,8 @@ fn all_wait(instance: &Instance, step: &str, orders: u64) -> u64 {
         let (before, paused) = at
             .and_then(|at| Some((steps.get(at.checked_sub(1)?)?, &steps[at])))
             .ok_or_else(|| status.to_string())?;
-        let is_quiet = before["done"] == orders
+        let is_quiet = before["done"].as_u64() >= Some(orders)
+            && before["queued"] == 0
             && before["unacknowledged"] == 0
             && paused["state"] == "paused"
             && paused["unacknowledged"] == 0
@@ -114,6 +115,12 @@ fn a_step_that_is_taken_out_with_messages_waiting_is_refused_and_goes_when_it_ha
     instance.apply(&inserted());
     crm_holds_exactly(&demo, 500, LONG);
     instance.run(&["pause", FLOW, "tag"]).ok();
+    eventually("`tag` is paused", SOON, || {
+        let status = instance.status(FLOW);
+        holds(status["steps"][2]["state"] == "paused", || {
+            status.to_string()
+        })
+    });
     demo.post(&format!("{}/orders?n=400", demo.shop));
     let queued = all_wait(&instance, "tag", 900);
     let path = instance.write("without.yaml", &orders_to_crm(2));
@@ -182,7 +189,7 @@ fn a_step_that_goes_leaves_its_messages_as_dead_letters_if_it_is_told_to() {
         let queued = crm["queued"].as_u64().unwrap_or(0);
         let done = stats["deals"].as_u64().unwrap_or(0);
         holds(
-            queued > 0 && status["steps"][1]["done"] == 300 && crm["in_hand"] == 0,
+            queued > 0 && status["steps"][1]["done"].as_u64() >= Some(300) && crm["in_hand"] == 0,
             || format!("{done} {status}"),
         )
     });

@@ -24,6 +24,7 @@ mod routing;
 mod runs;
 mod scaling;
 mod schedules;
+mod steps_file;
 mod steps_http_poll;
 mod steps_split;
 mod steps_sse;

@@ -464,7 +464,7 @@ fn an_ordered_step_is_paused_stopped_asked_about_and_deleted_like_any_other() {
     instance.apply(&flow);
     let request = send(&instance, 500).remove(0);
     let why = |id: &str| instance.run(&["why", id, "--output", "json"]).json();
-    let root = MessageId::decode(&request).expect("it is an id");
+    let root = MessageId::decode(request.as_bytes()).expect("it is an id");
     let child = |index: u64| MessageId::derive(root, "many", "out", index).to_string();
     let is = |id: &str, state: &str| {
         eventually(&format!("the message is {state}"), SOON, || {

@@ -340,6 +340,17 @@ fn a_webhook_says_when_to_come_again_while_the_broker_is_away() {
     });
 }
 
+/// How many requests a second the test of a load sends, and for how many seconds:
+/// `TOWPATH_TEST_WEBHOOK_LOAD=1000x60`. That much is for a machine that does nothing else.
+fn load_wanted() -> (u32, u32) {
+    let Ok(text) = std::env::var("TOWPATH_TEST_WEBHOOK_LOAD") else {
+        return (200, 5);
+    };
+    let (rate, seconds) = text.split_once('x').expect("such as `1000x60`");
+    let number = |text: &str| text.parse().expect("such as `1000x60`");
+    (number(rate), number(seconds))
+}
+
 #[test]
 fn all_that_was_acknowledged_under_load_is_in_the_queue() {
     let (instance, hook) = begin("true");
@@ -351,11 +362,12 @@ fn all_that_was_acknowledged_under_load_is_in_the_queue() {
         })
     });
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let (rate, seconds) = load_wanted();
     for named in [false, true] {
         let load = Load {
             url: hook.clone(),
-            rate: 200,
-            seconds: 5,
+            rate,
+            seconds,
             named,
             broker: format!(
                 "amqp://{}@{}/{}",
@@ -364,6 +376,7 @@ fn all_that_was_acknowledged_under_load_is_in_the_queue() {
             queue: format!("{}.flow.hooks.log", instance.name),
         };
         let figures = runtime.block_on(load::run(&load)).expect("figures");
+        println!("{figures}");
         assert!(figures.acknowledged > 0, "{figures}");
         assert_eq!((figures.missing, figures.repeated), (0, 0), "{figures}");
     }

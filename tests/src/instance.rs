@@ -369,7 +369,7 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln_log(&self.name, &self.log());
+            eprintln_log(&self.name, &self.log(), &crate::AWAITED.take());
         }
         if let Some(mut process) = self.process().take() {
             drop(process.kill());
@@ -405,11 +405,14 @@ impl Drop for Instance {
     clippy::print_stderr,
     reason = "a test that fails shows what the control plane said"
 )]
-fn eprintln_log(name: &str, log: &str) {
+fn eprintln_log(name: &str, log: &str, awaited: &str) {
     let tail: Vec<&str> = log.lines().rev().take(60).collect();
     eprintln!("--- the last lines of the control plane of {name}:");
     for line in tail.iter().rev() {
         eprintln!("{line}");
+    }
+    if !awaited.is_empty() {
+        eprintln!("--- {awaited}");
     }
 }
 

@@ -14,6 +14,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod source;
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 pub use demo::Demo;
@@ -39,11 +40,19 @@ pub fn eventually<T>(
         match look() {
             Ok(seen) => return seen,
             Err(seen) if began.elapsed() > limit => {
-                panic!("{what}: not within {limit:?}; last seen: {seen}")
+                let failure = format!("{what}: not within {limit:?}; last seen: {seen}");
+                AWAITED.set(failure.clone());
+                panic!("{failure}")
             }
             Err(_) => std::thread::sleep(Duration::from_millis(200)),
         }
     }
+}
+
+thread_local! {
+    /// What this thread awaited in vain. An instance says it again after its log, because the
+    /// ends of long outputs are what is kept of them.
+    static AWAITED: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 /// Turns a condition into what [`eventually`] wants.

@@ -11,7 +11,9 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use lapin::options::BasicGetOptions;
+use futures_util::StreamExt as _;
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
 use serde::Deserialize;
 use serde_json::json;
@@ -197,16 +199,29 @@ async fn in_queue(broker: &str, queue: &str) -> Result<HashMap<String, u64>> {
         .await
         .context("the broker cannot be reached")?;
     let channel = connection.create_channel().await?;
+    let passive = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let declared = channel.queue_declare(queue.into(), passive, FieldTable::default());
+    let count = declared
+        .await
+        .context("there is no such queue")?
+        .message_count();
+    let consume = channel.basic_consume(
+        queue.into(),
+        "load".into(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
+    let mut deliveries = consume.await?;
     let mut found = HashMap::new();
-    loop {
-        let get = channel.basic_get(queue.into(), BasicGetOptions::default());
-        let Some(delivery) = timeout(PATIENCE, get)
+    for _ in 0..count {
+        let delivery = timeout(PATIENCE, deliveries.next())
             .await
-            .context("the broker does not answer")??
-        else {
-            break;
-        };
-        for line in delivery.delivery.data.split(|byte| *byte == b'\n') {
+            .context("the broker does not answer")?
+            .context("the broker ends what it delivers")??;
+        for line in delivery.data.split(|byte| *byte == b'\n') {
             let message: WithId = serde_json::from_slice(line).context("a line is no message")?;
             *found.entry(message.id).or_default() += 1;
         }

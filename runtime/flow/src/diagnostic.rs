@@ -164,6 +164,8 @@ codes! {
     NothingToValidate = "F107", Error;
     /// A rate cannot be read.
     BadStepRate = "F108", Error;
+    /// A folder does not exist.
+    UnknownFolder = "F130", Error;
 }
 
 impl fmt::Display for Code {

@@ -60,6 +60,7 @@ pub(crate) struct Draft<'t> {
     /// Where its `order_by` is.
     pub(crate) order_span: Range<usize>,
     pub(crate) validate: Option<&'t Entry>,
+    pub(crate) folders: Option<&'t Entry>,
 }
 
 /// An entry of `after`.

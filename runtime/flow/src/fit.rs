@@ -12,7 +12,7 @@ use crate::limits::DIAGNOSTICS_MAX;
 use crate::model::Fires;
 use crate::placeholder::{Piece, pieces};
 use crate::text::{did_you_mean, list, nearest, shown};
-use crate::tree::Node;
+use crate::tree::{Content, Node};
 
 mod bodies;
 mod with;
@@ -35,6 +35,7 @@ pub(crate) fn check(
         }
         found.extend(condition(draft, facts));
         found.extend(order(draft, facts));
+        found.extend(folders(draft, facts));
         if !draft.has_image {
             continue;
         }
@@ -117,6 +118,40 @@ fn order(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
             ),
         )),
     }
+}
+
+/// Folders must be some that the control plane has.
+fn folders(draft: &Draft<'_>, facts: &Facts) -> Vec<Diagnostic> {
+    let Some(Content::Mapping(entries)) = draft.folders.map(|entry| &entry.value.content) else {
+        return Vec::new();
+    };
+    let Some(known) = &facts.folders else {
+        return vec![Diagnostic::new(
+            Code::NotChecked,
+            format!(
+                "the folders of {} were not looked for",
+                describe(&draft.step)
+            ),
+        )];
+    };
+    let unknown = entries.iter().filter(|entry| !known.contains(&entry.key));
+    unknown
+        .map(|entry| {
+            let meant = did_you_mean(&entry.key, known.iter().map(String::as_str));
+            Diagnostic::new(
+                Code::UnknownFolder,
+                format!("there is no folder {}", shown(&entry.key)),
+            )
+            .at(entry.key_span.clone())
+            .label("the control plane has none of that name")
+            .help(meant.unwrap_or_else(|| {
+                format!(
+                    "name it in the settings of the control plane: `folders: {{ {}: /srv/… }}`",
+                    entry.key
+                )
+            }))
+        })
+        .collect()
 }
 
 fn missing(facts: &Facts, draft: &Draft<'_>) -> Diagnostic {

@@ -78,6 +78,10 @@ pub(crate) const STEP: &[Key] = &[
         "Whether the root file system of the container can be written.",
     ),
     key(
+        "folders",
+        "Folders of the host that the step may use, by the names the control plane has for them, each with `read` or `write`; the step finds them in `/folders`.",
+    ),
+    key(
         "privileges",
         "`image` leaves the step root and the engine's default capabilities, for images that need them.",
     ),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::Value;
 use towpath_protocol::handing::Rate;
 use towpath_protocol::start::{Mode, Retry};
@@ -218,4 +219,16 @@ pub struct Limits {
     pub writable: bool,
     /// Whether the step keeps root and the engine's default capabilities (`privileges: image`).
     pub image_privileges: bool,
+    /// The folders of the host that it finds in `/folders`, by the control plane's names for them.
+    pub folders: BTreeMap<String, Access>,
+}
+
+/// What a step may do with a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Read.
+    Read,
+    /// Read and write.
+    Write,
 }

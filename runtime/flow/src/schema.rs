@@ -198,6 +198,10 @@ fn value(key: &str) -> Value {
         "pids" => with_default(whole(&limits::PIDS), json!(limits::PIDS_DEFAULT)),
         "once" | "writable" => json!({ "type": "boolean", "default": false }),
         "privileges" => json!({ "enum": ["image"] }),
+        "folders" => json!({ "anyOf": [
+            { "type": "object", "additionalProperties": { "enum": ["read", "write"] } },
+            { "type": "null" },
+        ] }),
         "every" | "initial" | "max" => {
             let schema = json!({ "$ref": "#/$defs/duration" });
             match key {

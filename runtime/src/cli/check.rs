@@ -30,6 +30,7 @@ pub(super) async fn run(command: &Check, context: &Context) -> Result<ExitStatus
     let facts = Facts {
         images: images(command, &source, context).await,
         secrets: None,
+        folders: None,
         conditions: conditions(&source, context).await,
         env: Some(context.env.keys().cloned().collect::<BTreeSet<String>>()),
     };

@@ -336,6 +336,7 @@ impl Control {
                 .collect(),
             secrets: Some(secrets.into_iter().map(|secret| secret.name).collect()),
             env: Some(env.keys().cloned().collect()),
+            folders: Some(self.catalog.ground.folders.keys().cloned().collect()),
             conditions: self.conditions(references.conditions).await?,
         };
         let checked = check(&source, &facts)

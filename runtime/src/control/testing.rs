@@ -66,6 +66,7 @@ impl Bench {
             broker_url: "amqp://broker".into(),
             agent: "agent".into(),
             body_bytes_max: 1 << 20,
+            folders: Arc::default(),
             key: store.derive_key("test"),
         };
         let catalog = Arc::new(Catalog::new(

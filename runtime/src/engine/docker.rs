@@ -4,7 +4,8 @@
 //!
 //! - Every call has a time limit; what timed out may have happened, and may be repeated.
 //! - A container is ours if its labels say so, never because of its name.
-//! - Nothing of the host is mounted into a container: no folder, no device, no socket.
+//! - Nothing of the host is mounted into a container, no device and no socket, but the folders that
+//!   the settings name and the flow asks for.
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;

@@ -5,9 +5,12 @@
 //! - Every call may be repeated, and may have happened although it reports an error.
 //! - Containers without our label are never listed, signalled or removed.
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use serde::Serialize;
 use towpath_protocol::manifest::Manifest;
 use towpath_protocol::start::{Identity, PAUSE_SIGNAL, RESUME_SIGNAL, Start};
 
@@ -115,6 +118,17 @@ pub struct Image {
     pub size: u64,
 }
 
+/// A folder of the host that a step may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Folder {
+    /// Its name, which is that of its place in `/folders`.
+    pub name: String,
+    /// Where it is on the engine's host.
+    pub path: PathBuf,
+    /// What the step may do with it.
+    pub access: towpath_flow::model::Access,
+}
+
 /// Everything a replica is made from. Its `Start` holds secrets, so this has no `Debug`.
 #[derive(Clone)]
 pub struct ReplicaSpec {
@@ -126,6 +140,8 @@ pub struct ReplicaSpec {
     pub command: Vec<String>,
     /// What it may use.
     pub limits: towpath_flow::model::Limits,
+    /// The folders of the host that it finds in `/folders`.
+    pub folders: Vec<Folder>,
     /// How long a drain may take before the engine kills it, in seconds.
     pub stop_seconds: u32,
     /// What its agent reads on standard input.

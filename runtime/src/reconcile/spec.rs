@@ -11,13 +11,14 @@
 //! - `a_change_elsewhere_does_not_change_the_hash`: only the steps that changed are replaced.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 use towpath_flow::limits::HELD_MAX;
-use towpath_flow::model::{Fires, Flow, Limits, Step, Validate};
+use towpath_flow::model::{Access, Fires, Flow, Limits, Step, Validate};
 use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
 use towpath_protocol::handing::{BURST_PART, Handing, Misfit, Rate, Validation};
@@ -29,7 +30,7 @@ use towpath_protocol::start::{
 use super::intent::{Held, intent};
 use super::{DesiredFlow, DesiredStep, FlowState};
 use crate::broker::topology::{Names, branch_tag};
-use crate::engine::{Image, ReplicaSpec};
+use crate::engine::{Folder, Image, ReplicaSpec};
 
 /// How many messages are in the hands of a replica when neither flow nor manifest says.
 pub const CONCURRENCY_DEFAULT: u32 = 16;
@@ -69,6 +70,8 @@ pub struct Ground {
     pub agent: String,
     /// The largest body, in bytes.
     pub body_bytes_max: usize,
+    /// The folders of the host that steps may use.
+    pub folders: Arc<BTreeMap<String, PathBuf>>,
     /// The key of the hashes.
     pub key: [u8; 32],
 }
@@ -92,6 +95,7 @@ pub struct Blueprint {
     image: Image,
     command: Vec<String>,
     limits: Limits,
+    folders: Vec<Folder>,
     drain: Duration,
     start: Start,
 }
@@ -107,6 +111,7 @@ impl Blueprint {
             image: self.image.clone(),
             command: self.command.clone(),
             limits: self.limits.clone(),
+            folders: self.folders.clone(),
             stop_seconds: u32::try_from((self.drain + STOP_MARGIN).as_secs()).unwrap_or(u32::MAX),
             start,
         }
@@ -228,6 +233,7 @@ fn blueprint(
     }
     let config = RawValue::from_string(filled.with.to_string())
         .map_err(|_| "its `with` cannot be written as JSON".to_owned())?;
+    let folders = folders(ground, step)?;
     let drain = drain(step.timeout);
     let kind = kind(flow, step);
     let mut start = Start {
@@ -269,6 +275,7 @@ fn blueprint(
         image_privileges: step.limits.image_privileges,
         cpus: step.limits.cpus,
         pids: step.limits.pids,
+        folders: &folders,
         start: &start,
     };
     start.identity.spec = hash(&ground.key, &made_from)?;
@@ -276,9 +283,25 @@ fn blueprint(
         image,
         command: filled.command,
         limits: step.limits.clone(),
+        folders,
         drain,
         start,
     })
+}
+
+/// The folders that a step may use, with where they are.
+fn folders(ground: &Ground, step: &Step) -> Result<Vec<Folder>, String> {
+    let folder = |(name, access): (&String, &Access)| {
+        let path = ground.folders.get(name).ok_or_else(|| {
+            format!("the settings of the control plane have no folder `{name}` any more")
+        })?;
+        Ok(Folder {
+            name: name.clone(),
+            path: path.clone(),
+            access: *access,
+        })
+    };
+    step.limits.folders.iter().map(folder).collect()
 }
 
 /// How messages are handed to a step.
@@ -308,6 +331,7 @@ struct MadeFrom<'a> {
     image_privileges: bool,
     cpus: f64,
     pids: u32,
+    folders: &'a [Folder],
     start: &'a Start,
 }
 

@@ -46,6 +46,11 @@ pub(crate) fn ground() -> Ground {
         broker_url: "amqp://user:password@broker:5672/".to_owned(),
         agent: "agent".to_owned(),
         body_bytes_max: 1 << 20,
+        folders: Arc::new(
+            ["inbox", "outbox"]
+                .map(|name| (name.to_owned(), format!("/srv/{name}").into()))
+                .into(),
+        ),
         key: [7; 32],
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use towpath_step::{Result, StepError};
-use towpath_step_http::{Client, HeaderMap, HeaderName, HeaderValue, Settings, Url, header};
+use towpath_step_http::{
+    Client, HeaderMap, HeaderValue, Settings, Url, add_headers, header, read_url,
+};
 use towpath_step_jq::pool::{Pool, Settings as Filter};
 
 use crate::config::{Config, SinceFormat};
@@ -38,16 +40,7 @@ pub struct State {
 
 /// Checks the configuration, makes the client, and has the filter compiled.
 pub async fn setup(config: &Config) -> Result<State> {
-    let url: Url = config
-        .url
-        .parse()
-        .map_err(|error| StepError::permanent(format!("`url` is not a URL: {error}")))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(StepError::permanent(format!(
-            "`url` begins with `{}:`, not with `http:` or `https:`",
-            url.scheme()
-        )));
-    }
+    let url = read_url(&config.url).map_err(StepError::permanent)?;
     if config.cursor.is_none() {
         for (key, is_set) in [
             ("look_back", config.look_back.is_some()),
@@ -86,14 +79,7 @@ pub async fn setup(config: &Config) -> Result<State> {
 fn read_headers(config: &Config) -> Result<HeaderMap> {
     let mut headers = HeaderMap::new();
     headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-    for (name, value) in &config.headers {
-        let wrong = |what| StepError::permanent(format!("`headers.{name}` {what}"));
-        let header = HeaderName::try_from(name.as_str());
-        let header = header.map_err(|_| wrong("is not the name of a header"))?;
-        let value = HeaderValue::try_from(value.as_str());
-        let value = value.map_err(|_| wrong("has a character that no header can have"))?;
-        headers.insert(header, value);
-    }
+    add_headers(&mut headers, &config.headers).map_err(StepError::permanent)?;
     Ok(headers)
 }
 

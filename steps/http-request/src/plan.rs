@@ -236,15 +236,7 @@ fn read_header(place: &str, text: &str) -> Result<HeaderValue, String> {
 
 /// Reads a URL. No error quotes it: a query may hold a secret.
 fn read_url(text: &str) -> Result<Url, String> {
-    let url: Url = text
-        .parse()
-        .map_err(|error| format!("`url` is not a URL: {error}"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(format!(
-            "`url` begins with `{}:`, not with `http:` or `https:`",
-            url.scheme()
-        ));
-    }
+    let url = towpath_step_http::read_url(text)?;
     let path = text.split(['?', '#']).next().unwrap_or_default();
     let climbs = path.split('/').any(|segment| {
         let segment = segment.to_ascii_lowercase().replace("%2e", ".");

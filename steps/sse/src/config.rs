@@ -26,7 +26,7 @@ pub struct Config {
     /// left out.
     #[serde(default)]
     pub id: Option<Path>,
-    /// How long one run listens; the next goes on after it. `0s` is until the replica leaves.
+    /// How long one run listens; the next goes on after it. `0s` is for ever.
     #[serde(default = "default_for", rename = "for")]
     #[schemars(default = "default_for")]
     pub listen_for: Span,
@@ -58,7 +58,7 @@ pub enum Data {
 }
 
 fn default_for() -> Span {
-    Span::seconds(55)
+    Span::seconds(0)
 }
 
 fn default_idle() -> Span {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use towpath_step::{Context, Fate, Result, StepError, Tick, tracing};
 use towpath_step_http::{
     Client, HeaderMap, HeaderName, HeaderValue, Method, Opened, Request, Settings, StatusCode, Url,
-    Verdict, header,
+    Verdict, add_headers, header, read_url,
 };
 use towpath_step_json::{compact, text};
 
@@ -68,16 +68,7 @@ pub struct State {
 
 /// Checks the URL and the headers and makes the client.
 pub async fn setup(config: &Config) -> Result<State> {
-    let url: Url = config
-        .url
-        .parse()
-        .map_err(|error| StepError::permanent(format!("`url` is not a URL: {error}")))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(StepError::permanent(format!(
-            "`url` begins with `{}:`, not with `http:` or `https:`",
-            url.scheme()
-        )));
-    }
+    let url = read_url(&config.url).map_err(StepError::permanent)?;
     if config.id.is_some() && config.data == Data::Text {
         return Err(StepError::permanent(
             "`id` is a path in JSON, and `data` is `text`",
@@ -89,14 +80,7 @@ pub async fn setup(config: &Config) -> Result<State> {
         HeaderValue::from_static("text/event-stream"),
     );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    for (name, value) in &config.headers {
-        let wrong = |what| StepError::permanent(format!("`headers.{name}` {what}"));
-        let header = HeaderName::try_from(name.as_str());
-        let header = header.map_err(|_| wrong("is not the name of a header"))?;
-        let value = HeaderValue::try_from(value.as_str());
-        let value = value.map_err(|_| wrong("has a character that no header can have"))?;
-        headers.insert(header, value);
-    }
+    add_headers(&mut headers, &config.headers).map_err(StepError::permanent)?;
     let client = Client::new(&Settings {
         timeout: config.timeout.duration(),
         user_agent: config.user_agent.clone(),

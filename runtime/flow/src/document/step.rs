@@ -11,7 +11,7 @@ use super::{Draft, Steps, within};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::keys;
 use crate::limits;
-use crate::model::{Handing, Limits, Replicas, Step};
+use crate::model::{Access, Handing, Limits, Replicas, Step};
 use crate::placeholder::{self, Piece};
 use crate::read::head;
 use crate::text::{self, shown};
@@ -36,6 +36,7 @@ impl Steps<'_, '_> {
             with: node.entry("with"),
             order_span: 0..0,
             validate: node.entry("validate"),
+            folders: node.entry("folders"),
         };
         match node.entry("id") {
             Some(entry) => {
@@ -62,6 +63,9 @@ impl Steps<'_, '_> {
         self.once(node, &mut draft.step);
         self.handing(node, &mut draft.step.handing);
         self.limits(node, &mut draft.step.limits);
+        if let Some(entry) = draft.folders {
+            draft.step.limits.folders = self.folders(&entry.value);
+        }
         draft
     }
 
@@ -254,6 +258,22 @@ impl Steps<'_, '_> {
         }
     }
 
+    fn folders(&mut self, node: &Node) -> BTreeMap<String, Access> {
+        if node.content == Content::Null {
+            return BTreeMap::new();
+        }
+        let mut folders = BTreeMap::new();
+        for entry in self.reader.entries(node, "`folders`").unwrap_or_default() {
+            let what = "what a step may do with a folder";
+            let access = match self.reader.choice(&entry.value, what, &["read", "write"]) {
+                Some("write") => Access::Write,
+                _ => Access::Read,
+            };
+            folders.insert(entry.key.clone(), access);
+        }
+        folders
+    }
+
     fn limits(&mut self, node: &Node, limits: &mut Limits) {
         let reader = &mut self.reader;
         if let Some(entry) = node.entry("memory")
@@ -331,6 +351,7 @@ fn plain_step(is_trigger: bool, timeout: Duration) -> Step {
             pids: limits::PIDS_DEFAULT,
             writable: false,
             image_privileges: false,
+            folders: BTreeMap::new(),
         },
     }
 }

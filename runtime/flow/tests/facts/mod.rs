@@ -76,6 +76,7 @@ pub(crate) fn facts() -> Facts {
             .map(|(name, fact)| (name.to_owned(), fact))
             .collect(),
         secrets: Some(BTreeSet::from(["crm_token".to_owned()])),
+        folders: Some(BTreeSet::from(["inbox".to_owned()])),
         conditions: BTreeMap::from([
             (".total > 100".to_owned(), Ok(())),
             (".customer".to_owned(), Ok(())),

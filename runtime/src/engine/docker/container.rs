@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! - `nothing_of_the_host_is_mounted` and `no_secret_is_in_it`: what `docker inspect` shows is
+//! - `nothing_of_the_host_is_mounted_but_the_folders_it_may_use` and `no_secret_is_in_it`: what `docker inspect` shows is
 //!   harmless.
 //! - `what_a_step_does_not_need_is_taken_from_it`: no capabilities but the agent's three, no new
 //!   privileges, a root that cannot be written, limits on memory, processors, processes and logs.
@@ -13,16 +13,20 @@ use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, HealthConfig, HostConfig, HostConfigLogConfig,
     Mount, MountType, MountVolumeOptions, RestartPolicy, RestartPolicyNameEnum,
 };
+use towpath_flow::model::Access;
 use towpath_protocol::start::Identity;
 
 use super::{Message, Named, refused};
-use crate::engine::{EngineError, ReplicaSpec, labels};
+use crate::engine::{EngineError, Folder, ReplicaSpec, labels};
 
 /// Where the agent is in every container.
 pub(super) const AGENT_FOLDER: &str = "/.towpath";
 
 /// The agent itself.
 pub(super) const AGENT_PROGRAM: &str = "/.towpath/agent";
+
+/// Where the folders of the host are that a step may use.
+const FOLDERS: &str = "/folders";
 
 /// The most that a container's log keeps on disk: four files of this size. Older lines are gone.
 const LOG_FILE_SIZE: &str = "8m";
@@ -79,7 +83,11 @@ fn host_config(replica: &ReplicaSpec, volume: &str, processors: f64) -> HostConf
     HostConfig {
         network_mode: Some(identity.instance.clone()),
         extra_hosts: Some(vec!["host.docker.internal:host-gateway".to_owned()]),
-        mounts: Some(vec![agent_mount(volume, true)]),
+        mounts: Some(
+            std::iter::once(agent_mount(volume, true))
+                .chain(replica.folders.iter().map(folder_mount))
+                .collect(),
+        ),
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),
             maximum_retry_count: None,
@@ -119,6 +127,17 @@ pub(super) fn agent_mount(volume: &str, read_only: bool) -> Mount {
             no_copy: Some(true),
             ..Default::default()
         }),
+        ..Default::default()
+    }
+}
+
+/// A folder of the host. One that is not there is not made: the engine refuses, and says so.
+fn folder_mount(folder: &Folder) -> Mount {
+    Mount {
+        target: Some(format!("{FOLDERS}/{}", folder.name)),
+        source: Some(folder.path.to_string_lossy().into_owned()),
+        typ: Some(MountType::BIND),
+        read_only: Some(folder.access == Access::Read),
         ..Default::default()
     }
 }
@@ -245,13 +264,28 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_host_is_mounted() {
+    fn nothing_of_the_host_is_mounted_but_the_folders_it_may_use() {
         let host = body_of("pids: 64").host_config.expect("there is one");
         assert_eq!(host.binds, None);
         let mounts = host.mounts.expect("the agent");
         assert_eq!(mounts.len(), 1);
         assert_eq!(mounts[0].typ, Some(MountType::VOLUME));
         assert_eq!(mounts[0].read_only, Some(true));
+        let body = body_of("folders: { inbox: read, outbox: write }");
+        let mounts = body.host_config.and_then(|host| host.mounts);
+        let mounts = mounts.expect("there are some");
+        let folders = mounts[1..].iter().map(|mount| {
+            (
+                mount.source.as_deref(),
+                mount.target.as_deref(),
+                mount.read_only,
+            )
+        });
+        let expected = [
+            (Some("/srv/inbox"), Some("/folders/inbox"), Some(true)),
+            (Some("/srv/outbox"), Some("/folders/outbox"), Some(false)),
+        ];
+        assert_eq!(folders.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -104,6 +104,7 @@ fn every_setting_of_a_step_changes_the_hash() {
         "once: true",
         "writable: true",
         "privileges: image",
+        "folders: { inbox: read }",
         "mode: lines",
         "concurrency: 5",
     ] {

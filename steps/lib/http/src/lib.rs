@@ -10,10 +10,12 @@
 
 mod answer;
 mod client;
+mod given;
 mod wait;
 
 pub use answer::{Answer, Verdict};
 pub use client::{Client, Failure, Opened, Request, Settings, SetupError};
+pub use given::{add_headers, read_url};
 pub use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 pub use reqwest::{Method, StatusCode, Url};
 pub use wait::{WAIT_MAX, retry_after};
