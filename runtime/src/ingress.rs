@@ -9,6 +9,8 @@
 //! - `whoever_does_not_show_who_they_are_learns_nothing` of the flow: not even whether it is stopped.
 //! - `a_repeated_request_is_answered_as_the_first_was_and_makes_no_second_message`, also if both come
 //!   at the same instant, and if the control plane was started again in between.
+//! - `a_request_that_waits_gets_the_answer_of_its_flow`, or learns that there will be none, or after a
+//!   time that it was taken.
 //! - No credentials of a request travel on: neither its `authorization` nor the key in its URL.
 
 use std::path::PathBuf;
@@ -17,9 +19,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use towpath_flow::Fires;
 use towpath_protocol::message::{BATCH_TYPE, Lineage, Message};
-use towpath_protocol::{DEFAULT_CONNECTION, DEFAULT_PORT, MessageId};
+use towpath_protocol::{DEFAULT_CONNECTION, DEFAULT_PORT, MessageId, answer};
 
 use crate::broker::BrokerError;
 use crate::broker::topology::Names;
@@ -29,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::reconcile::FlowState;
 use crate::schedule::{Clock, trace_of};
 use crate::store::Store;
+use crate::store::tracking::{RequestRun, WebhookRuns};
 
 mod auth;
 mod body;
@@ -40,7 +44,9 @@ mod id;
 mod query;
 mod rate;
 mod recent;
+mod reply;
 mod turns;
+mod waiters;
 mod worker;
 
 pub use auth::Refusal;
@@ -48,6 +54,7 @@ use branches::{Branches, Way};
 pub use gate::{Gate, Gates, KEYS_MAX, UrlKey};
 pub use recent::{Entered, Recent};
 use turns::{Turn, Turns};
+pub use waiters::Waiters;
 pub use worker::Worker;
 use worker::{Item, Route};
 
@@ -84,10 +91,12 @@ impl Request {
 }
 
 /// What a request is answered with, if it is not refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Answer {
     /// It is a message now, and the broker has it.
     Taken(MessageId),
+    /// It waited for what its flow answers: this, in this run.
+    Replied(MessageId, answer::Answer),
     /// It only asked whether the URL is ours: this is its challenge.
     Challenge(String),
     /// It only asked whether requests are taken: they are.
@@ -99,6 +108,7 @@ impl Answer {
     pub fn status(&self) -> u16 {
         match self {
             Self::Taken(_) => 202,
+            Self::Replied(_, answer) => answer.status,
             Self::Challenge(_) | Self::Open => 200,
         }
     }
@@ -165,6 +175,15 @@ pub enum IngressError {
     /// The flow cannot keep up.
     #[error("the flow has more than it can keep up with")]
     Full,
+    /// Too many wait for answers.
+    #[error("too many requests wait for their answers")]
+    TooManyWait,
+    /// It was taken, and its flow gave up what came of it before anything was answered.
+    #[error("the flow gave up before it answered; run {run} says why")]
+    GivenUp {
+        /// The run.
+        run: MessageId,
+    },
     /// The broker is away, or does not confirm; the request may have been taken.
     #[error("the request cannot be stored now")]
     Unavailable(#[source] Option<BrokerError>),
@@ -182,7 +201,8 @@ impl IngressError {
             Self::NotReadable { .. } => 400,
             Self::UnknownType { .. } => 415,
             Self::Full | Self::OverRate { .. } => 429,
-            Self::Draining | Self::CannotCheck | Self::Unavailable(_) => 503,
+            Self::GivenUp { .. } => 502,
+            Self::Draining | Self::CannotCheck | Self::TooManyWait | Self::Unavailable(_) => 503,
         }
     }
 
@@ -200,6 +220,8 @@ impl IngressError {
             Self::NotReadable { .. } => "body_not_readable",
             Self::UnknownType { .. } => "unknown_content_type",
             Self::Full => "flow_full",
+            Self::TooManyWait => "too_many_wait",
+            Self::GivenUp { .. } => "given_up",
             Self::Unavailable(_) => "broker_unavailable",
         }
     }
@@ -209,7 +231,7 @@ impl IngressError {
         match self {
             // A queue of a hundred thousand is not empty in a moment.
             Self::Full => Some(10),
-            Self::Unavailable(_) => Some(5),
+            Self::TooManyWait | Self::Unavailable(_) => Some(5),
             Self::OverRate { again, .. } => Some(*again),
             // A person decides when it goes on.
             Self::Draining | Self::CannotCheck => Some(60),
@@ -239,6 +261,7 @@ pub struct Ingress {
     branches: Branches,
     store: Store,
     turns: Turns,
+    waiters: Waiters,
 }
 
 impl Ingress {
@@ -271,6 +294,7 @@ impl Ingress {
             branches: Branches::new(program),
             store,
             turns: Turns::default(),
+            waiters: Waiters::default(),
         };
         let worker = Worker::new(receiver, this.store.clone(), this.clock.clone());
         (this, worker)
@@ -281,12 +305,18 @@ impl Ingress {
         self.recent.clone()
     }
 
+    /// Those who wait for what their flows answer.
+    pub fn waiters(&self) -> Waiters {
+        self.waiters.clone()
+    }
+
     /// What stands in front of the webhook that a URL leads to; none if the key is wrong.
     pub fn gate(&self, flow: &str, key: &str) -> Option<Arc<Gate>> {
         self.gates.open(flow, key, (self.clock)())
     }
 
-    /// Takes a request in that came through a gate, and answers once the broker has it.
+    /// Takes a request in that came through a gate, and answers once the broker has it; if the flow is
+    /// to answer, once it did, or after the time that the request waits for that.
     pub async fn accept(&self, gate: &Gate, request: &Request) -> Result<Answer, IngressError> {
         let outcome = self.answer(gate, request).await;
         let status = match &outcome {
@@ -298,6 +328,7 @@ impl Ingress {
     }
 
     async fn answer(&self, gate: &Gate, request: &Request) -> Result<Answer, IngressError> {
+        let until = gate.reply.map(|wait| Instant::now() + wait);
         if request.method == "HEAD" {
             let flow = self.webhook(&gate.flow).ok_or(IngressError::NoWebhook)?;
             return takes(&flow).map(|()| Answer::Open);
@@ -324,11 +355,20 @@ impl Ingress {
         }
         let flow = self.webhook(&gate.flow).ok_or(IngressError::NoWebhook)?;
         let draft = self.draft(&flow, gate, request)?;
-        let id = draft.id;
-        let turn = if draft.is_named {
+        let (id, is_named) = (draft.id, draft.is_named);
+        // From here on it is told of every change.
+        let waits = match until {
+            Some(until) => Some((
+                self.waiters.enter(id).ok_or(IngressError::TooManyWait)?,
+                until,
+            )),
+            None => None,
+        };
+        let turn = if is_named {
             let turn = self.turns.take(id).await;
             if self.is_answered(id).await {
-                return Ok(Answer::Taken(id));
+                drop(turn);
+                return self.reply(id, waits, true).await;
             }
             Some(turn)
         } else {
@@ -336,8 +376,8 @@ impl Ingress {
         };
         takes(&flow)?;
         self.pass(gate)?;
-        self.publish(&flow, draft, turn).await?;
-        Ok(Answer::Taken(id))
+        let is_taken = self.publish(&flow, draft, turn, waits.is_some()).await?;
+        self.reply(id, waits.filter(|_| is_taken), is_named).await
     }
 
     /// Whether a request was answered before.
@@ -375,29 +415,42 @@ impl Ingress {
 
     /// Publishes a message by all of its ways, and remembers a request that has a name. Whoever stops
     /// waiting here does not stop what is published last: its turn lasts until that is remembered.
+    /// The run of a request that waits begins before. Returns whether there is a way.
     async fn publish(
         &self,
         flow: &LiveFlow,
         draft: Draft,
         turn: Option<Turn>,
-    ) -> Result<(), IngressError> {
+        waits: bool,
+    ) -> Result<bool, IngressError> {
         let mut ways = self.ways(flow, draft.line).await?;
         let to: Vec<String> = ways.iter().flat_map(|way| way.steps.clone()).collect();
+        let run = waits.then(|| {
+            Arc::new(RequestRun {
+                run: draft.id,
+                flow: flow.name.clone(),
+                of: WebhookRuns {
+                    version: flow.version,
+                    trigger: flow.trigger.step.clone(),
+                    takers: to.clone(),
+                },
+            })
+        });
         // The last one has the turn: what is remembered is nowhere missing.
         let last = ways.pop();
         let mut answers = Vec::with_capacity(ways.len());
         for way in ways {
-            answers.push(self.send(flow, draft.id, way, None)?);
+            answers.push(self.send(flow, draft.id, way, None, run.clone())?);
         }
         for answer in answers {
             confirmed(answer).await?;
         }
         match last {
-            Some(way) => confirmed(self.send(flow, draft.id, way, turn)?).await?,
+            Some(way) => confirmed(self.send(flow, draft.id, way, turn, run)?).await?,
             None => self.metrics.webhook_unmatched(&flow.name),
         }
         self.recent.push(draft.id, &flow.name, &to, (self.clock)());
-        Ok(())
+        Ok(!to.is_empty())
     }
 
     fn send(
@@ -406,6 +459,7 @@ impl Ingress {
         id: MessageId,
         way: Way,
         turn: Option<Turn>,
+        run: Option<Arc<RequestRun>>,
     ) -> Result<Confirm, IngressError> {
         let (outcome, answer) = oneshot::channel();
         let item = Item {
@@ -414,6 +468,7 @@ impl Ingress {
             id,
             line: way.line,
             turn,
+            run,
             outcome,
         };
         // Not awaited: whoever cannot be served soon is told so now.

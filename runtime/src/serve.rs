@@ -56,6 +56,9 @@ const DECIDED_MS_KEPT: u64 = 30 * 24 * 3_600_000;
 /// How many messages the ledger forgets at once: some milliseconds of the store's time.
 const FORGET_AT_ONCE: u32 = 2_000;
 
+/// How many answers of flows are forgotten at once: each may have a megabyte.
+const FORGET_ANSWERS_AT_ONCE: u32 = 100;
+
 /// How long it rests before it forgets more. With [`FORGET_AT_ONCE`], ten thousand a second: more
 /// than come in.
 const FORGET_PAUSE: Duration = Duration::from_millis(200);
@@ -126,6 +129,7 @@ pub async fn serve(settings: &Settings, docker_host: Option<String>) -> Result<(
         stop: stop.child_token(),
     };
     let requests_stop = state.stop.clone();
+    let waiters = plane.ingress.waiters();
     let mut parts = plane.parts;
     tracing::info!(
         listen = %settings.listen,
@@ -156,6 +160,7 @@ pub async fn serve(settings: &Settings, docker_host: Option<String>) -> Result<(
         tracing::info!(signal, "ending; containers run on");
     }
     requests_stop.cancel();
+    waiters.release();
     if timeout(DRAIN, requests.join_next()).await.is_err() {
         tracing::warn!("some requests did not end in time and are cut off");
     }
@@ -254,20 +259,6 @@ impl Plane {
             runs_changed: Arc::clone(&runs_changed),
             clock: clock.clone(),
         };
-        let office = Office {
-            broker: Arc::clone(&broker),
-            store: store.clone(),
-            names: names.clone(),
-            reports: reports.clone(),
-            inquiry: inquiry.clone(),
-            metrics: metrics.clone(),
-            runs_changed,
-            flows: live.subscribe(),
-            sightings: sightings(reports.clone(), handle.clone()),
-            rates: Rates::default(),
-            containers: containers(handle.clone()),
-            clock: clock.clone(),
-        };
         let program = std::env::current_exe().map_err(ServeError::Program)?;
         let watch = RunWatch {
             broker: Arc::clone(&broker),
@@ -279,15 +270,30 @@ impl Plane {
         };
         let gates = Gates::default();
         let (ingress, worker) = Ingress::new(
-            names,
+            names.clone(),
             gates.clone(),
             live.subscribe(),
             metrics.clone(),
             store.clone(),
-            clock,
+            clock.clone(),
             towpath_protocol::BODY_BYTES_MAX,
             program.clone(),
         );
+        let office = Office {
+            broker: Arc::clone(&broker),
+            store: store.clone(),
+            names: names.clone(),
+            reports: reports.clone(),
+            inquiry: inquiry.clone(),
+            metrics: metrics.clone(),
+            runs_changed,
+            flows: live.subscribe(),
+            sightings: sightings(reports.clone(), handle.clone()),
+            waiters: ingress.waiters(),
+            rates: Rates::default(),
+            containers: containers(handle.clone()),
+            clock: clock.clone(),
+        };
         let control = Control::start(Parts {
             catalog,
             broker: Arc::clone(&broker),
@@ -484,11 +490,17 @@ async fn forget_ledger(store: Store, kept_ms: u64, stop: CancellationToken) {
     }
 }
 
-/// Forgets requests to webhooks that were answered long ago, a little at a time.
+/// Forgets requests to webhooks that were answered long ago, and what flows answered, a little at a
+/// time.
 async fn forget_answered(store: Store, stop: CancellationToken) {
     loop {
         let before = now_ms().saturating_sub(ANSWERED_MS);
-        let pause = match store.forget_answered(before, FORGET_AT_ONCE).await {
+        let forgotten = async {
+            let requests = store.forget_answered(before, FORGET_AT_ONCE).await?;
+            let answers = store.forget_answers(before, FORGET_ANSWERS_AT_ONCE).await?;
+            Ok::<_, StoreError>(requests + answers)
+        };
+        let pause = match forgotten.await {
             Ok(0) => FORGET_EVERY,
             Ok(_) => FORGET_PAUSE,
             Err(error) => {

@@ -13,7 +13,8 @@ struct Order {
 
 async fn write(orders: Vec<Item<Order>>, ctx: &Context<()>) -> Result<Vec<Result<()>>> {
     ctx.log_info(format!("{} orders in one call", orders.len()));
-    // An error here, such as a lost connection, would be the fate of all of them.
+    // An error here, such as a lost connection, would be the fate of all of them. In a flow that
+    // says `batch: { max: 500, wait: 1s }`, each would then be tried again alone.
     Ok(orders
         .iter()
         .map(|order| match order.cents {

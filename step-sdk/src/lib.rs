@@ -54,7 +54,7 @@
 //! | action: handed each message | `async fn(In, &Context<C, S>) -> Result<Out>` | [`action`], [`Step::action`] |
 //! | poll trigger: fired by a schedule | `async fn(Tick<K>, &Context<C, S>) -> Result<()>` | [`poll`], [`Step::poll`] |
 //! | webhook trigger: handed each request | as an action | [`webhook`], [`Step::webhook`] |
-//! | batch: handed what is there | `async fn(Vec<In>, &Context<C, S>) -> Result<Vec<Result<Out>>>` | [`batch`], [`Step::batch`] |
+//! | batch: handed several messages together | `async fn(Vec<In>, &Context<C, S>) -> Result<Vec<Result<Out>>>` | [`batch`], [`Step::batch`] |
 //!
 //! `In` is any type with `Deserialize` and `JsonSchema`: a struct, `serde_json::Value`, or
 //! `Box<serde_json::value::RawValue>` to pass a body on untouched; an [`Item`] brings the message's
@@ -74,6 +74,9 @@
 //!
 //! What is too much to return is emitted on the way, with back-pressure: [`Context::emit`],
 //! [`Context::output`].
+//!
+//! In a flow whose webhook waits (`reply`), what leaves by the port [`REPLY_PORT`] is answered to whoever
+//! sent the request: an [`Answer`].
 //!
 //! # What can go wrong
 //!
@@ -157,6 +160,7 @@ pub use input::{Input, Item, Tick, Why};
 pub use reply::{Many, Outputs, Reply};
 pub use step::{Made, NoSetup, Step, With};
 pub use towpath_protocol::MessageId;
+pub use towpath_protocol::answer::{Answer, REPLY_PORT};
 pub use towpath_protocol::manifest::{Kind, Manifest};
 pub use {schemars, serde, serde_json, tokio, tracing};
 

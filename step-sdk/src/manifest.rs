@@ -66,9 +66,8 @@ pub(crate) fn manifest<H: Handler>(handler: &H, description: &Description) -> Ma
     ports
         .entry(DEFAULT_PORT.to_owned())
         .or_insert(output.map_or(Value::Null, Schema::to_value));
-    let batch = handler
-        .batch_max()
-        .and_then(|max| u32::try_from(max.saturating_mul(2)).ok());
+    let batch = handler.batch_max();
+    let two_batches = batch.and_then(|max| u32::try_from(max.saturating_mul(2)).ok());
     Manifest {
         contract: CONTRACT,
         name: description.name.clone(),
@@ -78,6 +77,7 @@ pub(crate) fn manifest<H: Handler>(handler: &H, description: &Description) -> Ma
         config: Some(config_schema::<H::Config>()),
         input: handler.input_schema(&mut generator).map(Schema::to_value),
         ports,
-        concurrency: description.concurrency.or(batch),
+        concurrency: description.concurrency.or(two_batches),
+        batch: batch.and_then(|max| u32::try_from(max).ok()),
     }
 }

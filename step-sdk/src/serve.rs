@@ -5,7 +5,8 @@
 //! - A handler that needs no waiting costs no task: it is polled where it is read.
 //! - Fates are written by the handler's own task, after its outputs.
 //! - Every message and every tick is answered exactly once, cancelled or not.
-//! - A batch is gathered while the one before it is worked on, and never waits for more.
+//! - A batch is gathered while the one before it is worked on, and never waits for more than the
+//!   agent announced.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -55,13 +56,16 @@ pub(crate) async fn serve<H: Handler>(
             inputs: Vec::new(),
             abouts: Vec::new(),
         },
-        batch_runs: false,
+        announced: 0,
+        running: None,
     };
     let mut is_closed = false;
     server.take(first).await;
     loop {
         if input.is_empty() {
-            server.start_batch();
+            if server.announced == 0 {
+                server.start_batch();
+            }
             server.shared.link.outbox.flush();
         }
         if server.shared.link.outbox.is_gone() {
@@ -99,7 +103,17 @@ struct Server<H: Handler> {
     /// How to cancel each of them.
     in_hand: HashMap<MessageId, AbortHandle>,
     gathered: Gathered<H::Input>,
-    batch_runs: bool,
+    /// How many of the messages that are to be handled together are still to be read.
+    announced: u32,
+    running: Option<Running>,
+}
+
+/// The batch that is worked on.
+struct Running {
+    task: AbortHandle,
+    /// Its messages, but those that were cancelled.
+    wanted: Vec<MessageId>,
+    cancelled: Vec<MessageId>,
 }
 
 /// Messages that wait to be handled together.
@@ -145,6 +159,17 @@ impl<H: Handler> Server<H> {
         match frame {
             ToStep::Message(message) => {
                 self.start(Given::Body(message.body), about_message(message));
+                if self.announced > 0 {
+                    self.announced -= 1;
+                    if self.announced == 0 {
+                        self.start_batch();
+                    }
+                }
+            }
+            ToStep::Batch(together) => {
+                if self.batch_max.is_some() {
+                    self.announced = together.count;
+                }
             }
             ToStep::Tick(tick) => {
                 self.shared.link.begin_tick();
@@ -200,7 +225,7 @@ impl<H: Handler> Server<H> {
     /// Starts a batch with what was gathered, unless one is being worked on.
     fn start_batch(&mut self) {
         let Some(max) = self.batch_max else { return };
-        if self.batch_runs || self.gathered.inputs.is_empty() {
+        if self.running.is_some() || self.gathered.inputs.is_empty() {
             return;
         }
         let count = self.gathered.inputs.len().min(max);
@@ -213,8 +238,8 @@ impl<H: Handler> Server<H> {
             handler.handle_batch(inputs, abouts, &self.shared),
         );
         let link = Arc::clone(&self.shared.link);
-        self.batch_runs = true;
-        self.tasks.spawn_local(async move {
+        let wanted = ids.clone();
+        let task = self.tasks.spawn_local(async move {
             match work.await {
                 Ok(results) => {
                     for (id, result) in ids.iter().zip(&results) {
@@ -230,6 +255,11 @@ impl<H: Handler> Server<H> {
             }
             Finished::Batch
         });
+        self.running = Some(Running {
+            task,
+            wanted,
+            cancelled: Vec::new(),
+        });
     }
 
     fn finished(&mut self, finished: &Finished) {
@@ -237,12 +267,13 @@ impl<H: Handler> Server<H> {
             Finished::One(id) => {
                 self.in_hand.remove(id);
             }
-            Finished::Batch => self.batch_runs = false,
+            Finished::Batch => self.running = None,
         }
     }
 
     /// Aborts the handler of a message. The agent waits for an answer all the same: until then the
-    /// message counts as in hand. One in a batch that runs is answered with its batch.
+    /// message counts as in hand. One in a batch that runs is answered with its batch, unless all of
+    /// the batch is cancelled.
     fn cancel(&mut self, id: MessageId) {
         let link = &self.shared.link;
         link.forget_saves(id);
@@ -258,9 +289,27 @@ impl<H: Handler> Server<H> {
             self.gathered.inputs.remove(index);
             is_stopped = true;
         }
+        let cancelled = || Err(StepError::retry("cancelled"));
         if is_stopped {
-            link.settle(id, &Err(StepError::retry("cancelled")));
+            link.settle(id, &cancelled());
+        } else if let Some(all) = self.cancel_in_batch(id) {
+            for id in all {
+                self.shared.link.settle(id, &cancelled());
+            }
         }
+    }
+
+    /// Notes that a message of the batch that runs is cancelled. Once all of them are, the batch is
+    /// aborted, and they are returned.
+    fn cancel_in_batch(&mut self, id: MessageId) -> Option<Vec<MessageId>> {
+        let running = self.running.as_mut()?;
+        let index = running.wanted.iter().position(|it| *it == id)?;
+        running.cancelled.push(running.wanted.swap_remove(index));
+        if !running.wanted.is_empty() || running.task.is_finished() {
+            return None;
+        }
+        running.task.abort();
+        self.running.take().map(|running| running.cancelled)
     }
 }
 

@@ -87,7 +87,9 @@ where
     S: 'static,
 {
     /// A step that is handed what is there, at most `max` messages at a time, and says what became
-    /// of each, in their order. It never waits for more to come.
+    /// of each, in their order. It waits for more to come only if the flow says so:
+    /// `batch: { max: 500, wait: 1s }`. An error of the function is one of all the messages; where
+    /// the flow says `batch`, each is then tried again alone, so the one at fault is found.
     pub fn batch(function: F, max: usize) -> Self {
         Self::new(Batch::new(function, max))
     }

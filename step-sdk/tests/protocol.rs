@@ -567,6 +567,65 @@ fn a_batch_gathers_what_is_there_and_each_message_has_its_fate() {
     assert!(calls < 40, "{calls} calls for 40 messages written at once");
 }
 
+#[test]
+fn an_announced_batch_is_handled_together_however_slowly_it_arrives() {
+    let mut step = Played::ready("batch", &json!({}));
+    for first in [1, 11] {
+        step.send(&json!({"batch": {"count": 10}}));
+        for number in first..first + 10 {
+            step.message(number, &json!({"id": number, "cents": 1}));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let log = step.frame();
+        assert_eq!(log["log"]["text"], "10 orders in one call");
+        for _ in 0..10 {
+            assert!(step.frame().get("done").is_some());
+        }
+    }
+    step.message(21, &json!({"id": 21, "cents": 1}));
+    assert_eq!(step.frame()["log"]["text"], "1 orders in one call");
+    assert!(step.settled().get("done").is_some());
+}
+
+#[test]
+fn a_batch_is_stopped_when_all_of_it_is_cancelled() {
+    let mut step = Played::ready("misbehaving_batch", &json!({}));
+    step.send(&json!({"batch": {"count": 2}}));
+    step.message(1, &json!(600_000));
+    step.message(2, &json!(1));
+    for number in [1, 2] {
+        step.send(&json!({"cancel": {"id": id(number), "reason": "timeout"}}));
+    }
+    for number in [1, 2] {
+        assert_eq!(
+            step.settled(),
+            json!({"failed": {"id": id(number), "fate": "retry", "reason": "cancelled"}})
+        );
+    }
+    // A message of a batch that others still want is answered with its batch.
+    step.send(&json!({"batch": {"count": 2}}));
+    step.message(1, &json!(300));
+    step.message(3, &json!(1));
+    step.send(&json!({"cancel": {"id": id(1), "reason": "claim"}}));
+    for number in [1, 3] {
+        assert_eq!(step.settled(), json!({"done": {"id": id(number)}}));
+    }
+    assert_eq!(step.drain(), "");
+}
+
+#[test]
+fn a_message_of_a_batch_that_cannot_be_read_holds_up_no_other() {
+    let mut step = Played::ready("batch", &json!({}));
+    step.send(&json!({"batch": {"count": 3}}));
+    step.message(1, &json!({"id": 1, "cents": 1}));
+    step.message(2, &json!({"id": 2, "cents": 1}));
+    step.message(3, &json!({"id": "none"}));
+    assert_eq!(step.frame()["failed"]["fate"], "permanent");
+    assert_eq!(step.frame()["log"]["text"], "2 orders in one call");
+    assert!(step.settled().get("done").is_some());
+    assert!(step.settled().get("done").is_some());
+}
+
 fn output(name: &str, arguments: &[&str], input: &str) -> (Option<i32>, String, String) {
     let mut child = Command::new(example(name))
         .args(arguments)

@@ -2,7 +2,7 @@
 //! is killed on the way.
 
 use towpath_tests::machine::docker;
-use towpath_tests::{BrokerVersion, Instance, Postgres, eventually, holds};
+use towpath_tests::{BrokerVersion, Instance, Postgres, eventually, holds, http};
 
 use crate::{LONG, SOON};
 
@@ -135,4 +135,102 @@ fn only_the_row_at_fault_becomes_a_dead_letter_and_is_replayed_when_the_table_is
     postgres.run("ALTER TABLE copies DROP CONSTRAINT few");
     instance.run(&["dead", "replay", "--all"]).ok();
     copies_are_the_orders(&postgres, 500);
+}
+
+/// Writes a row for each message; `n` is not to be 13.
+fn in_batches(postgres: &Postgres) -> String {
+    format!(
+        r#"
+flow: in-batches
+trigger: {{ id: hook, webhook: true }}
+actions:
+  - id: rows
+    image: towpath/postgres-write:test
+    batch: {{ max: 50, wait: 5s }}
+    retry: {{ attempts: 8, initial: 250ms, max: 2s }}
+    with:
+      url: "{url}"
+      password: "${{secrets.postgres_password}}"
+      table: rows
+      mode: insert
+"#,
+        url = postgres.url
+    )
+}
+
+#[test]
+fn of_a_batch_the_message_that_is_refused_is_tried_alone_and_all_others_are_written_once() {
+    let instance = Instance::start(BrokerVersion::V40);
+    let postgres = Postgres::start(&instance);
+    // `now()` is when the transaction began; a row that is written twice would be a dead letter.
+    postgres
+        .run("CREATE TABLE rows (n int PRIMARY KEY CHECK (n <> 13), at timestamptz DEFAULT now())");
+    instance
+        .run_with(&["secret", "set", "postgres_password"], &postgres.password)
+        .ok();
+    instance.apply(&in_batches(&postgres));
+    let status = instance.status("in-batches");
+    let hook = status["webhook_url"].as_str().expect("a URL").to_owned();
+    for n in 1..=30 {
+        let body = format!("{{\"n\":{n}}}");
+        let answer = http::send("POST", &hook, None, Some(&body)).expect("an answer");
+        assert_eq!(answer.status, 202, "{answer:?}");
+    }
+    eventually("all others are written", SOON, || {
+        let rows = postgres.number("SELECT count(*) FROM rows");
+        holds(rows == 29, || format!("{rows} rows"))
+    });
+    let transactions = postgres.number("SELECT count(DISTINCT at) FROM rows");
+    assert_eq!(transactions, 1, "they waited for each other");
+    let list = ["dead", "export", "--state", "open"];
+    let letter = eventually("there is one dead letter", SOON, || {
+        let text = instance.run(&list).ok().out;
+        holds(text.lines().count() == 1, || text.clone())?;
+        Ok(text)
+    });
+    let letter: serde_json::Value = serde_json::from_str(&letter).expect("JSON");
+    let text = letter.to_string();
+    assert!(text.contains("violates check constraint"), "{text}");
+    assert!(text.contains("\"n\":13"), "{text}");
+    eventually("it was tried once more, and no other", SOON, || {
+        let step = &instance.status("in-batches")["steps"][0];
+        let counts = ["done", "retried", "dead"].map(|key| step[key].as_u64());
+        holds(counts == [Some(29), Some(1), Some(1)], || step.to_string())
+    });
+
+    // Mended and replayed, it is a batch of its own.
+    postgres.run("ALTER TABLE rows DROP CONSTRAINT rows_n_check");
+    instance.run(&["dead", "replay", "--all"]).ok();
+    eventually("the last one is written", SOON, || {
+        let rows = postgres.number("SELECT count(*) FROM rows");
+        holds(rows == 30, || format!("{rows} rows"))
+    });
+}
+
+#[test]
+fn what_is_gathered_for_a_batch_is_written_before_its_replica_leaves() {
+    let instance = Instance::start(BrokerVersion::V310);
+    let postgres = Postgres::start(&instance);
+    postgres.run("CREATE TABLE rows (n int PRIMARY KEY)");
+    instance
+        .run_with(&["secret", "set", "postgres_password"], &postgres.password)
+        .ok();
+    instance.apply(&in_batches(&postgres).replace("wait: 5s", "wait: 10m"));
+    let status = instance.status("in-batches");
+    let hook = status["webhook_url"].as_str().expect("a URL").to_owned();
+    for n in 1..=7 {
+        let body = format!("{{\"n\":{n}}}");
+        let answer = http::send("POST", &hook, None, Some(&body)).expect("an answer");
+        assert_eq!(answer.status, 202, "{answer:?}");
+    }
+    eventually("they wait for others, and status says so", SOON, || {
+        let status = instance.status("in-batches").to_string();
+        holds(status.contains("it has 7 of 50 messages"), || status)
+    });
+    assert_eq!(postgres.number("SELECT count(*) FROM rows"), 0);
+    instance.run(&["stop", "in-batches"]).ok();
+    eventually("they are written", SOON, || {
+        let rows = postgres.number("SELECT count(*) FROM rows");
+        holds(rows == 7, || format!("{rows} rows"))
+    });
 }

@@ -1,5 +1,6 @@
 //! A blocking HTTP client for tests.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ fn runtime() -> &'static (Runtime, reqwest::Client) {
             .build()
             .expect("a runtime can be made");
         let client = reqwest::Client::builder()
-            .timeout(Duration::from_secs(20))
+            // Some wait for an answer that a flow gives.
+            .timeout(Duration::from_secs(60))
             .tls_certs_only([])
             // A connection that is kept may be closed by the other side just as it is used again.
             .pool_max_idle_per_host(0)
@@ -27,11 +29,13 @@ fn runtime() -> &'static (Runtime, reqwest::Client) {
     })
 }
 
-/// An answer: the status, the header `retry-after`, and the body.
+/// An answer: the status, the headers, and the body.
 #[derive(Debug)]
 pub struct Answer {
     /// The status.
     pub status: u16,
+    /// The headers, those that are text.
+    pub headers: BTreeMap<String, String>,
     /// The header `retry-after`.
     pub retry_after: Option<String>,
     /// The body.
@@ -63,18 +67,21 @@ pub fn send(
             .send()
             .await
             .map_err(|error| format!("{url}: {error:?}"))?;
-        let status = answer.status().as_u16();
-        let retry_after = answer
-            .headers()
-            .get("retry-after")
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
-        let text = answer.text().await.map_err(|error| error.to_string())?;
-        Ok(Answer {
-            status,
-            retry_after,
-            text,
-        })
+        read(answer).await
+    })
+}
+
+async fn read(answer: reqwest::Response) -> Result<Answer, String> {
+    let status = answer.status().as_u16();
+    let headers = answer.headers().iter();
+    let headers: BTreeMap<String, String> = headers
+        .filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())))
+        .collect();
+    Ok(Answer {
+        status,
+        retry_after: headers.get("retry-after").cloned(),
+        headers,
+        text: answer.text().await.map_err(|error| error.to_string())?,
     })
 }
 
@@ -107,13 +114,6 @@ pub fn send_with(
             .send()
             .await
             .map_err(|error| format!("{url}: {error:?}"))?;
-        let retry_after = answer.headers().get("retry-after");
-        Ok(Answer {
-            status: answer.status().as_u16(),
-            retry_after: retry_after
-                .and_then(|value| value.to_str().ok())
-                .map(str::to_owned),
-            text: answer.text().await.map_err(|error| error.to_string())?,
-        })
+        read(answer).await
     })
 }

@@ -24,7 +24,7 @@ use serde::Serialize;
 use towpath_protocol::MessageId;
 use towpath_protocol::office::{LEDGER_KEY, NEWS_KEY};
 use towpath_protocol::runs::{ENTRY_BYTES_MAX, Entry, Head, RUNS_KEY, write_run};
-use towpath_protocol::start::{Identity, Routes};
+use towpath_protocol::start::{Identity, Output, Routes};
 
 use crate::broker::{Content, Publish};
 use crate::clock::Now;
@@ -368,9 +368,9 @@ impl Lanes {
             refusals: 0,
             not_before: None,
         };
-        let outputs = |key: &str, batch_max: u32, in_order: bool| {
+        let outputs = |output: &Output, key: &str, batch_max: u32, in_order: bool| {
             lane(
-                &routes.outputs_exchange,
+                output.exchange.as_ref().unwrap_or(&routes.outputs_exchange),
                 key,
                 Content::Batch,
                 batch_max.max(1),
@@ -382,13 +382,13 @@ impl Lanes {
         let mut branches = Vec::new();
         for (number, (port, output)) in (0..).zip(&routes.outputs) {
             let all = output.key.as_deref();
-            let all = all.map(|key| outputs(key, output.batch_max, output.in_order));
+            let all = all.map(|key| outputs(output, key, output.batch_max, output.in_order));
             ports.push((port.as_str().into(), all));
             for branch in &output.branches {
                 branches.push(BranchLane {
                     port: number,
                     step: branch.step.as_str().into(),
-                    lane: outputs(&branch.key, branch.batch_max, branch.in_order),
+                    lane: outputs(output, &branch.key, branch.batch_max, branch.in_order),
                 });
             }
         }
@@ -841,7 +841,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use towpath_protocol::office::LedgerEntry;
-    use towpath_protocol::start::{Order, Output, Partition};
+    use towpath_protocol::start::{Order, Partition};
 
     fn lanes() -> Lanes {
         let routes = Routes {
@@ -850,6 +850,7 @@ mod tests {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
+                    exchange: None,
                     key: Some("s.out".into()),
                     batch_max: 3,
                     in_order: false,
@@ -922,6 +923,32 @@ mod tests {
             lanes.next_deadline().is_none_or(|at| at > later),
             "nothing waits"
         );
+    }
+
+    #[test]
+    fn an_output_goes_where_its_port_leads() {
+        let mut made = lanes();
+        let answers = Output {
+            exchange: Some("office".into()),
+            key: Some(RUNS_KEY.into()),
+            batch_max: 16,
+            in_order: false,
+            steps: vec![],
+            branches: vec![],
+        };
+        made.routes.outputs.insert("reply".into(), answers);
+        let identity = serde_json::from_str(
+            r#"{"instance":"i","flow":"f","step":"s","replica":1,"spec":"0"}"#,
+        );
+        let mut lanes = Lanes::new(&made.routes, &made.limits, &identity.unwrap(), "");
+        let now = Instant::now();
+        for port in ["out", "reply"] {
+            let lane = LaneId::Port(lanes.port(port).unwrap());
+            lanes.push(lane, b"a\n", MEMBER, now);
+        }
+        let ways = sent(&mut lanes, now);
+        let ways: Vec<_> = ways.iter().map(|it| (&*it.exchange, &*it.key)).collect();
+        assert_eq!(ways, [("x", "s.out"), ("office", "runs")]);
     }
 
     #[test]

@@ -44,6 +44,7 @@ pub mod limits;
 pub mod line_reader;
 pub mod log;
 pub mod pace;
+pub mod prefetch;
 pub mod reaper;
 pub mod record;
 pub mod redact;

@@ -33,6 +33,9 @@ pub struct Limits {
     pub delay_batch: u32,
     /// Bytes waiting to be written to the step, above which nothing more is handed over.
     pub step_input_bytes: usize,
+    /// Bytes of messages that are handed over together, unless one alone has more: all of them are in
+    /// the memory of the agent and of the step.
+    pub together_bytes: usize,
     /// How long a step may take to say `ready`: a cold virtual machine is slow.
     pub hello: Duration,
     /// How long a step may take to come back with a cancelled message before it is killed.
@@ -118,6 +121,7 @@ impl Default for Limits {
             open_batches: 8,
             delay_batch: 256,
             step_input_bytes: 256 << 10,
+            together_bytes: 8 << 20,
             hello: Duration::from_secs(60),
             cancel_grace: Duration::from_secs(5),
             restart_first: Duration::from_millis(100),

@@ -172,6 +172,8 @@ pub struct Record {
     pub says_uncertain: bool,
     /// It came back again and again: whoever had it may have died of it. It is handed over alone.
     pub is_suspect: bool,
+    /// It was handed over together with others.
+    pub is_in_company: bool,
     /// What the ledger knows of it.
     pub claim: Claim,
     /// The deliveries it came by: more than one if it was published more than once.
@@ -182,6 +184,8 @@ pub struct Record {
     pub not_before: Option<Instant>,
     /// Where it is.
     pub state: State,
+    /// Since when it waits to be handed over together with others.
+    pub lined_up_at: Option<Instant>,
     /// When it was handed over.
     pub handed_at: Option<Instant>,
     /// When it has taken too long, on the clock that stands still.
@@ -352,11 +356,13 @@ impl Records {
             is_uncertain: false,
             says_uncertain: false,
             is_suspect: false,
+            is_in_company: false,
             claim: Claim::default(),
             deliveries,
             partition: None,
             not_before: None,
             state: State::Ready,
+            lined_up_at: None,
             handed_at: None,
             deadline: None,
             held,

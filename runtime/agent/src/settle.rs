@@ -4,6 +4,7 @@
 //!
 //! - `an_unknown_failure_is_tried_again`: only a named end gives a message up.
 //! - `a_rebound_is_not_a_failure`: it has a limit of its own, and uses up no attempt.
+//! - `what_failed_beside_others_is_not_given_up`.
 
 use towpath_protocol::frame::Fate;
 use towpath_protocol::office::DeadCause;
@@ -113,6 +114,17 @@ pub fn settle(
         Outcome::Invalid => Decision::Dead {
             cause: DeadCause::Invalid,
         },
+    }
+}
+
+/// What becomes of a message that was handed over together with others: nobody knows which of them
+/// is to blame, so none is given up before it was tried alone.
+pub fn not_yet_dead(decision: Decision, settings: &Settings, chance: f64) -> Decision {
+    match decision {
+        Decision::Dead { .. } => Decision::Retry {
+            delay_ms: back_off(&settings.retry, 1, chance),
+        },
+        other => other,
     }
 }
 
@@ -309,6 +321,21 @@ mod tests {
             Decision::Dead {
                 cause: DeadCause::Rebounds,
             },
+        );
+    }
+
+    #[test]
+    fn what_failed_beside_others_is_not_given_up() {
+        let dead = Decision::Dead {
+            cause: DeadCause::Permanent,
+        };
+        let again = Decision::Retry { delay_ms: 1000 };
+        assert_eq!(not_yet_dead(dead, &settings(), 0.5), again);
+        let rebound = Decision::Rebound { delay_ms: 7 };
+        assert_eq!(not_yet_dead(rebound, &settings(), 0.5), rebound);
+        assert_eq!(
+            not_yet_dead(Decision::Done, &settings(), 0.5),
+            Decision::Done
         );
     }
 

@@ -609,6 +609,7 @@ fn start(replica: u32) -> Start {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
+                    exchange: None,
                     key: Some("out".into()),
                     batch_max: 3,
                     in_order: false,

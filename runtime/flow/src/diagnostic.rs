@@ -146,6 +146,14 @@ codes! {
     ApiKeyPlace = "F084", Error;
     /// The name of a header cannot be read.
     BadHeader = "F085", Error;
+    /// A flow that answers must note what comes of its runs.
+    ReplyUntracked = "F086", Error;
+    /// A step follows the port that answers.
+    FollowsReply = "F087", Error;
+    /// Requests wait for an answer that no step gives.
+    NobodyReplies = "F088", Warning;
+    /// A step answers, and no request waits for it.
+    NobodyWaits = "F089", Warning;
     /// A condition cannot be compiled.
     BadCondition = "F090", Error;
     /// What messages are ordered by is not an expression.
@@ -164,6 +172,12 @@ codes! {
     NothingToValidate = "F107", Error;
     /// A rate cannot be read.
     BadStepRate = "F108", Error;
+    /// A step has no use for `batch`, because it handles each message by itself.
+    BatchOfOne = "F109", Warning;
+    /// `batch` hands over more than the step handles together.
+    BatchTooLarge = "F110", Error;
+    /// `batch` does not go with another key.
+    BatchClash = "F111", Error;
     /// A folder does not exist.
     UnknownFolder = "F130", Error;
 }

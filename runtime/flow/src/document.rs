@@ -60,6 +60,7 @@ pub(crate) struct Draft<'t> {
     /// Where its `order_by` is.
     pub(crate) order_span: Range<usize>,
     pub(crate) validate: Option<&'t Entry>,
+    pub(crate) batch: Option<&'t Entry>,
     pub(crate) folders: Option<&'t Entry>,
 }
 
@@ -123,6 +124,7 @@ pub(crate) fn read<'t>(root: &'t Node, text: &str, found: &mut Vec<Diagnostic>) 
                 .entry("webhook")
                 .map(|entry| steps.webhook(&entry.value));
             document.drafts.extend(draft);
+            steps.reply_is_tracked(root, &document);
         }
         None => steps.reader.missing(
             root,
@@ -175,6 +177,25 @@ impl Steps<'_, '_> {
             );
         }
         text.to_owned()
+    }
+
+    /// Whoever waits is given the id of the run, and told when nothing can come of it any more.
+    fn reply_is_tracked(&mut self, root: &Node, document: &Document<'_>) {
+        let replies = document
+            .webhook
+            .as_ref()
+            .is_some_and(|it| it.reply.is_some());
+        if let (true, Some(false), Some(entry)) = (replies, document.track, root.entry("track")) {
+            self.reader.report(
+                Diagnostic::new(
+                    Code::ReplyUntracked,
+                    "`track` cannot be `false` in a flow whose webhook has `reply`",
+                )
+                .at(entry.value.span.clone())
+                .label("the answer is kept with the run")
+                .help("leave it out: with `reply` it is `true`"),
+            );
+        }
     }
 
     fn actions<'t>(&mut self, entry: &'t Entry) -> Vec<Draft<'t>> {

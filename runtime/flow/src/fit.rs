@@ -3,6 +3,7 @@
 
 use towpath_protocol::CONTRACT;
 use towpath_protocol::manifest::{Kind, Manifest};
+use towpath_protocol::start::Mode;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::document::{CONDITION_HELP, Document, Draft, ORDER_HELP, describe, within};
@@ -15,6 +16,7 @@ use crate::text::{did_you_mean, list, nearest, shown};
 use crate::tree::{Content, Node};
 
 mod bodies;
+mod reply;
 mod with;
 mod words;
 
@@ -40,6 +42,7 @@ pub(crate) fn check(
             continue;
         }
         bodies::check_validate(draft, facts, found);
+        found.extend(batch(draft, facts));
         match facts.image(&draft.step.image) {
             ImageFact::Unknown => unknown.push(draft.step.id.as_str()),
             ImageFact::Missing => found.push(missing(facts, draft)),
@@ -60,6 +63,7 @@ pub(crate) fn check(
             ),
         ));
     }
+    reply::check(document, graph, root, facts, found);
     names(root, text, facts, found);
 }
 
@@ -253,6 +257,47 @@ fn wrong_kind(draft: &Draft<'_>, is: Kind, expected: Kind) -> Diagnostic {
     .at(draft.image_span.clone())
     .label(place)
     .help(help)
+}
+
+/// A step must be able to handle as many messages together as it is to be handed.
+fn batch(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
+    let (entry, batch) = (draft.batch?, draft.step.handing.batch?);
+    let image = shown(&draft.step.image);
+    let most = match facts.image(&draft.step.image) {
+        _ if draft.step.mode == Mode::Lines => None,
+        ImageFact::Known(Some(manifest)) if draft.step.command.is_empty() => manifest.batch,
+        _ => return None,
+    };
+    let Some(most) = most else {
+        let why = match draft.step.mode {
+            Mode::Lines => "with `mode: lines` a program is given one line a message".to_owned(),
+            Mode::Frames => format!("the manifest of the image {image} has no `batch`"),
+        };
+        return Some(
+            Diagnostic::new(
+                Code::BatchOfOne,
+                format!("{} handles each message by itself", describe(&draft.step)),
+            )
+            .at(entry.key_span.clone())
+            .label(why)
+            .help("leave it out: messages would only wait for each other"),
+        );
+    };
+    (batch.max > most).then(|| {
+        let span = entry.value.entry("max").map(|max| max.value.span.clone());
+        Diagnostic::new(
+            Code::BatchTooLarge,
+            format!(
+                "{} handles at most {most} messages together",
+                describe(&draft.step)
+            ),
+        )
+        .at(span.unwrap_or_else(|| entry.key_span.clone()))
+        .label(format!(
+            "the manifest of the image {image} says `batch: {most}`"
+        ))
+        .help(format!("write `max: {most}`, or less"))
+    })
 }
 
 /// The port must be one of those that the step before has, if that is known.

@@ -69,11 +69,12 @@ impl Graph {
                 .collect();
             steps.push(draft.step);
         }
-        // Each request to a webhook is a run of its own, a row or two for every message; a stream is
-        // one run for ever.
+        // Each request to a webhook is a run of its own, a row or two for every message, unless it waits
+        // for what comes of it; a stream is one run for ever.
+        let waits = webhook.as_ref().is_some_and(|it| it.reply.is_some());
         let track = document
             .track
-            .unwrap_or(!matches!(fires, Fires::Webhook | Fires::Stream));
+            .unwrap_or(waits || !matches!(fires, Fires::Webhook | Fires::Stream));
         Some(Flow {
             name: document.name,
             description: document.description,

@@ -145,6 +145,10 @@ pub(crate) const ACTION: &[Key] = &[
         "rate",
         "How many messages all replicas together are handed, at most: `10/s`, `600/m`, `1000/h`.",
     ),
+    key(
+        "batch",
+        "How many messages are handed over together, for steps that write in bulk: `{ max: 500, wait: 1s }`.",
+    ),
 ];
 
 /// Of `retry`.
@@ -201,6 +205,10 @@ pub(crate) const WEBHOOK: &[Key] = &[
         "handshake",
         "How the sender makes sure that the URL is yours: `slack`, or `{ type: meta, secret }`.",
     ),
+    key(
+        "reply",
+        "How long a request waits for the answer that a step of the flow gives; then it is answered 202.",
+    ),
 ];
 
 /// Of `auth`.
@@ -243,9 +251,17 @@ pub(crate) const HANDSHAKE: &[Key] = &[
     ),
 ];
 
+/// Of `batch`.
+pub(crate) const BATCH: &[Key] = &[
+    key("max", "The most messages that are handed over together."),
+    key(
+        "wait",
+        "How long the first of them waits for more; nothing is waited for when left out.",
+    ),
+];
+
 /// Words of later versions, each with what to do until then.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
-    ("batch", "each message is handled alone"),
     ("connection", "a flow has one connection, `default`"),
     ("connections", "a flow has one connection, `default`"),
     ("ports", "the ports of a step are in its manifest"),
@@ -298,7 +314,7 @@ mod tests {
 
     #[test]
     fn reserved_words_are_no_keys() {
-        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY, AUTOSCALE]
+        for key in [FLOW, STEP, TRIGGER, ACTION, RETRY, AUTOSCALE, BATCH]
             .into_iter()
             .flatten()
         {

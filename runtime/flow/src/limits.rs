@@ -60,6 +60,19 @@ pub const SCALE_LATENCY: RangeInclusive<Duration> =
 /// How many messages may be in the hands of one replica.
 pub const CONCURRENCY: RangeInclusive<u64> = 1..=4096;
 
+/// How many messages may be handed over together: all of them are in memory, in the agent and in the
+/// step. One alone is no batch.
+pub const BATCH_MAX: RangeInclusive<u64> = 2..=1_000;
+
+/// How long a message may wait for others: with the time limit of a step, well below the 30 minutes
+/// that the broker waits for it. Longer than this is a schedule, not a batch.
+pub const BATCH_WAIT: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(10 * 60);
+
+/// How low a rate may be for a step with batches, in batches a second: 64 replicas then have one
+/// a minute each, and what they hold does not wait for longer than the broker does.
+pub const BATCH_RATE_MIN: f64 = 1.0;
+
 /// How many messages there may be in the time of a `rate`: beyond a million a second there is nothing
 /// to hold back.
 pub const RATE_COUNT: RangeInclusive<u64> = 1..=1_000_000;
@@ -136,6 +149,11 @@ pub const WEBHOOK_TOLERANCE: RangeInclusive<Duration> =
 
 /// How far when the flow says nothing: what Stripe, Slack and Standard Webhooks recommend.
 pub const WEBHOOK_TOLERANCE_DEFAULT: Duration = Duration::from_secs(5 * 60);
+
+/// How long a request may wait for its answer: each holds a connection, and what stands between the
+/// sender and us cuts off those that are silent for minutes.
+pub const WEBHOOK_REPLY: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(10 * 60);
 
 /// How many messages a webhook may be limited to; more than one broker takes is no limit.
 pub const WEBHOOK_RATE: RangeInclusive<u64> = 1..=100_000;

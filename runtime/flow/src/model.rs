@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
-use towpath_protocol::handing::Rate;
+use towpath_protocol::handing::{Batch, Rate};
 use towpath_protocol::start::{Mode, Retry};
 
 use crate::cron::Cron;
@@ -144,6 +144,8 @@ pub struct Handing {
     pub validate: Validate,
     /// How many messages all replicas together are handed, at most.
     pub rate: Option<Rate>,
+    /// How many are handed over together, if several are.
+    pub batch: Option<Batch>,
 }
 
 /// What becomes of a message whose body is not what its step takes.

@@ -28,6 +28,7 @@ pub fn schema() -> Value {
         "after": { "type": "string", "minLength": 1, "examples": ["orders", "orders.rejected"] },
         "retry": object(&[keys::RETRY], &[]),
         "autoscale": autoscale(),
+        "batch": object_of(&[keys::BATCH], &["max"], batch_value),
         "webhook": object_of(&[keys::WEBHOOK], &[], webhook_value),
         "auth": object_of(&[keys::AUTH], &["type"], auth_value),
         "handshake": object_of(&[keys::HANDSHAKE], &["type"], handshake_value),
@@ -92,6 +93,7 @@ fn webhook_value(key: &str) -> Value {
             "examples": ["100/s"],
         }),
         "handshake" => json!({ "anyOf": [{ "enum": ["slack"] }, { "$ref": "#/$defs/handshake" }] }),
+        "reply" => json!({ "$ref": "#/$defs/duration" }),
         // A test holds that every key has a case above.
         _ => json!({ "not": {} }),
     }
@@ -129,6 +131,22 @@ fn handshake_value(key: &str) -> Value {
     match key {
         "type" => json!({ "enum": ["slack", "meta"] }),
         _ => auth_value(key),
+    }
+}
+
+/// `batch`: its `max` is a number of messages.
+fn batch_value(key: &str) -> Value {
+    match key {
+        "max" => json!({
+            "type": "integer",
+            "minimum": limits::BATCH_MAX.start(),
+            "maximum": limits::BATCH_MAX.end(),
+        }),
+        "wait" => {
+            json!({ "anyOf": [{ "$ref": "#/$defs/duration" }, { "const": 0 }], "default": 0 })
+        }
+        // A test holds that every key has a case above.
+        _ => json!({ "not": {} }),
     }
 }
 
@@ -248,6 +266,7 @@ fn value(key: &str) -> Value {
         "rate" => {
             json!({ "type": "string", "pattern": "^[0-9]+/(s|m|h)$", "examples": ["10/s", "600/m"] })
         }
+        "batch" => json!({ "$ref": "#/$defs/batch" }),
         "validate" => json!({ "enum": ["off", "warn", "dead-letter"], "default": "off" }),
         "attempts" => with_default(whole(&limits::RETRY_ATTEMPTS), json!(retry.attempts)),
         "factor" => with_default(real(&limits::RETRY_FACTOR), json!(retry.factor)),
@@ -284,6 +303,9 @@ mod tests {
             for key in table {
                 assert_ne!(value(key.name), json!({ "not": {} }), "{}", key.name);
             }
+        }
+        for key in keys::BATCH {
+            assert_ne!(batch_value(key.name), json!({ "not": {} }), "{}", key.name);
         }
         for key in keys::AUTOSCALE {
             let schema = autoscale_value(key.name);

@@ -17,6 +17,8 @@ pub struct Webhook {
     pub rate: Option<Rate>,
     /// How a sender makes sure that the URL is ours.
     pub handshake: Option<Handshake>,
+    /// How long a request waits for the flow's answer; none if it does not wait.
+    pub reply: Option<Duration>,
 }
 
 impl Webhook {

@@ -2,18 +2,21 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::printer::{Printer, Tone};
 use super::problem::Problem;
 use super::verbs::done;
 use super::words::{apart, count, moment, until};
 use super::{Context, ExitStatus};
-use crate::control::view::{Done, RunList, RunMessages, RunView};
+use crate::control::view::{AnswerView, Done, RunList, RunMessages, RunView};
 use crate::store::now_ms;
 
 /// The most characters of a note in a list.
 const NOTE_CHARS: usize = 70;
+
+/// The most characters of an answer: `--output json` has all of it.
+const ANSWER_CHARS: usize = 400;
 
 /// What to do with runs.
 #[derive(Debug, Subcommand)]
@@ -224,6 +227,8 @@ fn page(run: &RunView, now: u64, printer: Printer) -> String {
         ),
         ("tried again", next),
         ("reason", run.reason.clone()),
+        ("answered", at(run.answer.as_ref().map(|answer| answer.at))),
+        ("answer", run.answer.as_ref().map(answer)),
         ("checkpoint before", run.checkpoint_before.clone()),
         ("checkpoint after", run.checkpoint_after.clone()),
         ("messages", run.messages.as_ref().map(sums)),
@@ -263,10 +268,32 @@ fn page(run: &RunView, now: u64, printer: Printer) -> String {
     lines.join("\n")
 }
 
+/// What a flow answered, in a line.
+fn answer(answer: &AnswerView) -> String {
+    let headers = answer.headers.iter();
+    let headers: Vec<String> = headers
+        .map(|(name, value)| format!("{name}: {value}"))
+        .collect();
+    let body = match &answer.body {
+        Value::Null => String::new(),
+        body => body.to_string(),
+    };
+    let parts = [answer.status.to_string(), headers.join(", "), body];
+    let parts = parts.iter().filter(|part| !part.is_empty());
+    cut_at(
+        &parts.map(String::as_str).collect::<Vec<_>>().join("  "),
+        ANSWER_CHARS,
+    )
+}
+
 fn cut(note: &str) -> String {
-    match note.char_indices().nth(NOTE_CHARS) {
-        Some((at, _)) => format!("{}…", &note[..at]),
-        None => note.to_owned(),
+    cut_at(note, NOTE_CHARS)
+}
+
+fn cut_at(text: &str, chars: usize) -> String {
+    match text.char_indices().nth(chars) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
     }
 }
 
@@ -317,6 +344,7 @@ mod tests {
             attempts: 0,
             next_at: None,
             reason: None,
+            answer: None,
         }
     }
 
@@ -329,10 +357,17 @@ mod tests {
         let list = RunList {
             runs: vec![view(), failed],
         };
+        let mut answered = view();
+        answered.answer = Some(AnswerView {
+            at: NOW - 3_000,
+            status: 201,
+            headers: [("location".into(), "/orders/7".into())].into(),
+            body: json!({"id": 7}),
+        });
         let text = format!(
             "{}\n\n{}",
             table(&list, NOW, printer),
-            page(&view(), NOW, printer)
+            page(&answered, NOW, printer)
         );
         insta::assert_snapshot!(text);
     }

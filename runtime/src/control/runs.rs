@@ -5,18 +5,20 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use towpath_flow::Flow;
 use towpath_protocol::MessageId;
+use towpath_protocol::answer::Answer;
 use towpath_protocol::frame::Why;
 
 use super::Control;
 use super::error::{ControlError, ErrorKind};
 use super::run_state::{Around, RunStatus, message_steps, status};
-use super::view::{Done, RunList, RunMessages, RunStepView, RunView};
+use super::view::{AnswerView, Done, RunList, RunMessages, RunStepView, RunView};
 use crate::engine::chain;
 use crate::live::LiveFlow;
 use crate::reconcile::FlowState;
 use crate::reconcile::intent::{intake, intent};
 use crate::run_watch::RunWatch;
 use crate::schedule::{Decision, FireError, due, history};
+use crate::store::answers::KeptAnswer;
 use crate::store::flows::FlowRecord;
 use crate::store::now_ms;
 use crate::store::records::{RunProgress, RunRecord};
@@ -181,7 +183,11 @@ impl Control {
         let progress = self.catalog.store.runs_progress(vec![run.id]).await?;
         let progress = progress.into_iter().next().unwrap_or_default();
         let (is, note) = status(run, &progress, &self.around(record, flow));
-        Ok(run_view(run, &progress, is, note))
+        let answer = self.catalog.store.answer_of(run.id).await?;
+        Ok(RunView {
+            answer: answer.as_ref().map(answer_view).transpose()?,
+            ..run_view(run, &progress, is, note)
+        })
     }
 
     /// When a flow fires next, in milliseconds since 1970; none if it does not by itself.
@@ -256,7 +262,20 @@ fn run_view(
         attempts: run.attempts,
         next_at: run.next_at,
         reason: run.reason.clone(),
+        answer: None,
     }
+}
+
+fn answer_view(kept: &KeptAnswer) -> Result<AnswerView, ControlError> {
+    let unread = |error: serde_json::Error| ControlError::internal(&error);
+    let answer: Answer = serde_json::from_str(&kept.answer).map_err(unread)?;
+    let body = answer.body.map(|body| serde_json::from_str(body.get()));
+    Ok(AnswerView {
+        at: kept.at,
+        status: answer.status,
+        headers: answer.headers,
+        body: body.transpose().map_err(unread)?.unwrap_or_default(),
+    })
 }
 
 /// The word that a value of an enum goes by.

@@ -435,6 +435,21 @@ pub struct RunView {
     pub next_at: Option<u64>,
     /// Why it is tried again, or failed.
     pub reason: Option<String>,
+    /// What the flow answered the request that it began with, if it did. Lists leave it out.
+    pub answer: Option<AnswerView>,
+}
+
+/// What a flow answered a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AnswerView {
+    /// When it answered, in milliseconds since 1970.
+    pub at: u64,
+    /// The HTTP status.
+    pub status: u16,
+    /// The headers.
+    pub headers: BTreeMap<String, String>,
+    /// The body; null if there is none.
+    pub body: Value,
 }
 
 /// The messages of a run: each counts once for every step it goes to.

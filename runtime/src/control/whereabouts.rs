@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use towpath_protocol::MessageId;
+use towpath_protocol::answer::REPLY_PORT;
 use towpath_protocol::message::PastAttempt;
 use towpath_protocol::office::{Found, Happened, Holding, What};
 use utoipa::ToSchema;
@@ -484,13 +485,19 @@ fn happened(event: &Happened, answer: &Found, facts: &Facts) -> Vec<AtStep> {
             let Some(wiring) = facts.flows.get(&who.flow) else {
                 return Vec::new();
             };
-            let next = wiring.after(&who.step, port).into_iter();
-            next.map(|step| {
-                let mut at_step = AtStep::new(&who.flow, step, Place::Queued);
-                at_step.since = Some(event.at);
-                at_step
-            })
-            .collect()
+            let next = wiring.after(&who.step, port);
+            if next.is_empty() && port == REPLY_PORT {
+                let mut at_step = here(Place::Settled, None);
+                at_step.reason = Some("it is an answer of the flow".to_owned());
+                return vec![at_step];
+            }
+            next.into_iter()
+                .map(|step| {
+                    let mut at_step = AtStep::new(&who.flow, step, Place::Queued);
+                    at_step.since = Some(event.at);
+                    at_step
+                })
+                .collect()
         }
         What::Done { attempt } => vec![here(Place::Settled, Some(*attempt))],
         What::Repeated => vec![here(Place::Settled, None)],

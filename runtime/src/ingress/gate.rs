@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use towpath_flow::webhook::{self, BodyType, IdField, Webhook};
 
@@ -45,6 +46,8 @@ pub struct Gate {
     pub(super) id: Option<IdField>,
     pub(super) handshake: Option<Handshake>,
     pub(super) limiter: Option<Arc<Limiter>>,
+    /// How long a request waits for the flow's answer.
+    pub(super) reply: Option<Duration>,
     /// Why nobody can be let in.
     pub(super) trouble: Option<String>,
 }
@@ -65,6 +68,7 @@ impl Gate {
             id: webhook.id.clone(),
             handshake: None,
             limiter: webhook.rate.map(|rate| Arc::new(Limiter::new(rate))),
+            reply: webhook.reply,
             trouble: None,
         };
         if let Err(trouble) = gate.fill(webhook, fill) {
@@ -153,8 +157,6 @@ impl Gates {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use towpath_flow::webhook::{Rate, Scheme};
 
     use super::*;

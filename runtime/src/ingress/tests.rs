@@ -9,12 +9,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use towpath_flow::webhook::{Auth, BodyType, Handshake, KeyPlace, Rate, Scheme, Webhook};
+use towpath_protocol::office::DeadCause;
 
 use super::*;
 use crate::broker::Broker as _;
 use crate::broker::simulated::Simulated;
 use crate::broker::topology::Topology;
 use crate::live::LiveTrigger;
+use crate::store::flows::NewVersion;
+use crate::store::records::{DeadLetterRecord, DeadState};
 
 struct World {
     broker: Simulated,
@@ -393,7 +396,7 @@ async fn whoever_does_not_show_who_they_are_learns_nothing() {
     let mut shaken = request(challenge);
     shaken.headers.clone_from(&signed.headers);
     let answer = world.answer("plain", &shaken).await.unwrap();
-    assert_eq!(answer, Answer::Challenge("c".into()));
+    assert!(matches!(answer, Answer::Challenge(challenge) if challenge == "c"));
     assert_eq!(world.lines("t.flow.plain.crm").len(), 1);
 }
 
@@ -404,7 +407,8 @@ async fn a_head_request_asks_and_makes_no_message() {
         method: "HEAD".into(),
         ..Request::default()
     };
-    assert_eq!(world.answer("plain", &head).await.unwrap(), Answer::Open);
+    let answer = world.answer("plain", &head).await.unwrap();
+    assert!(matches!(answer, Answer::Open));
     let stopped = flow("plain", false, FlowState::Stopped);
     world
         .flows
@@ -447,4 +451,157 @@ async fn a_webhook_that_cannot_check_requests_takes_none() {
     let refused = world.refused("plain", &request("1")).await;
     assert_eq!((refused.status(), refused.retry_after()), (503, Some(60)));
     assert!(!refused.to_string().contains('x'), "callers learn no names");
+}
+
+/// Has the requests of `plain` wait for the flow's answer.
+async fn world_that_waits(wait: Duration) -> World {
+    let store = Store::in_memory().unwrap();
+    let version = NewVersion {
+        flow: "plain".into(),
+        ..NewVersion::default()
+    };
+    store.store_version(version).await.unwrap();
+    let world = world_on(store).await;
+    let mut webhook = Webhook::default();
+    webhook.reply = Some(wait);
+    world.gates.replace([gate("plain", &webhook)]);
+    world
+}
+
+impl World {
+    /// Waits until a request is in the queue, and says which run it began.
+    async fn entered(&self) -> MessageId {
+        loop {
+            if let Some(line) = self.lines("t.flow.plain.crm").pop() {
+                let message: Message<'_> = serde_json::from_str(&line).unwrap();
+                return message.id;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// The flow answers.
+    async fn reply(&self, run: MessageId, answer: &str) {
+        let answers = vec![(run, answer.to_owned())];
+        let kept = self.ingress.store.keep_answers(answers, 80).await.unwrap();
+        assert_eq!(kept, [true], "its run has begun");
+        self.ingress.waiters().wake(run);
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn replied(answer: Result<Answer, IngressError>) -> (MessageId, u16) {
+    match answer {
+        Ok(Answer::Replied(run, answer)) => (run, answer.status),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_waits_gets_the_answer_of_its_flow() {
+    let world = world_that_waits(LONG).await;
+    let request = request("1");
+    let (answer, run) = tokio::join!(world.answer("plain", &request), async {
+        let run = world.entered().await;
+        world.ingress.waiters().wake(run);
+        world.reply(run, r#"{"status":201}"#).await;
+        run
+    });
+    assert_eq!(replied(answer), (run, 201));
+}
+
+#[tokio::test]
+async fn a_repeated_request_gets_the_answer_that_the_first_got() {
+    let world = world_that_waits(LONG).await;
+    let request = named("1", "abc");
+    // One that comes again while the first still waits, one that comes later.
+    let (first, second, run) = tokio::join!(
+        world.answer("plain", &request),
+        async {
+            world.entered().await;
+            world.answer("plain", &request).await
+        },
+        async {
+            let run = world.entered().await;
+            while world.ingress.store.answered(run).await.unwrap().is_none() {
+                tokio::task::yield_now().await;
+            }
+            world.reply(run, r#"{"status":201}"#).await;
+            run
+        }
+    );
+    for answer in [first, second, world.answer("plain", &request).await] {
+        assert_eq!(replied(answer), (run, 201));
+    }
+    assert_eq!(world.lines("t.flow.plain.crm").len(), 1);
+}
+
+#[tokio::test]
+async fn whoever_waited_long_enough_learns_that_the_request_was_taken() {
+    let world = world_that_waits(Duration::from_millis(100)).await;
+    let run = world.take("plain", &named("1", "abc")).await.unwrap();
+    // Late, but it is the answer of a repeated request.
+    world.reply(run, "{}").await;
+    let again = world.answer("plain", &named("1", "abc")).await;
+    assert_eq!(replied(again), (run, 200));
+}
+
+#[tokio::test]
+async fn whoever_waits_is_let_go_when_the_control_plane_ends() {
+    let world = world_that_waits(LONG).await;
+    let request = request("1");
+    let (taken, run) = tokio::join!(world.take("plain", &request), async {
+        let run = world.entered().await;
+        world.ingress.waiters().release();
+        run
+    });
+    assert_eq!(taken.unwrap(), run);
+}
+
+/// The step gives the request up.
+fn letter(run: MessageId) -> DeadLetterRecord {
+    DeadLetterRecord {
+        id: 0,
+        flow: "plain".into(),
+        step: "crm".into(),
+        port: None,
+        version: 4,
+        connection: DEFAULT_CONNECTION.into(),
+        run: Some(run),
+        message_id: run,
+        cause: DeadCause::Permanent,
+        reason: "no customer".into(),
+        chain: vec![],
+        attempts: vec![],
+        replica: 1,
+        at: 80,
+        replays: 0,
+        state: DeadState::Open,
+        message: raw(&"what it was"),
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_what_was_given_up_is_told_so() {
+    let world = world_that_waits(LONG).await;
+    let request = request("1");
+    let (refused, run) = tokio::join!(world.refused("plain", &request), async {
+        let run = world.entered().await;
+        let letters = world.ingress.store.store_dead_letters(vec![letter(run)]);
+        letters.await.unwrap();
+        world.ingress.waiters().wake(run);
+        run
+    });
+    assert_eq!((refused.status(), refused.code()), (502, "given_up"));
+    assert!(refused.to_string().contains(&run.to_string()));
+}
+
+#[tokio::test]
+async fn a_request_that_was_not_taken_leaves_no_run() {
+    let world = world_that_waits(LONG).await;
+    world.broker.set_full("t.flow.plain.crm", true);
+    assert_eq!(world.refused("plain", &request("1")).await.status(), 429);
+    let runs = world.ingress.store.runs("plain", 10).await.unwrap();
+    assert!(runs.is_empty(), "{runs:?}");
 }

@@ -1,6 +1,7 @@
 //! Publishes what comes in, in batches that grow by themselves: one request alone is sent at once,
 //! and while it waits for its confirm, those behind it gather. Requests that have a name are
-//! remembered after the confirm and before the answer.
+//! remembered after the confirm and before the answer; the runs of requests that wait for an answer
+//! begin before.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use super::{IngressError, WAITING_MAX};
 use crate::broker::{Broker, BrokerError, Publication};
 use crate::engine::chain;
 use crate::schedule::Clock;
-use crate::store::Store;
+use crate::store::tracking::RequestRun;
+use crate::store::{Store, StoreError};
 
 /// The most messages in one batch: a slow step that follows wants its replicas to share the work.
 const BATCH_MESSAGES_MAX: usize = 32;
@@ -49,6 +51,9 @@ pub(super) struct Item {
     pub(super) line: String,
     /// The turn of a request that has a name: such a one is remembered.
     pub(super) turn: Option<Turn>,
+    /// The run of a request that waits for what comes of it: it begins before anybody can take the
+    /// message.
+    pub(super) run: Option<Arc<RequestRun>>,
     pub(super) outcome: Outcome,
 }
 
@@ -144,6 +149,27 @@ impl Waiting {
 }
 
 impl Memory {
+    /// Begins the runs of those of a batch that wait for what comes of them. Returns those that were
+    /// not there.
+    async fn begin(&self, batch: &[Item]) -> Result<Vec<MessageId>, StoreError> {
+        let runs: Vec<_> = batch.iter().filter_map(|item| item.run.clone()).collect();
+        if runs.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.store.begin_requests(runs, (self.clock)()).await
+    }
+
+    /// Takes back what [`Memory::begin`] began.
+    async fn take_back(&self, begun: Vec<MessageId>) {
+        if begun.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.take_back_requests(begun).await {
+            // They say after a while that their messages are nowhere.
+            tracing::warn!("cannot take back the runs of requests: {}", chain(&error));
+        }
+    }
+
     /// Remembers those of a batch, which is of one flow, that have names.
     async fn remember(&self, batch: &[Item]) {
         let named = batch.iter().filter(|item| item.turn.is_some());
@@ -171,6 +197,16 @@ fn publish(
     batch: Vec<Item>,
 ) -> BoxFuture<'static, Route> {
     Box::pin(async move {
+        let begun = match memory.begin(&batch).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                tracing::warn!("cannot begin the runs of requests: {}", chain(&error));
+                for item in batch {
+                    answer(item, Err(IngressError::Unavailable(None)));
+                }
+                return route;
+            }
+        };
         let lines: Vec<&str> = batch.iter().map(|item| item.line.as_str()).collect();
         let publication = Publication {
             exchange: route.exchange.clone(),
@@ -184,9 +220,11 @@ fn publish(
         let is_ok = failed.is_none();
         if is_ok {
             memory.remember(&batch).await;
+        } else {
+            memory.take_back(begun).await;
         }
         for item in batch {
-            let answer = if is_ok {
+            let outcome = if is_ok {
                 Ok(())
             } else if is_full {
                 Err(IngressError::Full)
@@ -194,10 +232,14 @@ fn publish(
                 // The first gets the cause; the log of the broker's own loop has it too.
                 Err(IngressError::Unavailable(failed.take()))
             };
-            if item.outcome.send(answer).is_err() {
-                tracing::debug!("a sender left before its webhook was confirmed");
-            }
+            answer(item, outcome);
         }
         route
     })
+}
+
+fn answer(item: Item, outcome: Result<(), IngressError>) {
+    if item.outcome.send(outcome).is_err() {
+        tracing::debug!("a sender left before its webhook was confirmed");
+    }
 }

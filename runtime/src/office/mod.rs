@@ -26,6 +26,7 @@ use towpath_protocol::start::Identity;
 use crate::broker::topology::Names;
 use crate::broker::{Broker, Delivery, Publication};
 use crate::engine::chain;
+use crate::ingress::Waiters;
 use crate::inquiry::Inquiry;
 use crate::live::LiveFlows;
 use crate::metrics::Metrics;
@@ -73,6 +74,8 @@ pub struct Office {
     pub flows: LiveFlows,
     /// What is known of who claims messages.
     pub sightings: Sightings,
+    /// Those who wait for what flows answer.
+    pub waiters: Waiters,
     /// Who of a step's replicas may hand over how much of its rate.
     pub rates: Rates,
     /// The containers there are.
@@ -326,6 +329,9 @@ impl Office {
             let stored =
                 until_stored(|| self.store.store_dead_letters(records.clone()).boxed()).await;
             for (record, stored) in records.iter().zip(stored) {
+                if let Some(run) = record.run {
+                    self.waiters.wake(run);
+                }
                 if stored == Stored::Known {
                     continue;
                 }

@@ -1,25 +1,63 @@
-//! The desk that notes what came of runs.
+//! The desk that notes what came of runs, and keeps what flows answer.
 //!
 //! # Invariants
 //!
 //! - Reports are read in their order, and acknowledged after they are stored: one that comes again
 //!   changes nothing.
 //! - `a_report_that_cannot_be_read_holds_nothing_up`.
+//! - `an_answer_is_kept_before_its_run_is_finished`: whoever waits is told of the answer, not of the end.
+//! - `an_answer_that_cannot_be_sent_says_so`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use serde_json::json;
+use serde_json::value::to_raw_value;
 use tokio::sync::mpsc;
-use towpath_protocol::runs;
+use towpath_protocol::answer::Answer;
+use towpath_protocol::message::{BATCH_TYPE, Lineage, Message};
+use towpath_protocol::{MessageId, runs};
 
-use super::{Office, WINDOW, settle, until_stored};
+use super::{Office, WINDOW, lines, settle, until_stored};
 use crate::broker::Delivery;
 use crate::store::tracking::{Report, WebhookRuns};
 
 /// How many entries are written in one transaction: about a tenth of a second, in which nobody else
 /// can use the store.
 const ENTRIES_MAX: usize = 8_192;
+
+/// Reads what a step answers: of which run it is, and the answer as it is kept. What cannot be sent is
+/// an answer that says so, because whoever waits is to learn it.
+fn answer(line: &[u8]) -> Option<(MessageId, String)> {
+    let message: Message<'_> = serde_json::from_slice(line)
+        .inspect_err(|error| tracing::error!(%error, "an answer that is no message is dropped"))
+        .ok()?;
+    let lineage: Lineage = serde_json::from_str(message.lineage.get())
+        .inspect_err(|error| tracing::error!(%error, "an answer of no known run is dropped"))
+        .ok()?;
+    let read: Result<Answer, String> =
+        serde_json::from_str(message.body.get()).map_err(|error| error.to_string());
+    let answer = read.and_then(|answer| answer.check().map(|()| answer));
+    let answer = answer.unwrap_or_else(|why| {
+        tracing::warn!(run = %lineage.run, why, "a step gave an answer that cannot be sent");
+        unusable(&why)
+    });
+    Some((
+        lineage.run,
+        serde_json::to_string(&answer).expect("an answer is JSON"),
+    ))
+}
+
+fn unusable(why: &str) -> Answer {
+    let message = format!("the flow gave an answer that cannot be sent: {why}");
+    let body = json!({"error": {"code": "unusable_answer", "message": message}});
+    Answer {
+        status: 502,
+        headers: BTreeMap::new(),
+        body: to_raw_value(&body).ok(),
+    }
+}
 
 impl Office {
     pub(super) async fn read_runs(self, mut deliveries: mpsc::Receiver<Delivery>) {
@@ -35,6 +73,7 @@ impl Office {
                 return;
             }
             let mut reports: Vec<Report> = Vec::new();
+            let mut answers = Vec::new();
             let mut entries = 0;
             let mut taken = 0;
             for delivery in &waiting {
@@ -42,6 +81,10 @@ impl Office {
                     break;
                 }
                 taken += 1;
+                if delivery.kind == BATCH_TYPE {
+                    answers.extend(lines(&delivery.body).filter_map(answer));
+                    continue;
+                }
                 match runs::read(&delivery.body) {
                     Ok(report) => {
                         entries += report.1.len();
@@ -52,6 +95,11 @@ impl Office {
                 }
             }
             batch.extend(waiting.drain(..taken));
+            self.keep(answers).await;
+            if reports.is_empty() {
+                batch.drain(..).for_each(settle);
+                continue;
+            }
             let reports = Arc::new(reports);
             let webhooks = Arc::new(self.webhooks(&reports));
             let note = || {
@@ -65,8 +113,29 @@ impl Office {
                 .runs_noted(noted.entries, noted.finished.len() as u64);
             for run in noted.finished {
                 tracing::debug!(%run, "everything that came of the run is settled");
+                self.waiters.wake(run);
             }
             batch.drain(..).for_each(settle);
+        }
+    }
+
+    /// Keeps answers, and tells those who wait for them.
+    async fn keep(&self, answers: Vec<(MessageId, String)>) {
+        if answers.is_empty() {
+            return;
+        }
+        let keep = || {
+            self.store
+                .keep_answers(answers.clone(), (self.clock)())
+                .boxed()
+        };
+        let kept = until_stored(keep).await;
+        for ((run, _), kept) in answers.iter().zip(kept) {
+            if kept {
+                self.waiters.wake(*run);
+            } else {
+                tracing::debug!(%run, "an answer is dropped: its run has one, or is forgotten");
+            }
         }
     }
 

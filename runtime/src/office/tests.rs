@@ -57,6 +57,7 @@ async fn world(faults: Faults) -> World {
         runs_changed: Arc::new(Notify::new()),
         flows: tokio::sync::watch::channel(Arc::default()).1,
         sightings: Arc::new(|_| crate::ledger::Sighting::default()),
+        waiters: Waiters::default(),
         rates: crate::rates::Rates::default(),
         containers: Arc::new(crate::rates::Containers::default),
         clock: crate::schedule::system_clock(),
@@ -170,6 +171,16 @@ impl World {
             })
             .await
             .unwrap()
+    }
+
+    /// What was answered in the first run.
+    async fn answer(&self) -> String {
+        let empty = async |world: &World| world.broker.ready("t.runs").is_empty();
+        self.eventually("everything is read", empty).await;
+        let answer = async |world: &World| world.store.answer_of(id(1)).await.unwrap();
+        let is_there = async |world: &World| answer(world).await.is_some();
+        self.eventually("it is kept", is_there).await;
+        answer(self).await.unwrap().answer
     }
 
     async fn stop(mut self) {
@@ -501,4 +512,51 @@ async fn what_missed_its_queue_while_the_broker_started_goes_there_after_all() {
     assert_eq!(passed_on[0], message(1).as_bytes());
     assert_eq!(world.dead().await[0].cause, DeadCause::Unroutable);
     world.stop().await;
+}
+
+/// What a step answers, as it comes from its agent.
+fn answers(run: MessageId, bodies: &[&str]) -> Publication {
+    let line = |body: &&str| {
+        format!(
+            r#"{{"id":"{}","lineage":{{"run":"{run}","version":1,"at":1}},"body":{body}}}"#,
+            id(700)
+        )
+    };
+    let lines: Vec<String> = bodies.iter().map(line).collect();
+    Publication {
+        exchange: "t.office".into(),
+        key: RUNS_KEY.into(),
+        kind: BATCH_TYPE,
+        body: lines.join("\n").into(),
+        count: 1,
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_kept_with_its_run_and_the_first_one_counts() {
+    let world = world(Faults::default()).await;
+    assert!(world.store.run_started(&run(1)).await.unwrap());
+    let first = r#"{"status":201,"headers":{"location":"/7"},"body":{"b":1,"a":1.50}}"#;
+    world.publish(answers(id(9), &["{}"])).await;
+    world.publish(answers(id(1), &[first, "{}"])).await;
+    world.publish(answers(id(1), &["{}"])).await;
+    assert_eq!(world.answer().await, first, "as it was written");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_sent_says_so() {
+    for (body, why) in [
+        (r#"{"id":7}"#, "unknown field `id`"),
+        (r#"{"status":99}"#, "the status 99"),
+        (r#"{"headers":{"te":"x"}}"#, "the header `te`"),
+    ] {
+        let world = world(Faults::default()).await;
+        assert!(world.store.run_started(&run(1)).await.unwrap());
+        world.publish(answers(id(1), &[body])).await;
+        let kept = world.answer().await;
+        assert!(kept.starts_with(r#"{"status":502"#), "{kept}");
+        assert!(kept.contains(why), "{kept}");
+        world.stop().await;
+    }
 }

@@ -21,8 +21,10 @@ use towpath_flow::limits::HELD_MAX;
 use towpath_flow::model::{Access, Fires, Flow, Limits, Step, Validate};
 use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
-use towpath_protocol::handing::{BURST_PART, Handing, Misfit, Rate, Validation};
+use towpath_protocol::answer::REPLY_PORT;
+use towpath_protocol::handing::{BURST_PART, Batch, Handing, Misfit, Rate, Validation};
 use towpath_protocol::manifest::Kind;
+use towpath_protocol::runs::RUNS_KEY;
 use towpath_protocol::start::{
     Branch, Identity, Order, Output, Partition, Routes, Settings, Start,
 };
@@ -45,6 +47,9 @@ pub const INTAKE_BATCH_MAX: u32 = 64;
 
 /// The most messages that go into a partition together.
 pub const PARTITION_BATCH_MAX: u32 = 16;
+
+/// The most answers in a batch: somebody waits for each.
+const ANSWERS_MAX: u32 = 16;
 
 /// How often a step may say "later" of one message. With the usual waits this is days.
 pub const REBOUNDS_MAX: u32 = 1_000;
@@ -318,6 +323,7 @@ fn handing(step: &Step, image: &Image) -> Handing {
             .zip(schema)
             .map(|(misfit, schema)| Validation { schema, misfit }),
         rate: step.handing.rate,
+        batch: step.handing.batch,
     }
 }
 
@@ -354,6 +360,9 @@ fn concurrency(flow: &Flow, step: &Step, image: Option<&Image>) -> u32 {
         // One tick after the other: their checkpoints are in one order.
         return 1;
     }
+    if let Some(batch) = step.handing.batch {
+        return batch.max;
+    }
     let manifest = image.and_then(|image| image.manifest.as_ref());
     step.concurrency
         .or_else(|| manifest.and_then(|manifest| manifest.concurrency))
@@ -361,26 +370,27 @@ fn concurrency(flow: &Flow, step: &Step, image: Option<&Image>) -> u32 {
         .max(1)
 }
 
-/// The most messages in a batch for a step with a rate: what it is handed in the tenth of a second.
-/// All of a batch wait in one replica for their turn.
-fn batch_of_rate(rate: Rate) -> u32 {
+/// The most messages in one delivery for a step with a rate: what it is handed in the tenth of a
+/// second. All of a delivery wait in one replica for their turn.
+fn delivery_of_rate(rate: Rate, batch: Option<Batch>) -> u32 {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "it is not negative, and cut"
     )]
-    let count = (rate.per_second() * BURST_PART).min(f64::from(BATCH_MAX)) as u32;
-    count.max(1)
+    let turns = (rate.per_second() * BURST_PART).min(f64::from(BATCH_MAX)) as u32;
+    turns.max(1) * batch.map_or(1, |batch| batch.max)
 }
 
 /// The most messages that go into a partition together: if each takes as long as it may, a delivery
 /// and the one before it are settled in the time that a message may be held.
 fn partition_batch(step: &Step) -> u32 {
+    let of_rate = step.handing.rate.map(|rate| delivery_of_rate(rate, None));
     let by_time = (HELD_MAX / 2).as_millis() / step.timeout.as_millis().max(1);
     u32::try_from(by_time)
         .unwrap_or(u32::MAX)
         .clamp(1, PARTITION_BATCH_MAX)
-        .min(step.handing.rate.map_or(PARTITION_BATCH_MAX, batch_of_rate))
+        .min(of_rate.unwrap_or(PARTITION_BATCH_MAX))
 }
 
 fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, StepFacts>) -> Routes {
@@ -389,18 +399,21 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
         let image = facts
             .get(&successor.id)
             .and_then(|facts| facts.image.as_ref().ok());
+        let handing = &successor.handing;
+        let of_rate = |rate| delivery_of_rate(rate, handing.batch);
         let takes = if successor.order.is_some() {
             INTAKE_BATCH_MAX
         } else {
             concurrency(flow, successor, image)
                 .min(BATCH_MAX)
-                .min(successor.handing.rate.map_or(BATCH_MAX, batch_of_rate))
+                .min(handing.rate.map_or(BATCH_MAX, of_rate))
         };
         for (from, port) in &successor.after {
             if *from != step.id {
                 continue;
             }
             let output = outputs.entry(port.clone()).or_insert_with(|| Output {
+                exchange: None,
                 key: None,
                 batch_max: BATCH_MAX,
                 in_order: false,
@@ -425,6 +438,9 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
             }
         }
     }
+    if flow.webhook.as_ref().is_some_and(|it| it.reply.is_some()) {
+        outputs.insert(REPLY_PORT.to_owned(), answers(names));
+    }
     let partitions = step.order.as_ref().map(|order| order.partitions);
     Routes {
         queue: names
@@ -447,6 +463,19 @@ fn routes(names: &Names, flow: &Flow, step: &Step, facts: &BTreeMap<String, Step
         delay_exchanges: names.delays(),
         dead_exchange: names.dead(),
         office_exchange: names.office(),
+    }
+}
+
+/// The way of answers to those who wait for them: with the reports of runs, so that what is said of a
+/// run is known in the order in which it happened.
+fn answers(names: &Names) -> Output {
+    Output {
+        exchange: Some(names.office()),
+        key: Some(RUNS_KEY.to_owned()),
+        batch_max: ANSWERS_MAX,
+        in_order: false,
+        steps: Vec::new(),
+        branches: Vec::new(),
     }
 }
 

@@ -294,6 +294,17 @@ CREATE TABLE run_messages (
     PRIMARY KEY (step, message)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX waiting_by_run ON waiting (run);
+", "
+-- What flows answered, with the runs of the requests.
+CREATE TABLE answers (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    run    TEXT NOT NULL UNIQUE REFERENCES runs (id) ON DELETE CASCADE,
+    at     INTEGER NOT NULL,
+    bytes  INTEGER NOT NULL,
+    answer TEXT NOT NULL
+) STRICT;
+-- For their sum.
+CREATE INDEX answers_by_size ON answers (bytes);
 "];
 
 /// Brings a database to the newest shape.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 pub mod answered;
+pub mod answers;
 pub mod checkpoints;
 mod columns;
 pub mod dead_groups;

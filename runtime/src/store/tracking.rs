@@ -67,6 +67,17 @@ pub struct WebhookRuns {
     pub takers: Vec<String>,
 }
 
+/// The run of a request that is about to enter its flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestRun {
+    /// The run.
+    pub run: MessageId,
+    /// The flow.
+    pub flow: String,
+    /// What is noted of it; its takers are the steps that the request goes to.
+    pub of: WebhookRuns,
+}
+
 /// What reports changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Noted {
@@ -99,6 +110,43 @@ impl Store {
             let finished = book.close()?;
             transaction.commit()?;
             Ok(Noted { finished, entries })
+        })
+        .await
+    }
+
+    /// Begins the runs of requests before anybody reports of them. Returns those that were not there.
+    pub async fn begin_requests(
+        &self,
+        requests: Vec<Arc<RequestRun>>,
+        now: u64,
+    ) -> Result<Vec<MessageId>, StoreError> {
+        self.with("begin the runs of requests", move |database| {
+            let transaction = database.transaction()?;
+            let mut book = Book::new(&transaction, now);
+            let mut begun = Vec::new();
+            for request in &requests {
+                if book.begin_webhook(request.run, &request.flow, &request.of)? {
+                    begun.push(request.run);
+                }
+            }
+            book.close()?;
+            transaction.commit()?;
+            Ok(begun)
+        })
+        .await
+    }
+
+    /// Takes back that the runs of requests began. If they entered their flow all the same, they begin
+    /// with the first report.
+    pub async fn take_back_requests(&self, runs: Vec<MessageId>) -> Result<(), StoreError> {
+        self.with("take back the runs of requests", move |database| {
+            let transaction = database.transaction()?;
+            for run in runs {
+                transaction
+                    .prepare_cached("DELETE FROM runs WHERE id = ?1 AND why = 'webhook'")?
+                    .execute([run.to_string()])?;
+            }
+            transaction.commit()
         })
         .await
     }
@@ -182,8 +230,8 @@ impl Store {
     }
 
     /// Forgets the messages of runs that were finished before `before`, but for dead letters; those of
-    /// runs that are gone or given up; and the finished runs of webhooks that left no dead letter: at
-    /// most about `limit` messages and as many runs. Returns how many, so that whoever asks can come
+    /// runs that are gone or given up; and the finished runs of webhooks that left neither a dead letter
+    /// nor an answer: at most about `limit` messages and as many runs. Returns how many, so that whoever asks can come
     /// again while there are more.
     pub async fn forget_run_messages(&self, before: u64, limit: u32) -> Result<usize, StoreError> {
         self.with("forget what came of runs", move |database| {
@@ -193,6 +241,7 @@ impl Store {
                      SELECT id FROM runs WHERE why = 'webhook' AND finished_at < ?1 AND forgotten < 2
                          AND NOT EXISTS (
                              SELECT 1 FROM run_steps WHERE run_steps.run = runs.id AND dead > 0)
+                         AND NOT EXISTS (SELECT 1 FROM answers WHERE answers.run = runs.id)
                      LIMIT ?2)",
                 params![before, limit],
             )?;
@@ -558,15 +607,15 @@ impl<'a> Book<'a> {
             .optional()
     }
 
-    /// A request begins a run: it is at the steps that take it.
+    /// A request begins a run: it is at the steps that take it. Returns whether it was not there.
     fn begin_webhook(
         &mut self,
         run: MessageId,
         flow: &str,
         webhook: &WebhookRuns,
-    ) -> rusqlite::Result<()> {
+    ) -> rusqlite::Result<bool> {
         if self.run(run)?.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let begun = self
             .transaction
@@ -584,12 +633,13 @@ impl<'a> Book<'a> {
                 entered_at(run, self.now),
             ])?;
         self.runs.remove(&run);
-        if begun == 1 && self.run(run)?.is_some() {
+        let begun = begun == 1 && self.run(run)?.is_some();
+        if begun {
             for step in &webhook.takers {
                 self.raise(run, step, run, rank(0, OPEN))?;
             }
         }
-        Ok(())
+        Ok(begun)
     }
 
     /// The steps of a run that a message is at.

@@ -25,6 +25,8 @@ pub enum ToStep<'a> {
     /// The first frame.
     #[serde(borrow)]
     Hello(Hello<'a>),
+    /// The next messages are to be handled together (`batch` in the flow).
+    Batch(Together),
     /// A message to handle: the line of the batch as it is.
     Message(Message<'a>),
     /// A trigger fires.
@@ -83,6 +85,13 @@ pub struct Hello<'a> {
     /// The step's `with:`, secrets filled in.
     #[serde(borrow)]
     pub config: &'a RawValue,
+}
+
+/// Messages that are to be handled together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Together {
+    /// How many of the next frames of kind `message` it is.
+    pub count: u32,
 }
 
 /// The step is ready.

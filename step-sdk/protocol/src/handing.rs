@@ -15,6 +15,18 @@ pub struct Handing {
     /// No more than so many are handed over, by all replicas together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// Several are handed over together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Batch>,
+}
+
+/// How many messages are handed over together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// So many at most; at least 1.
+    pub max: u32,
+    /// How long the first of them waits for more, in milliseconds.
+    pub wait_ms: u64,
 }
 
 /// How many messages may be handed to a step, by all its replicas together.

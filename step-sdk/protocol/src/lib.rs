@@ -10,6 +10,7 @@
 //! | [`handing`] | the same | how messages are handed to a step |
 //! | [`log`] | agent → whoever reads a container's log | one line |
 //! | [`office`] | agent → control plane, through the broker | reports, checkpoints, dead letters |
+//! | [`answer`] | step → whoever waits, through the control plane | what a flow answers |
 //! | [`runs`] | agent → control plane, through the broker | what came of runs |
 //!
 //! # Invariants
@@ -18,6 +19,7 @@
 //! - A reader ignores keys it does not know; a writer never changes the meaning of one that exists.
 //!   What cannot be said that way is a new [`CONTRACT`].
 
+pub mod answer;
 pub mod frame;
 pub mod handing;
 pub mod id;

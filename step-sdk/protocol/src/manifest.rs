@@ -36,6 +36,9 @@ pub struct Manifest {
     /// The `concurrency` a flow gets when it names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
+    /// The most messages that it handles together; it handles each by itself when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<u32>,
 }
 
 fn default_ports() -> BTreeMap<String, Value> {

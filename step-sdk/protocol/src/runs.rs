@@ -17,6 +17,9 @@
 //! is; both before the delivery of the message is acknowledged. Dead letters are not reported: each
 //! of them says it itself.
 //!
+//! With the same key go the answers of flows ([`crate::answer`]), as batches of messages like any
+//! other output: so an answer is read before the report that its message is done.
+//!
 //! # Invariants
 //!
 //! - `what_is_written_is_read`, and what cannot be read is an error, never a panic.

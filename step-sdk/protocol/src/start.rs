@@ -93,6 +93,9 @@ pub struct Routes {
 /// whose condition holds for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
+    /// The exchange of its keys; that of all outputs if it says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<String>,
     /// The routing key of the steps that take everything; none if each of them is a branch.
     pub key: Option<String>,
     /// The most messages to put in one batch: a slow successor wants small ones, so that its

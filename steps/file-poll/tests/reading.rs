@@ -182,8 +182,8 @@ async fn a_row_that_cannot_be_read_hides_no_other() {
 #[tokio::test]
 async fn a_row_has_the_same_id_at_every_try() {
     let folder = folder();
-    let rows: String = (0..2_500).map(|n| format!("{{\"n\":{n}}}\n")).collect();
-    write(&folder, "a.jsonl", rows);
+    let rows: Vec<String> = (0..2_500).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    write(&folder, "a.jsonl", rows.concat());
     let all = read(&folder, &json!({}), None).await;
     let ids = by_id(&[&all]);
     assert_eq!(ids.len(), 2_500);

@@ -59,9 +59,10 @@ fn manner(config: &Config) -> std::result::Result<Manner, String> {
     };
     if format == Format::Jsonl {
         let unused = config.columns.is_some() || config.delimiter.is_some();
-        return match unused {
-            true => Err("`columns` and `delimiter` are for rows of CSV".to_owned()),
-            false => Ok(Manner::Lines),
+        return if unused {
+            Err("`columns` and `delimiter` are for rows of CSV".to_owned())
+        } else {
+            Ok(Manner::Lines)
         };
     }
     let columns = config.columns.clone().filter(|columns| !columns.is_empty());

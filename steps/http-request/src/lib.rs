@@ -1,10 +1,8 @@
 //! Sends each message to an HTTP API: method, URL, headers and body from templates.
 
-mod block;
 mod config;
 mod plan;
 mod step;
-mod template;
 
 pub use config::{Config, EmitWhat};
 pub use plan::Plan;

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use minijinja::value::Value as Values;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 use towpath_step_http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Url, header};
+use towpath_step_template::{Json, Template, Templates, Values, values};
 
 use crate::config::Config;
-use crate::template::{Template, Templates, values};
 
 /// The header that tells the server which message this is.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -32,21 +30,12 @@ pub struct Plan {
     method: Template,
     url: Template,
     headers: Headers,
-    body: Option<Body>,
+    body: Option<Json>,
     check: Option<(Template, Headers)>,
 }
 
 /// The name of each header, its place in the configuration, its value.
 type Headers = Vec<(HeaderName, String, Template)>;
-
-/// The body of a request, with templates in place of its texts.
-#[derive(Debug)]
-enum Body {
-    Fixed(Value),
-    Text(Template),
-    List(Vec<Body>),
-    Object(Vec<(String, Body)>),
-}
 
 impl Plan {
     /// Compiles a configuration; an error says what is wrong with it.
@@ -63,7 +52,7 @@ impl Plan {
         let headers = read_headers(&mut templates, "headers", &config.headers)?;
         let body = config.body.as_ref();
         let body = body
-            .map(|body| Body::new(&mut templates, "body", body))
+            .map(|body| Json::new(&mut templates, "body", body))
             .transpose()?;
         let check = config.check.as_ref();
         let check = check.map(|check| {
@@ -152,52 +141,13 @@ impl Plan {
         });
         let content = match (is_json, planned) {
             // A form, XML, plain text: what the author wrote is what is sent.
-            (false, Body::Text(template)) => self.templates.text(template, values)?.into_bytes(),
+            (false, Json::Text(template)) => self.templates.text(template, values)?.into_bytes(),
             _ => planned
                 .fill(&self.templates, values)?
                 .to_string()
                 .into_bytes(),
         };
         Ok(Some(content.into()))
-    }
-}
-
-impl Body {
-    fn new(templates: &mut Templates, place: &str, body: &Value) -> Result<Self, String> {
-        Ok(match body {
-            Value::String(text) => Self::Text(templates.add(place, text)?),
-            Value::Array(list) => {
-                let list = list.iter().enumerate();
-                let list = list
-                    .map(|(index, body)| Self::new(templates, &format!("{place}.{index}"), body));
-                Self::List(list.collect::<Result<_, _>>()?)
-            }
-            Value::Object(object) => {
-                let object = object.iter().map(|(name, body)| {
-                    let body = Self::new(templates, &format!("{place}.{name}"), body)?;
-                    Ok((name.clone(), body))
-                });
-                Self::Object(object.collect::<Result<_, String>>()?)
-            }
-            fixed => Self::Fixed(fixed.clone()),
-        })
-    }
-
-    fn fill(&self, templates: &Templates, values: &Values) -> Result<Value, String> {
-        Ok(match self {
-            Self::Fixed(value) => value.clone(),
-            Self::Text(template) => templates.json(template, values)?,
-            Self::List(list) => {
-                let list = list.iter().map(|body| body.fill(templates, values));
-                Value::Array(list.collect::<Result<_, _>>()?)
-            }
-            Self::Object(object) => {
-                let object = object
-                    .iter()
-                    .map(|(name, body)| Ok((name.clone(), body.fill(templates, values)?)));
-                Value::Object(object.collect::<Result<Map<_, _>, String>>()?)
-            }
-        })
     }
 }
 
@@ -251,7 +201,7 @@ fn read_url(text: &str) -> Result<Url, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn request(config: Value, body: &Value) -> Result<Request, String> {
         let config: Config = serde_json::from_value(config).unwrap();

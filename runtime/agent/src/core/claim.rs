@@ -311,7 +311,7 @@ impl Core {
             self.logger.agent("warn", id, &reason);
         }
         if !is_first {
-            self.again.push_back(number);
+            self.line_up(number, now);
         }
     }
 

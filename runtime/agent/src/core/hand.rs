@@ -20,6 +20,9 @@ impl Core {
             return;
         }
         self.claim_ahead(now);
+        if let Some(batch) = self.setup.batch {
+            self.gather(batch, now);
+        }
         while self.to_step.len() < self.setup.limits.step_input_bytes {
             if self.in_hand as usize >= self.places() || !self.pace_is_open(now) {
                 break;
@@ -31,6 +34,9 @@ impl Core {
                 self.suspects.pop_front();
                 self.suspect = Some(number);
                 self.give(number, now);
+            } else if let Some(batch) = self.setup.batch {
+                self.hand_batch(batch, now);
+                break;
             } else if let Some(number) = self.again.pop_front() {
                 if self.is_once() && !self.is_granted(number, now) {
                     self.claim(number, now);
@@ -48,9 +54,14 @@ impl Core {
     }
 
     /// Returns how many messages may be in the step's hands: one alone while it is not known which
-    /// of several killed the process; and one tick at a time, because they share a checkpoint.
+    /// of several killed the process or made a batch fail; one tick at a time, because they share a
+    /// checkpoint; and no second batch.
     pub(super) fn places(&self) -> usize {
-        if self.setup.kind == Kind::Poll || self.suspect.is_some() || !self.suspects.is_empty() {
+        if self.setup.kind == Kind::Poll
+            || self.suspect.is_some()
+            || !self.suspects.is_empty()
+            || self.setup.batch.is_some()
+        {
             1
         } else {
             self.setup.settings.concurrency as usize
@@ -119,15 +130,16 @@ impl Core {
         } else if origin.returns >= self.setup.limits.suspect_returns {
             self.records.get(number).is_suspect = true;
             self.suspects.push_back(number);
-        } else if self.is_once() {
+        } else if self.is_once() && !self.goes_alone(number) {
             self.claim(number, now);
-        } else if self.step == Step::Ready
+        } else if self.setup.batch.is_none()
+            && self.step == Step::Ready
             && (self.in_hand as usize) < self.places()
             && self.pace_is_open(now)
         {
             self.give(number, now);
         } else {
-            self.again.push_back(number);
+            self.line_up(number, now);
         }
     }
 
@@ -173,6 +185,11 @@ impl Core {
         if let Some(pace) = &mut self.pace {
             pace.take(now.instant);
         }
+        self.records.get(number).is_in_company = false;
+        self.put_in_hands(number, now);
+    }
+
+    pub(super) fn put_in_hands(&mut self, number: u32, now: Now) {
         let timeout_ms = self.setup.settings.timeout_ms;
         let elapsed = (timeout_ms > 0).then(|| self.stopwatch.elapsed(now.instant));
         let record = self.records.get(number);

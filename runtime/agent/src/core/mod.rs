@@ -12,6 +12,7 @@
 //! | `claim` | the ledger: asking for messages, and telling what became of them |
 //! | `order` | a step that keeps an order: sorting, partitions, holding |
 //! | `hand` | taking lines, and handing messages to the step |
+//! | `batch` | handing over several messages together |
 //! | `pace` | keeping to the step's rate |
 //! | `look` | bodies held against what the step takes |
 //! | `step_frames` | what the step says |
@@ -29,6 +30,7 @@
 //! - `nothing_is_lost_wherever_it_is_cut` (tests/cut_everywhere.rs).
 //! - `neighbours_of_a_poison_message_lose_no_attempt` (tests/simulation.rs).
 
+mod batch;
 mod branching;
 mod broker_events;
 mod claim;
@@ -55,7 +57,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::value::RawValue;
-use towpath_protocol::handing::Validation;
+use towpath_protocol::handing::{Batch, Validation};
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::{Counters, LATENCY_BOUNDS_US, Latency};
 use towpath_protocol::start::{Identity, Routes, Settings, Start};
@@ -71,6 +73,7 @@ use crate::lanes::Lanes;
 use crate::limits::Limits;
 use crate::log::Logger;
 use crate::pace::Pace;
+use crate::prefetch::prefetch;
 use crate::record::{IdMap, Records, State};
 use crate::redact::Redact;
 use crate::validate::{Seldom, Validator};
@@ -86,6 +89,7 @@ pub(crate) struct Setup {
     pub(crate) kind: Kind,
     pub(crate) routes: Routes,
     pub(crate) settings: Settings,
+    pub(crate) batch: Option<Batch>,
     pub(crate) config: Box<RawValue>,
     pub(crate) redact: Redact,
     pub(crate) limits: Limits,
@@ -170,6 +174,10 @@ pub struct Core {
     drain: Option<Drain>,
     has_drained: bool,
 
+    /// Since when the first message of the next batch waits for others.
+    gathering_since: Option<Instant>,
+    /// How many deliveries may be unacknowledged.
+    prefetch: u16,
     /// If the step has a rate.
     pace: Option<Pace>,
     validator: Option<Validator>,
@@ -197,6 +205,7 @@ impl Core {
         if pace.as_ref().is_some_and(Pace::is_slow) {
             limits.delay_batch = 1;
         }
+        let prefetch = prefetch(&start);
         let validator = validator(start.handing.validate.as_ref(), &logger);
         let lanes = Lanes::new(&start.routes, &limits, &start.identity, &incarnation);
         let order = start.routes.order.as_ref();
@@ -209,6 +218,7 @@ impl Core {
                 kind: start.kind,
                 routes: start.routes,
                 settings: start.settings,
+                batch: start.handing.batch,
                 config: start.config,
                 limits,
                 incarnation,
@@ -257,6 +267,8 @@ impl Core {
             is_paused: start.paused,
             drain: None,
             has_drained: false,
+            gathering_since: None,
+            prefetch,
             pace,
             validator,
             misfits: Seldom::default(),
@@ -357,6 +369,7 @@ impl Core {
             self.next_reattach_deadline(),
             self.next_note_deadline(),
             self.holds().1,
+            self.next_batch_deadline(now),
             self.next_finish_deadline(),
             self.next_lost_deadline(),
             self.pace

@@ -356,11 +356,11 @@ impl Core {
         let record = self.records.get(number);
         record.is_uncertain |= origin.is_redelivered || origin.returns > 0;
         record.is_suspect = origin.returns >= self.setup.limits.suspect_returns;
-        self.line_up(number, now);
+        self.line_up_ordered(number, now);
     }
 
     /// Has a message handed over as soon as may be.
-    fn line_up(&mut self, number: u32, now: Now) {
+    fn line_up_ordered(&mut self, number: u32, now: Now) {
         let record = self.records.get(number);
         record.state = State::Ready;
         record.not_before = None;
@@ -415,7 +415,7 @@ impl Core {
         for number in self.held() {
             let record = self.records.get(number);
             if record.not_before.is_none_or(|at| now.instant >= at) {
-                self.line_up(number, now);
+                self.line_up_ordered(number, now);
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::journal;
 use crate::lanes::{LaneId, Member, SETTLEMENT};
 use crate::record::{Record, Resolution, State};
 use crate::redact::cut;
-use crate::settle::{Decision, Outcome, settle};
+use crate::settle::{Decision, Outcome, not_yet_dead, settle};
 use crate::{ladder, record::Epoch};
 
 /// How many causes are kept.
@@ -75,13 +75,17 @@ impl Core {
         }
         let settings = &self.setup.settings;
         let record = self.records.get(number);
-        let (attempt, rebounds, delivery) = (
+        let (attempt, rebounds, delivery, is_in_company) = (
             record.tries(),
             record.rebounds,
             record.deliveries.first().copied(),
+            record.is_in_company,
         );
         let chance = self.chance_of(delivery, attempt + rebounds);
-        let decision = settle(outcome, attempt, rebounds, settings, chance);
+        let mut decision = settle(outcome, attempt, rebounds, settings, chance);
+        if is_in_company {
+            decision = not_yet_dead(decision, settings, chance);
+        }
         let reason = cut(&self.setup.redact.apply(reason), REASON_BYTES_MAX);
         let at = now.wall_ms;
         let again = |delay_ms, is_rebound, reason| Resolution::Again {

@@ -39,6 +39,7 @@ impl Core {
             return true;
         }
         let here = self.waiting_here();
+        let each = self.setup.batch.map_or(1, |batch| batch.max as usize);
         let is_consuming = self.consuming == Consuming::Yes;
         let Some(pace) = &mut self.pace else {
             return true;
@@ -49,7 +50,7 @@ impl Core {
         if pace.is_slow() {
             return here == 0 && pace.is_open(now.instant);
         }
-        let ahead = pace.ahead().max(1);
+        let ahead = pace.ahead().max(1) * each;
         if is_consuming {
             here <= ahead
         } else {
@@ -60,9 +61,10 @@ impl Core {
     /// Returns how many messages are claimed ahead of their turn.
     pub(super) fn claimed_ahead_max(&self) -> usize {
         let most = self.setup.limits.claim_ahead;
+        let each = self.setup.batch.map_or(1, |batch| batch.max as usize);
         self.pace
             .as_ref()
-            .map_or(most, |pace| most.min(pace.ahead().max(1)))
+            .map_or(most, |pace| most.min(pace.ahead().max(1) * each))
     }
 
     /// Of a delivery with several messages, all but the first would wait here for their turn, and

@@ -55,6 +55,10 @@ impl Core {
             // What is held waits for its turn.
             return None;
         }
+        if self.next_batch_deadline(now).is_some() {
+            // What is held waits for others.
+            return None;
+        }
         let held = self.deliveries.unacknowledged();
         (held > 0 && self.step == Step::Ready && self.in_hand == 0)
             .then(|| format!("{held} deliveries were held and none of them handled"))

@@ -49,7 +49,8 @@ impl Core {
                 .or_else(|| self.branching.trouble.clone())
                 .or_else(|| self.pace.as_ref().and_then(|pace| pace.words(now.instant)))
                 .or_else(|| self.says_what_it_holds(now))
-                .or_else(|| self.recent_mishap(state, now)),
+                .or_else(|| self.recent_mishap(state, now))
+                .or_else(|| self.waits_for_others(now)),
             _ => None,
         };
         let is_dying = state == AgentState::StepFails || state == AgentState::Starting;

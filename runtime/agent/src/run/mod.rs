@@ -15,10 +15,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
-use towpath_protocol::handing::Rate;
 use towpath_protocol::log::LogSource;
-use towpath_protocol::manifest::Kind;
-use towpath_protocol::start::{Settings, Start};
+use towpath_protocol::start::Start;
 
 use crate::args::Args;
 use crate::broker::rabbit::{self, Rabbit};
@@ -28,7 +26,7 @@ use crate::clock::Now;
 use crate::core::{self, Core, KeyQuestion, Question};
 use crate::limits::Limits;
 use crate::log::Logger;
-use crate::pace::is_slow;
+use crate::prefetch::prefetch;
 use crate::reaper::{Ended, Reaper};
 use crate::redact::Redact;
 use judging::Judged;
@@ -81,28 +79,6 @@ fn password(url: &str) -> Option<String> {
     (!password.is_empty()).then(|| password.to_owned())
 }
 
-/// Returns how many deliveries may be unacknowledged: enough to keep the step busy while earlier
-/// ones are confirmed, and few where messages are slow, so that replicas share the work.
-fn prefetch(kind: Kind, settings: &Settings, rate: Option<Rate>) -> u16 {
-    if kind == Kind::Poll {
-        return 2;
-    }
-    if rate.is_some_and(is_slow) {
-        return 1;
-    }
-    let concurrency = settings.concurrency;
-    let deliveries = (2 * concurrency)
-        .clamp(2, 16)
-        .max((concurrency + 2).min(64));
-    // Messages that have to be claimed are under way for longer before they are handed over.
-    let deliveries = if settings.once && rate.is_none() {
-        4 * deliveries
-    } else {
-        deliveries
-    };
-    u16::try_from(deliveries).expect("at most 256")
-}
-
 /// The queues of the step's partitions, if it keeps an order.
 fn partitions(start: &Start) -> Vec<String> {
     let order = start.routes.order.iter();
@@ -145,7 +121,7 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
         queue: start.routes.queue.clone(),
         partitions: partitions(&start),
         replica: identity.replica,
-        prefetch: prefetch(start.kind, &start.settings, start.handing.rate),
+        prefetch: prefetch(&start),
     };
     let (command_sender, command_receiver) = mpsc::channel(CHANNEL);
     let (event_sender, event_receiver) = mpsc::channel(CHANNEL);

@@ -17,6 +17,7 @@ use towpath_agent::clock::Now;
 use towpath_agent::core::{Core, Memory};
 use towpath_agent::limits::Limits;
 use towpath_agent::log::Logger;
+use towpath_agent::prefetch::prefetch;
 use towpath_agent::redact::Redact;
 use towpath_protocol::MessageId;
 use towpath_protocol::handing::Handing;
@@ -103,6 +104,8 @@ pub(crate) struct World {
     pub(crate) uncertain: u32,
     /// What an agent that has no share of its step's rate is told, in messages a second.
     pub(crate) share: Option<f64>,
+    /// The ids of what was handed over together, in the order of time.
+    pub(crate) together: Vec<Vec<String>>,
 }
 
 /// A container.
@@ -126,6 +129,8 @@ struct Queued {
 #[derive(Default)]
 pub(crate) struct Broker {
     queue: VecDeque<Queued>,
+    /// Deliveries that one agent may hold.
+    prefetch: usize,
     links: Vec<Link>,
     /// The lines of outputs, as often as they were published.
     pub(crate) outputs: Vec<Value>,
@@ -178,6 +183,10 @@ struct Link {
 struct Step {
     is_there: bool,
     in_hand: Vec<Value>,
+    /// How many of the next messages were announced as a batch.
+    announced: u64,
+    /// What was handed over together since anybody looked.
+    together: Vec<Vec<String>>,
     says: VecDeque<Value>,
     /// It does nothing.
     is_idle: bool,
@@ -232,7 +241,13 @@ impl World {
         start.settings.track = setting.track;
         start.handing = handing;
         let now = Now::read();
-        let mut broker = Broker::default();
+        let mut broker = Broker {
+            prefetch: match start.handing.batch {
+                Some(_) => prefetch(&start).into(),
+                None => 4,
+            },
+            ..Broker::default()
+        };
         let mut ids = Vec::new();
         for (index, chunk) in bodies.chunks(setting.batch).enumerate() {
             let mut payload = String::new();
@@ -271,6 +286,7 @@ impl World {
             target: BTreeMap::new(),
             uncertain: 0,
             share: None,
+            together: Vec::new(),
         };
         for number in 1..=setting.replicas {
             let core = world.mind(number);
@@ -597,6 +613,7 @@ impl World {
         let container = &mut self.replicas[replica];
         let written = std::mem::take(container.core.to_step());
         let handed = container.step.read(&written);
+        self.together.append(&mut container.step.together);
         self.look(replica, &handed);
         let container = &mut self.replicas[replica];
         if container.core.reads_step() && container.step.has_something_to_say() {
@@ -819,7 +836,9 @@ impl Broker {
 
     fn has_event(&self, replica: usize) -> bool {
         let link = &self.links[replica];
-        let delivers = link.is_consuming && link.unacknowledged.len() < 4 && !self.queue.is_empty();
+        let delivers = link.is_consuming
+            && link.unacknowledged.len() < self.prefetch
+            && !self.queue.is_empty();
         !self.is_mute && (!link.answers.is_empty() || delivers)
     }
 
@@ -859,13 +878,13 @@ impl Step {
         }
     }
 
-    /// Takes what the agent wrote; returns the messages that were handed over.
     /// What it has in hand is a tick of a trigger that hears nothing.
     fn is_deaf(&self) -> bool {
         let first = self.in_hand.first();
         first.is_some_and(|message| message["payload"]["deaf"] == true)
     }
 
+    /// Takes what the agent wrote; returns the messages that were handed over.
     fn read(&mut self, bytes: &[u8]) -> Vec<Value> {
         self.turns += 1;
         let mut handed = Vec::new();
@@ -880,7 +899,19 @@ impl Step {
                 .expect("one key");
             match kind.as_str() {
                 "hello" => self.says.push_back(json!({"ready": {"contract": 1}})),
+                "batch" => {
+                    assert!(self.in_hand.is_empty(), "one batch at a time");
+                    assert_eq!(self.announced, 0, "the batch before is not complete");
+                    self.announced = value["count"].as_u64().expect("a number");
+                    self.together.push(Vec::new());
+                }
                 "message" | "tick" => {
+                    if self.announced == 0 {
+                        self.together.push(Vec::new());
+                    }
+                    self.announced = self.announced.saturating_sub(1);
+                    let id = value["id"].as_str().expect("an id").to_owned();
+                    self.together.last_mut().expect("one").push(id);
                     self.slow.insert(value["id"].to_string(), self.turns);
                     self.has_streamed = false;
                     self.is_to_finish = false;
@@ -970,6 +1001,16 @@ impl Step {
         {
             return Some(Said::KillsContainer);
         }
+        // The target refuses all of a batch for the sake of one.
+        if self.in_hand.len() > 1 && self.in_hand.iter().any(|it| it["body"]["do"] == "spoils") {
+            for message in self.in_hand.drain(..) {
+                let id = &message["id"];
+                self.says.push_back(
+                    json!({"failed": {"id": id, "fate": "permanent", "reason": "one of you"}}),
+                );
+            }
+            return self.says.pop_front().map(Said::Line);
+        }
         let index = self.in_hand.iter().rposition(|it| self.is_ripe(it))?;
         if self.in_hand[index]["payload"]["do"] == "stream" {
             return self.stream(index).map(Said::Line);
@@ -1002,7 +1043,7 @@ impl Step {
                 say(json!({"log": {"id": id, "level": "info", "text": "not yet"}}));
                 say(json!({"failed": {"id": id, "fate": "retry", "reason": "once"}}));
             }
-            Some("permanent") => {
+            Some("permanent" | "spoils") => {
                 say(json!({"log": {"id": id, "level": "info", "text": "I shall not"}}));
                 say(json!({"failed": {"id": id, "fate": "permanent", "reason": "never"}}));
             }
@@ -1033,6 +1074,7 @@ fn branches() -> Output {
         when: Some(step.into()),
     };
     Output {
+        exchange: None,
         key: None,
         batch_max: 3,
         in_order: false,
@@ -1073,6 +1115,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
+                    exchange: None,
                     key: Some("out".into()),
                     batch_max: 3,
                     in_order: false,
@@ -1120,7 +1163,7 @@ pub(crate) fn expected(bodies: &[Value], ids: &[MessageId]) -> BTreeSet<String> 
     let mut all = BTreeSet::new();
     for (body, id) in bodies.iter().zip(ids) {
         let count = match body["do"].as_str() {
-            Some("permanent" | "poison" | "kill_container") => 0,
+            Some("permanent" | "spoils" | "poison" | "kill_container") => 0,
             Some("flood") => 40,
             _ => 2,
         };

@@ -547,6 +547,7 @@ fn start(prefix: &str, url: &str) -> Start {
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
+                    exchange: None,
                     key: Some("out".into()),
                     batch_max: 256,
                     in_order: false,

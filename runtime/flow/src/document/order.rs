@@ -97,6 +97,14 @@ impl Steps<'_, '_> {
                 .help("a message that waits for its turn in a partition is not settled meanwhile, and the broker waits 30m for that"),
             );
         }
+        if let Some(entry) = node.entry("batch") {
+            self.reader.report(
+                Diagnostic::new(Code::BatchClash, "`batch` does not go with `order_by`")
+                    .at(entry.key_span.clone())
+                    .label("of each partition one message at a time is handed over")
+                    .help("leave one of them out"),
+            );
+        }
         let replicas = match draft.step.replicas {
             Replicas::Fixed(count) => count,
             Replicas::Auto(auto) => auto.max,

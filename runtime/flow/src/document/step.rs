@@ -36,6 +36,7 @@ impl Steps<'_, '_> {
             with: node.entry("with"),
             order_span: 0..0,
             validate: node.entry("validate"),
+            batch: node.entry("batch"),
             folders: node.entry("folders"),
         };
         match node.entry("id") {

@@ -55,6 +55,10 @@ impl Steps<'_, '_> {
         if let Some(entry) = node.entry("handshake") {
             webhook.handshake = self.handshake(&entry.value);
         }
+        if let Some(entry) = node.entry("reply") {
+            let range = &limits::WEBHOOK_REPLY;
+            webhook.reply = self.reader.duration(&entry.value, "`reply`", range);
+        }
         webhook
     }
 

@@ -45,6 +45,10 @@ pub(crate) fn facts() -> Facts {
             "towpath/webhook:1",
             known(manifest("webhook", Kind::Webhook, None, &["out"])),
         ),
+        (
+            "towpath/reply:1",
+            known(manifest("reply", Kind::Action, None, &["out", "reply"])),
+        ),
         ("towpath/future:1", known(future)),
         (
             "towpath/schema:1",
@@ -57,6 +61,7 @@ pub(crate) fn facts() -> Facts {
         ),
         ("towpath/orders:1", known(orders())),
         ("towpath/crm:1", known(takes("crm", &crm()))),
+        ("towpath/bulk:1", known(bulk())),
         ("towpath/post:1", known(takes("post", &post()))),
         (
             "towpath/odd:1",
@@ -112,12 +117,19 @@ fn manifest(name: &str, kind: Kind, config: Option<Value>, ports: &[&str]) -> Ma
             .map(|port| ((*port).to_owned(), Value::Null))
             .collect(),
         concurrency: None,
+        batch: None,
     }
 }
 
 fn takes(name: &str, input: &Value) -> Manifest {
     let mut manifest = manifest(name, Kind::Action, None, &["out"]);
     manifest.input = Some(input.clone());
+    manifest
+}
+
+fn bulk() -> Manifest {
+    let mut manifest = manifest("bulk", Kind::Action, None, &["out"]);
+    manifest.batch = Some(500);
     manifest
 }
 

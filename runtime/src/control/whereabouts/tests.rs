@@ -535,3 +535,20 @@ fn a_message_is_where_its_conditions_sent_it() {
     };
     assert_eq!(place(unmatched), [("shape".to_owned(), Place::Unmatched)]);
 }
+
+#[test]
+fn an_answer_of_the_flow_is_nowhere_else() {
+    let what = What::Emitted {
+        parent: other(9),
+        port: "reply".into(),
+        to: None,
+    };
+    let facts = Facts {
+        answers: vec![answer("crm", 1, None, vec![(NOW - 5, what)])],
+        ..facts()
+    };
+    let found = whereabouts(id(), &facts);
+    let reason = found.steps[0].reason.as_deref();
+    assert_eq!(found.steps[0].place, Place::Settled);
+    assert_eq!(reason, Some("it is an answer of the flow"));
+}

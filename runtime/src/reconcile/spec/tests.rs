@@ -175,6 +175,31 @@ fn a_replica_is_told_where_everything_is() {
 }
 
 #[test]
+fn a_flow_that_answers_has_a_way_for_answers_at_every_step() {
+    let made = |reply: &str| {
+        let every = "  image: towpath/poll:1\n  every: 30s";
+        let flow = flow(&FLOW.replace(every, &format!("  webhook: {reply}")));
+        let known = facts(&flow);
+        desired_flow(&ground(), flow, 1, FlowState::Running, &known)
+    };
+    let (silent, answers) = (made("true"), made("{ reply: 30s }"));
+    assert_eq!(answers.steps.len(), 3);
+    for step in &answers.steps {
+        let start = step.blueprint.as_ref().unwrap().replica(1, false).start;
+        let way = &start.routes.outputs["reply"];
+        assert_eq!(way.exchange.as_deref(), Some("i.office"));
+        assert_eq!((way.key.as_deref(), way.steps.len()), (Some("runs"), 0));
+        assert!(start.settings.track, "the answer is kept with the run");
+        assert!(silent.steps.iter().all(|it| it.spec != step.spec));
+    }
+    // How long they wait is nothing to the steps.
+    let longer = made("{ reply: 1m }");
+    for (one, other) in answers.steps.iter().zip(&longer.steps) {
+        assert_eq!(one.spec, other.spec);
+    }
+}
+
+#[test]
 fn the_slowest_successor_says_how_large_a_batch_is() {
     let text = FLOW.replace(
         "    after: [orders]\n",

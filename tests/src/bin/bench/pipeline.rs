@@ -111,6 +111,7 @@ impl Bench {
             metrics: Metrics::new(),
             runs_changed: Arc::new(Notify::new()),
             flows: tokio::sync::watch::channel(Arc::default()).1,
+            waiters: towpath::ingress::Waiters::default(),
             rates: towpath::rates::Rates::default(),
             containers: Arc::new(towpath::rates::Containers::default),
             // Nobody dies here, so nobody need be looked for.
@@ -409,6 +410,7 @@ pub(crate) fn start(
             outputs: BTreeMap::from([(
                 "out".to_owned(),
                 Output {
+                    exchange: None,
                     key: Some(key),
                     batch_max: 1024,
                     in_order: false,
