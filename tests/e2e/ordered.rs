@@ -245,6 +245,7 @@ fn kill(instance: &Instance, target: &Target, kill: Kill, round: usize) {
 
 /// Sends messages, kills in the middle of them, and looks whether the order held.
 #[track_caller]
+#[expect(clippy::print_stdout, reason = "what a longer run is for")]
 fn order_holds(version: BrokerVersion, once: bool, kills: &[Kill]) {
     let instance = Instance::start(version);
     let target = Target::default();

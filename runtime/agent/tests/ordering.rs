@@ -536,9 +536,11 @@ impl World {
         for (number, it) in self.replicas.iter().enumerate() {
             for (other, generation) in &it.in_hand {
                 let is_cut_off = !it.is_up || it.generation != *generation;
-                if other["body"]["key"] == *key && (number == replica || !is_cut_off) {
-                    panic!("{message} is handed over while {other} is in hand");
-                }
+                let is_beside = other["body"]["key"] == *key && (number == replica || !is_cut_off);
+                assert!(
+                    !is_beside,
+                    "{message} is handed over while {other} is in hand"
+                );
             }
         }
     }

@@ -176,6 +176,7 @@ fn value(key: &str) -> Value {
         schema["default"] = default;
         schema
     };
+    let filter = |example| json!({ "type": "string", "minLength": 1, "maxLength": limits::CONDITION_BYTES_MAX, "examples": [example] });
     let retry = limits::RETRY_DEFAULT;
     let wait = |ms| json!(text::duration(std::time::Duration::from_millis(ms)));
     match key {
@@ -247,22 +248,12 @@ fn value(key: &str) -> Value {
                 { "type": "array", "items": { "$ref": "#/$defs/after" }, "minItems": 1, "uniqueItems": true },
             ],
         }),
-        "order_by" => json!({
-            "type": "string",
-            "minLength": 1,
-            "maxLength": limits::CONDITION_BYTES_MAX,
-            "examples": [".customer.id"],
-        }),
+        "order_by" => filter(".customer.id"),
         "partitions" => with_default(
             whole(&limits::PARTITIONS),
             json!(limits::PARTITIONS_DEFAULT),
         ),
-        "when" => json!({
-            "type": "string",
-            "minLength": 1,
-            "maxLength": limits::CONDITION_BYTES_MAX,
-            "examples": [".total > 100"],
-        }),
+        "when" => filter(".total > 100"),
         "rate" => {
             json!({ "type": "string", "pattern": "^[0-9]+/(s|m|h)$", "examples": ["10/s", "600/m"] })
         }
