@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use towpath_flow::model::{Fires, Flow, Missed, Overlap};
 use towpath_protocol::DEFAULT_PORT;
 
-use crate::broker::topology::{Entries, FlowTopology, Handover, branch_tag};
+use crate::broker::topology::{Entries, EntryStep, FlowTopology, Handover, branch_tag};
 use crate::reconcile::FlowState;
 
 /// All flows that are applied, by name; whoever changes a flow sends a new map.
@@ -35,6 +35,8 @@ pub struct LiveFlow {
     pub branches: BTreeMap<String, LiveBranch>,
     /// What it hands to other flows.
     pub handovers: Vec<Handover>,
+    /// Those of them that keep an order, each with its number of partitions.
+    pub ordered: BTreeMap<String, u32>,
 }
 
 /// What makes a step a branch.
@@ -83,13 +85,14 @@ impl LiveFlow {
                 .map(|step| (step.id.clone(), step.after.clone()))
                 .collect(),
             handovers: flow.handovers.iter().map(Handover::new).collect(),
+            ordered: ordered(flow),
             branches: flow
                 .steps
                 .iter()
                 .filter_map(|step| {
                     let branch = LiveBranch {
                         when: step.when.clone(),
-                        tag: branch_tag(step.when.as_deref())?,
+                        tag: branch_tag(step.when.as_deref(), step.order.is_some())?,
                     };
                     Some((step.id.clone(), branch))
                 })
@@ -98,11 +101,17 @@ impl LiveFlow {
     }
 
     /// The steps that take what other flows hand to it, in order; none if it takes nothing.
-    pub fn entry(&self) -> Vec<String> {
+    pub fn entry(&self) -> Vec<EntryStep> {
         if self.trigger.fires != Fires::Flows {
             return Vec::new();
         }
-        let mut entry = self.entry_steps();
+        let steps = self.entry_steps().into_iter();
+        let mut entry: Vec<EntryStep> = steps
+            .map(|step| EntryStep {
+                partitions: self.ordered.get(&step).copied(),
+                step,
+            })
+            .collect();
         entry.sort();
         entry
     }
@@ -153,6 +162,7 @@ impl LiveFlow {
                 .collect(),
             handovers: self.handovers.clone(),
             entry: self.entry(),
+            ordered: self.ordered.clone(),
             aliases: Vec::new(),
         }
     }
@@ -185,6 +195,14 @@ pub fn reached<'f>(flows: &'f BTreeMap<String, LiveFlow>, flow: &str) -> Vec<&'f
         }
     }
     found
+}
+
+/// The steps of a flow that keep an order, each with its number of partitions.
+pub fn ordered(flow: &Flow) -> BTreeMap<String, u32> {
+    let steps = flow.steps.iter();
+    steps
+        .filter_map(|step| Some((step.id.clone(), step.order.as_ref()?.partitions)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -223,6 +241,6 @@ mod tests {
         assert_eq!(reached("one"), ["four", "three", "two"]);
         assert_eq!(reached("three"), ["four"]);
         assert!(reached("four").is_empty() && reached("five").is_empty());
-        assert_eq!(flows["two"].entry(), ["a"]);
+        assert_eq!(flows["two"].entry(), ["a".into()]);
     }
 }

@@ -42,6 +42,7 @@ pub(super) async fn world() -> World {
             overlap: towpath_flow::Overlap::Skip,
             missed: towpath_flow::Missed::Once,
         },
+        ordered: BTreeMap::new(),
         steps: vec![
             ("poll".into(), vec![]),
             ("crm".into(), vec![("poll".into(), "out".into())]),

@@ -341,6 +341,7 @@ fn map(one: &Counters, other: &Counters, with: fn(u64, u64) -> u64) -> Counters 
         timed_out: with(one.timed_out, other.timed_out),
         crashed: with(one.crashed, other.crashed),
         repeated: with(one.repeated, other.repeated),
+        sorted: with(one.sorted, other.sorted),
         unmatched: with(one.unmatched, other.unmatched),
         invalid: with(one.invalid, other.invalid),
     }

@@ -197,7 +197,8 @@ impl RunWatch {
             self.names.news(),
         ];
         for (step, _) in &flow.steps {
-            queues.push(self.names.queue(&flow.name, step));
+            let partitions = flow.ordered.get(step).copied();
+            queues.extend(self.names.queues(&flow.name, step, partitions));
             let is_idle = |seen: crate::reports::Seen| {
                 let report = &seen.report;
                 // One that has been silent may still hold something; it is forgotten in time.

@@ -46,6 +46,7 @@ fn flow() -> LiveFlow {
         ],
         branches: BTreeMap::new(),
         handovers: Vec::new(),
+        ordered: BTreeMap::new(),
     }
 }
 

@@ -27,6 +27,7 @@ fn flow(every_ms: u64, state: FlowState) -> LiveFlow {
             overlap: Overlap::Skip,
             missed: Missed::Once,
         },
+        ordered: BTreeMap::new(),
         steps: vec![
             ("poll".into(), vec![]),
             ("crm".into(), vec![("poll".into(), "out".into())]),

@@ -233,6 +233,7 @@ impl Plane {
         let inquiry = Inquiry::default();
         let (reports, metrics, clock) = (Reports::default(), Metrics::new(), system_clock());
         let said = reports.clone();
+        let live = watch::Sender::new(Arc::default());
         let (reconciler, handle) = Reconciler::new(
             &*settings.instance,
             engine,
@@ -241,12 +242,12 @@ impl Plane {
             Arc::new(BrokerGauge {
                 broker: Arc::clone(&broker),
                 reports: reports.clone(),
+                flows: live.subscribe(),
                 names: names.clone(),
                 deliveries_max: settings.broker.queue_deliveries_max,
             }),
             Pace::default(),
         );
-        let live = watch::Sender::new(Arc::default());
         let runs_changed = Arc::new(Notify::new());
         let scheduler = Scheduler {
             broker: Arc::clone(&broker),

@@ -45,7 +45,7 @@ async fn world_of(conditions: &[&str], has_all: bool, change: fn(&mut LiveFlow))
         let step = format!("step-{number}");
         let branch = LiveBranch {
             when: Some((*condition).to_owned()),
-            tag: branch_tag(Some(condition)).unwrap(),
+            tag: branch_tag(Some(condition), false).unwrap(),
         };
         branches.insert(step.clone(), branch);
         steps.push((step, after()));
@@ -69,6 +69,7 @@ async fn world_of(conditions: &[&str], has_all: bool, change: fn(&mut LiveFlow))
         steps,
         branches,
         handovers: Vec::new(),
+        ordered: BTreeMap::new(),
     };
     change(&mut flow);
     let broker = Simulated::new(5);
@@ -76,7 +77,7 @@ async fn world_of(conditions: &[&str], has_all: bool, change: fn(&mut LiveFlow))
     let steps = flow.handovers.iter().flat_map(|it| &it.entry);
     let invoices = FlowTopology {
         flow: "invoices".into(),
-        steps: steps.map(|step| (step.clone(), Vec::new())).collect(),
+        steps: steps.map(|it| (it.step.clone(), Vec::new())).collect(),
         ..FlowTopology::default()
     };
     let topology = Topology {

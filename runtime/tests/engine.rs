@@ -262,6 +262,7 @@ fn start(identity: Identity) -> Start {
         broker_url: format!("amqp://user:{BROKER_SECRET}@broker.invalid:5672/%2f"),
         routes: Routes {
             queue: "queue".into(),
+            order: None,
             outputs_exchange: "flow".into(),
             outputs: BTreeMap::new(),
             own_key: "flow.probe".into(),

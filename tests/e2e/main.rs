@@ -17,6 +17,7 @@ mod misbehaving;
 mod mistakes;
 mod once;
 mod operating;
+mod ordered;
 mod postgres;
 mod replies;
 mod retries;

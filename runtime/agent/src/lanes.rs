@@ -8,6 +8,9 @@
 //!
 //! - `an_idle_lane_sends_at_once`, `a_busy_lane_lets_the_next_batch_grow`.
 //! - `a_refused_batch_is_sent_again_before_anything_newer`.
+//! - `news_keep_their_order`: their lane has one open publish at most.
+//! - `a_partition_keeps_its_order`, for the same reason: of two batches under way the first may be
+//!   refused and the second not.
 //! - `news_keep_their_order`, and so do reports of runs: their lanes have one open publish at most.
 //! - `every_report_of_runs_can_be_read_by_itself`.
 
@@ -60,6 +63,8 @@ const APART_OPEN_MAX: u32 = 64;
 pub enum LaneId {
     /// The outputs of a port, to all steps that take everything; by its number in [`Lanes::port`].
     Port(u16),
+    /// Into a partition of this step.
+    Partition(u16),
     /// Outputs to one branch of a port; by its number in [`Lanes::branches`].
     Branch(u16),
     /// Outputs that a condition failed for, as dead letters of the step that has it.
@@ -97,6 +102,12 @@ impl LaneId {
             Self::Suspect(units) => Some((units, true)),
             _ => None,
         }
+    }
+
+    /// Whether what waits in it holds the step back. What is on its way into a partition must not: a
+    /// partition that is full gets room only by what the step does.
+    fn holds_back(self) -> bool {
+        !matches!(self, Self::Partition(_))
     }
 
     /// Whether what waits in it is still wanted when the connection is lost: a message that was to
@@ -331,6 +342,8 @@ pub struct Lanes {
     ports: Vec<(Box<str>, Option<Lane>)>,
     /// Those of one port are together.
     branches: Vec<BranchLane>,
+    /// Into the partitions of this step, if it keeps an order.
+    partitions: Vec<Lane>,
     dead: Lane,
     astray: Lane,
     news: Lane,
@@ -366,13 +379,14 @@ impl Lanes {
             refusals: 0,
             not_before: None,
         };
-        let outputs = |output: &Output, key: &str, batch_max: u32| {
+        let outputs = |output: &Output, key: &str, batch_max: u32, in_order: bool| {
             lane(
                 output.exchange.as_ref().unwrap_or(&routes.outputs_exchange),
                 key,
                 Content::Batch,
                 batch_max.max(1),
-                limits.open_batches,
+                // Of two the first may be refused, and the second not.
+                if in_order { 1 } else { limits.open_batches },
             )
         };
         let mut ports = Vec::new();
@@ -380,7 +394,7 @@ impl Lanes {
         let mut handovers = 0;
         for (number, (port, output)) in (0..).zip(&routes.outputs) {
             let all = output.key.as_deref();
-            let all = all.map(|key| outputs(output, key, output.batch_max));
+            let all = all.map(|key| outputs(output, key, output.batch_max, output.in_order));
             ports.push((port.as_str().into(), all));
             for branch in &output.branches {
                 branches.push(BranchLane {
@@ -390,10 +404,18 @@ impl Lanes {
                         handovers += 1;
                         handovers - 1
                     }),
-                    lane: outputs(output, &branch.key, branch.batch_max),
+                    lane: outputs(output, &branch.key, branch.batch_max, branch.in_order),
                 });
             }
         }
+        let order = routes.order.as_ref();
+        let batch_max = order.map_or(1, |order| order.batch_max.max(1));
+        let partitions = order.map_or(&[][..], |order| &order.partitions);
+        let partitions = partitions.iter().map(|partition| {
+            let (exchange, key) = (&routes.outputs_exchange, &partition.key);
+            lane(exchange, key, Content::Sorted, batch_max, 1)
+        });
+        let partitions = partitions.collect();
         let dead = || {
             lane(
                 &routes.dead_exchange,
@@ -416,6 +438,7 @@ impl Lanes {
         Self {
             ports,
             branches,
+            partitions,
             apart: lane(
                 &routes.steps_exchange,
                 &routes.own_key,
@@ -534,7 +557,9 @@ impl Lanes {
     }
 
     fn add(&mut self, id: LaneId, line: &[u8], member: Member, output: Option<Copy>, now: Instant) {
-        self.outstanding_bytes += line.len();
+        if id.holds_back() {
+            self.outstanding_bytes += line.len();
+        }
         let batch_bytes = self.limits.batch_bytes;
         let mut numbers = self.numbers;
         let lane = self.lane(id);
@@ -604,8 +629,11 @@ impl Lanes {
             ports.filter_map(|(port, (_, lane))| Some((LaneId::Port(port), lane.as_mut()?)));
         let branches = (0..).zip(&mut self.branches);
         let branches = branches.map(|(branch, it)| (LaneId::Branch(branch), &mut it.lane));
+        let partitions = (0..).zip(&mut self.partitions);
+        let partitions = partitions.map(|(partition, lane)| (LaneId::Partition(partition), lane));
         let all = ports
             .chain(branches)
+            .chain(partitions)
             .chain(
                 self.delays
                     .iter_mut()
@@ -641,7 +669,9 @@ impl Lanes {
     /// Notes that a batch is durable: returns what it belonged to.
     pub fn accepted(&mut self, number: u64) -> Option<Accepted> {
         let (id, batch) = self.open.remove(&number)?;
-        self.outstanding_bytes = self.outstanding_bytes.saturating_sub(batch.bytes);
+        if id.holds_back() {
+            self.outstanding_bytes = self.outstanding_bytes.saturating_sub(batch.bytes);
+        }
         let lane = self.lane(id);
         lane.open = lane.open.saturating_sub(1);
         lane.refusals = 0;
@@ -696,10 +726,15 @@ impl Lanes {
         }
         let mut void = Vec::new();
         let mut bytes = 0;
+        let partitions = self.partitions.iter_mut().enumerate().map(|(index, lane)| {
+            let index = u16::try_from(index).expect("a step has few partitions");
+            (LaneId::Partition(index), lane)
+        });
         for (id, lane) in self
             .delays
             .iter_mut()
             .map(|(kind, lane)| (LaneId::delay(*kind), lane))
+            .chain(partitions)
             .chain([
                 (LaneId::Apart, &mut self.apart),
                 (LaneId::Dead, &mut self.dead),
@@ -707,14 +742,33 @@ impl Lanes {
         {
             debug_assert!(!id.survives(), "ports, news and the ledger survive");
             lane.open = 0;
+            lane.since = None;
             let growing = std::mem::take(&mut lane.growing);
-            bytes +=
-                growing.payload.len() + lane.sealed.iter().map(|batch| batch.bytes).sum::<usize>();
+            if id.holds_back() {
+                let sealed = lane.sealed.iter().map(|batch| batch.bytes);
+                bytes += growing.payload.len() + sealed.sum::<usize>();
+            }
             void.extend(growing.members);
             void.extend(lane.sealed.drain(..).flat_map(|batch| batch.members));
         }
         self.delays.clear();
         self.outstanding_bytes = self.outstanding_bytes.saturating_sub(bytes);
+        void
+    }
+
+    /// Forgets what is on its way into partitions: returns what it belonged to.
+    pub fn void_partitions(&mut self) -> Vec<Member> {
+        let is_partition = |id: &LaneId| matches!(id, LaneId::Partition(_));
+        let open = self.open.extract_if(|_, (id, _)| is_partition(id));
+        let mut void: Vec<Member> = open.flat_map(|(_, (_, batch))| batch.members).collect();
+        for lane in &mut self.partitions {
+            lane.open = 0;
+            lane.since = None;
+            lane.refusals = 0;
+            lane.not_before = None;
+            void.extend(std::mem::take(&mut lane.growing).members);
+            void.extend(lane.sealed.drain(..).flat_map(|batch| batch.members));
+        }
         void
     }
 
@@ -747,7 +801,7 @@ impl Lanes {
     fn all(&self) -> impl Iterator<Item = &Lane> {
         let ports = self.ports.iter().filter_map(|(_, lane)| lane.as_ref());
         let branches = self.branches.iter().map(|it| &it.lane);
-        let outputs = ports.chain(branches);
+        let outputs = ports.chain(branches).chain(&self.partitions);
         outputs.chain(self.delays.values()).chain([
             &self.apart,
             &self.dead,
@@ -772,6 +826,7 @@ impl Lanes {
                 .as_mut()
                 .expect("nothing goes to all where nobody takes all"),
             LaneId::Branch(branch) => &mut self.branches[usize::from(branch)].lane,
+            LaneId::Partition(partition) => &mut self.partitions[usize::from(partition)],
             LaneId::Astray => &mut self.astray,
             LaneId::Dead => &mut self.dead,
             LaneId::News => &mut self.news,
@@ -823,6 +878,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use towpath_protocol::office::LedgerEntry;
+    use towpath_protocol::start::{Order, Partition};
 
     fn lanes() -> Lanes {
         let routes = Routes {
@@ -834,6 +890,7 @@ mod tests {
                     exchange: None,
                     key: Some("s.out".into()),
                     batch_max: 3,
+                    in_order: false,
                     branches: vec![],
                     steps: vec!["t".into()],
                 },
@@ -843,6 +900,16 @@ mod tests {
             delay_exchanges: (0..24).map(|level| format!("delay.{level}")).collect(),
             dead_exchange: "dead".into(),
             office_exchange: "office".into(),
+            order: Some(Order {
+                by: ".key".into(),
+                partitions: (0..2)
+                    .map(|number| Partition {
+                        queue: format!("q.{number}"),
+                        key: format!("s.partition.{number}"),
+                    })
+                    .collect(),
+                batch_max: 16,
+            }),
         };
         let identity = Identity {
             instance: "i".into(),
@@ -868,12 +935,41 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_keeps_its_order() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        let partition = LaneId::Partition(1);
+        for line in ["a\n", "b\n", "c\n"] {
+            lanes.push(partition, line.as_bytes(), MEMBER, now);
+            lanes.push(partition, &vec![b'x'; 600 << 10], MEMBER, now);
+        }
+        let first = sent(&mut lanes, now).remove(0);
+        assert_eq!(
+            (&first.payload[..], &*first.key),
+            (&b"a\n"[..], "s.partition.1")
+        );
+        let later = now + Duration::from_secs(60);
+        assert!(sent(&mut lanes, later).is_empty(), "one is under way");
+        lanes.refused(first.number, later, 0.5);
+        let again = sent(&mut lanes, later + Duration::from_secs(60));
+        assert_eq!(again.len(), 1);
+        assert_eq!(again[0].number, first.number);
+        assert!(!lanes.is_full(0), "the step is to go on");
+        let void: u32 = lanes.disconnected().iter().map(|member| member.count).sum();
+        assert_eq!(void, 6, "it is taken from the intake again");
+        assert!(
+            lanes.next_deadline().is_none_or(|at| at > later),
+            "nothing waits"
+        );
+    }
+
+    #[test]
     fn an_output_goes_where_its_port_leads() {
         let mut made = lanes();
         let answers = Output {
             exchange: Some("office".into()),
             key: Some(RUNS_KEY.into()),
             batch_max: 16,
+            in_order: false,
             steps: vec![],
             branches: vec![],
         };

@@ -89,6 +89,12 @@ pub struct Limits {
     pub suspect_returns: u32,
     /// How long a message of such a delivery waits for the ledger, unless the step is `once: true`.
     pub suspect_patience: Duration,
+    /// Messages that are on their way from the intake into the partitions of their keys (a step that
+    /// keeps an order): enough that neither the filter nor the broker waits for the other.
+    pub sort_ahead: usize,
+    /// The longest that a message of a step that keeps an order is held until it is tried again: it is
+    /// not acknowledged meanwhile, and the broker waits for 30 min.
+    pub held_longest: Duration,
     /// How long a trigger that runs for ever has to come to an end before it is cancelled: time for a
     /// page and its checkpoint.
     pub finish: Duration,
@@ -139,6 +145,8 @@ impl Default for Limits {
             claim_lease: Duration::from_secs(600),
             suspect_returns: 2,
             suspect_patience: Duration::from_secs(30),
+            sort_ahead: 512,
+            held_longest: Duration::from_secs(900),
             finish: Duration::from_secs(5),
             stream_returns: 25,
             leave: Duration::from_secs(10),

@@ -17,8 +17,12 @@ use crate::deliveries::Sequence;
 pub enum State {
     /// A tick: asks for its checkpoint.
     Asking,
+    /// Waits for its key to be computed, to be put into the partition of it.
+    Sorting,
     /// Waits for the ledger to say whether it may be handled.
     Claiming,
+    /// Kept until it is tried again, and its partition with it.
+    Held,
     /// To be handed to the step (again).
     Ready,
     /// In the step's hands.
@@ -70,6 +74,8 @@ pub enum Resolution {
         /// The delay in ladder units.
         units: u32,
     },
+    /// Not handled, but put into the partition of its key.
+    Sorted,
     /// Not one message but a delivery that came back again and again: its messages were sent on one
     /// by one.
     Split,
@@ -172,6 +178,10 @@ pub struct Record {
     pub claim: Claim,
     /// The deliveries it came by: more than one if it was published more than once.
     pub deliveries: Vec<Sequence>,
+    /// The number of the partition it came by, of a step that keeps an order.
+    pub partition: Option<u16>,
+    /// Not to be tried before.
+    pub not_before: Option<Instant>,
     /// Where it is.
     pub state: State,
     /// Since when it waits to be handed over together with others.
@@ -305,6 +315,23 @@ impl Records {
         number
     }
 
+    /// Adds a message that is not to be handled here: its id is not found.
+    pub fn insert_apart(
+        &mut self,
+        envelope: crate::envelope::Envelope,
+        line: Bytes,
+        delivery: Sequence,
+    ) -> u32 {
+        let number = self.put(Some(envelope.id), line, delivery);
+        let record = self.get(number);
+        record.lineage = envelope.lineage;
+        record.attempt = envelope.attempt;
+        record.rebounds = envelope.rebounds;
+        record.replays = envelope.replays;
+        record.state = State::Sorting;
+        number
+    }
+
     /// Adds a line that cannot be read.
     pub fn insert_unreadable(&mut self, line: Bytes, delivery: Sequence) -> u32 {
         self.put(None, line, delivery)
@@ -332,6 +359,8 @@ impl Records {
             is_in_company: false,
             claim: Claim::default(),
             deliveries,
+            partition: None,
+            not_before: None,
             state: State::Ready,
             lined_up_at: None,
             handed_at: None,
@@ -362,6 +391,11 @@ impl Records {
         self.slots[number as usize]
             .as_mut()
             .expect("a record stays while something refers to it")
+    }
+
+    /// Looks at a message, if it is there.
+    pub fn peek(&self, number: u32) -> Option<&Record> {
+        self.slots.get(number as usize)?.as_ref()
     }
 
     /// Returns a message if it is there.

@@ -28,6 +28,8 @@ pub enum Outcome {
     Crashed,
     /// It cannot be read.
     Undecodable,
+    /// No key to order it by can be computed.
+    NoKey,
     /// The step emitted something for it that cannot be sent on.
     BadOutput,
     /// Its body is not what the step takes.
@@ -102,6 +104,9 @@ pub fn settle(
         Outcome::TimedOut | Outcome::Crashed => retry(None),
         Outcome::Undecodable => Decision::Dead {
             cause: DeadCause::Undecodable,
+        },
+        Outcome::NoKey => Decision::Dead {
+            cause: DeadCause::Key,
         },
         Outcome::BadOutput => Decision::Dead {
             cause: DeadCause::Output,
@@ -254,6 +259,14 @@ mod tests {
             0,
             Decision::Dead {
                 cause: DeadCause::Undecodable,
+            },
+        );
+        check(
+            Outcome::NoKey,
+            1,
+            0,
+            Decision::Dead {
+                cause: DeadCause::Key,
             },
         );
         check(

@@ -164,6 +164,14 @@ codes! {
     UnknownFlow = "F093", Error;
     /// Flows hand messages to each other in a loop.
     FlowLoop = "F094", Error;
+    /// What messages are ordered by is not an expression.
+    BadOrder = "F095", Error;
+    /// Partitions have no meaning without an order.
+    PartitionsAlone = "F096", Error;
+    /// A message would be held for too long, and all behind it.
+    LongHold = "F097", Error;
+    /// There are more replicas than partitions.
+    IdleReplicas = "F098", Warning;
     /// What a step emits can never be what the next one takes.
     NeverFits = "F105", Error;
     /// What a step emits may not be what the next one takes.

@@ -16,10 +16,13 @@ use crate::tree::{Content, Entry, Node};
 use crate::webhook::Webhook;
 
 mod handing;
+mod order;
 mod replicas;
 mod schedule;
 mod step;
 mod webhook;
+
+pub(crate) use order::ORDER_HELP;
 
 pub(crate) use webhook::AUTH_TYPES;
 
@@ -57,6 +60,8 @@ pub(crate) struct Draft<'t> {
     pub(crate) to: Option<String>,
     pub(crate) to_span: Range<usize>,
     pub(crate) with: Option<&'t Entry>,
+    /// Where its `order_by` is.
+    pub(crate) order_span: Range<usize>,
     pub(crate) validate: Option<&'t Entry>,
     pub(crate) batch: Option<&'t Entry>,
     pub(crate) folders: Option<&'t Entry>,
@@ -245,6 +250,7 @@ impl Steps<'_, '_> {
             draft.when_span = entry.value.span.clone();
             draft.step.when = self.condition(&entry.value);
         }
+        self.order(node, &mut draft);
         if let Some(entry) = node.entry("to") {
             self.handover(node, entry, &mut draft);
         } else if !draft.has_image {

@@ -17,8 +17,8 @@ pub struct Facts {
     pub env: Option<BTreeSet<String>>,
     /// The names of the folders that steps may use; none if they are not known.
     pub folders: Option<BTreeSet<String>>,
-    /// The conditions, as they are written in the file, each with what is wrong with it. One that is
-    /// not here was not compiled.
+    /// The conditions, and what messages are ordered by, as they are written in the file, each with
+    /// what is wrong with it. One that is not here was not compiled.
     pub conditions: BTreeMap<String, Result<(), String>>,
     /// The other flows there are; none if they are not known.
     pub flows: Option<BTreeMap<String, FlowFact>>,

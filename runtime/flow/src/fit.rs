@@ -6,7 +6,7 @@ use towpath_protocol::manifest::{Kind, Manifest};
 use towpath_protocol::start::Mode;
 
 use crate::diagnostic::{Code, Diagnostic};
-use crate::document::{CONDITION_HELP, Document, Draft, describe, within};
+use crate::document::{CONDITION_HELP, Document, Draft, ORDER_HELP, describe, within};
 use crate::facts::{Facts, ImageFact};
 use crate::graph::{Edge, Graph};
 use crate::limits::DIAGNOSTICS_MAX;
@@ -38,6 +38,7 @@ pub(crate) fn check(
         }
         found.extend(condition(draft, facts));
         handovers::check(document, draft, &graph.edges[at], facts, found);
+        found.extend(order(draft, facts));
         found.extend(folders(draft, facts));
         if !draft.has_image {
             continue;
@@ -89,6 +90,36 @@ fn condition(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
             Code::NotChecked,
             format!(
                 "the condition of {} was not compiled",
+                describe(&draft.step)
+            ),
+        )),
+    }
+}
+
+/// What messages are ordered by must be an expression that compiles, if somebody tried.
+fn order(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
+    let order = draft.step.order.as_ref()?;
+    match facts.conditions.get(&order.by) {
+        Some(Ok(())) => None,
+        Some(Err(why)) => {
+            let why = why.lines().next().unwrap_or_default();
+            Some(
+                Diagnostic::new(
+                    Code::BadOrder,
+                    format!(
+                        "the `order_by` of {} cannot be compiled",
+                        describe(&draft.step)
+                    ),
+                )
+                .at(draft.order_span.clone())
+                .label(why.replace("the condition", "the expression"))
+                .help(ORDER_HELP),
+            )
+        }
+        None => Some(Diagnostic::new(
+            Code::NotChecked,
+            format!(
+                "the `order_by` of {} was not compiled",
                 describe(&draft.step)
             ),
         )),

@@ -130,6 +130,14 @@ pub(crate) const ACTION: &[Key] = &[
         "The step, or the list of steps, that it takes messages from: `step`, or `step.port` for a port other than `out`. The step before, if it says nothing.",
     ),
     key(
+        "order_by",
+        "A jq expression on the body: messages for which it gives the same are handled in order, one at a time.",
+    ),
+    key(
+        "partitions",
+        "How many messages of a step with `order_by` are handled at a time, by all its replicas together.",
+    ),
+    key(
         "when",
         "A jq condition on the body: the step takes only messages that it holds for.",
     ),
@@ -262,10 +270,6 @@ pub(crate) const BATCH: &[Key] = &[
 
 /// Words of later versions, each with what to do until then.
 pub(crate) const RESERVED: &[(&str, &str)] = &[
-    (
-        "order_by",
-        "use `replicas: 1` and `concurrency: 1` where the order matters",
-    ),
     ("connection", "a flow has one connection, `default`"),
     ("connections", "a flow has one connection, `default`"),
     ("ports", "the ports of a step are in its manifest"),

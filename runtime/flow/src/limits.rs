@@ -20,7 +20,21 @@ pub const ACTIONS_MAX: usize = 100;
 /// The most entries of one `after`: each is a binding.
 pub const AFTER_MAX: usize = 100;
 
-/// The most bytes of a condition: it is in the start document of every replica of the steps before.
+/// How many partitions a step may have: each is a queue.
+pub const PARTITIONS: RangeInclusive<u64> = 1..=64;
+
+/// The partitions of a step that says nothing.
+pub const PARTITIONS_DEFAULT: u32 = 8;
+
+/// The longest that a message of a step with an order waits for its next attempt: it is not
+/// acknowledged meanwhile, and the broker waits 30 minutes.
+pub const HELD_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// The least rate of a step with an order, in messages a second: what waits for its turn in a
+/// partition is not acknowledged meanwhile.
+pub const ORDERED_RATE_MIN: f64 = 1.0;
+/// The most bytes of a condition, and of what messages are ordered by: it is in the start document of
+/// every replica.
 pub const CONDITION_BYTES_MAX: usize = 4096;
 
 /// The most characters of a name: four of them make a container's name.

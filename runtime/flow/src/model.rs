@@ -113,6 +113,8 @@ pub struct Step {
     pub is_trigger: bool,
     /// What it takes messages from, as (step, port); empty for the trigger.
     pub after: Vec<(String, String)>,
+    /// How its messages are kept in order (`order_by`); none if they are not.
+    pub order: Option<Order>,
     /// A jq condition on the body: the step takes only what it holds for (`when`).
     pub when: Option<String>,
     /// The image.
@@ -140,6 +142,16 @@ pub struct Step {
     pub handing: Handing,
     /// What a replica may use.
     pub limits: Limits,
+}
+
+/// How the messages of a step are kept in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// A jq expression on the body: messages for which it gives the same have the same key, and are
+    /// handled one after the other.
+    pub by: String,
+    /// How many parts the keys are divided into: so many messages are handled at a time.
+    pub partitions: u32,
 }
 
 /// How messages are handed to a step.

@@ -21,7 +21,7 @@ pub struct References {
     pub secrets: BTreeSet<String>,
     /// The names of its `${env.…}`.
     pub env: BTreeSet<String>,
-    /// The conditions of its steps.
+    /// The conditions of its steps, and what they order messages by.
     pub conditions: BTreeSet<String>,
 }
 
@@ -55,6 +55,8 @@ pub fn references(flow: &Flow) -> References {
     for step in &flow.steps {
         references.images.insert(step.image.clone());
         references.conditions.extend(step.when.clone());
+        let order = step.order.as_ref().map(|order| order.by.clone());
+        references.conditions.extend(order);
         references.value(&step.with);
         step.env
             .values()
@@ -83,10 +85,12 @@ pub fn references_in(source: &Source) -> References {
         {
             references.images.insert(image.clone());
         }
-        if let Some(Content::Text(when)) = step.entry("when").map(|entry| &entry.value.content)
-            && when.len() <= CONDITION_BYTES_MAX
-        {
-            references.conditions.insert(when.clone());
+        for key in ["when", "order_by"] {
+            if let Some(Content::Text(filter)) = step.entry(key).map(|entry| &entry.value.content)
+                && filter.len() <= CONDITION_BYTES_MAX
+            {
+                references.conditions.insert(filter.clone());
+            }
         }
         for key in ["with", "env", "command", "webhook"] {
             for (_, text) in step
@@ -110,7 +114,7 @@ mod tests {
         let source = Source::new(
             "f",
             "trigger: {image: 'a:1', with: {a: ['${env.A}']}, wrong: '${env.B}'}\n\
-             actions: [{image: b, when: .a, env: {X: '${secrets.s}'}}, {image: 'NO'}, 3]",
+             actions: [{image: b, when: .a, order_by: .b, env: {X: '${secrets.s}'}}, {image: 'NO'}, 3]",
         );
         let found = references_in(&source);
         assert_eq!(
@@ -119,7 +123,8 @@ mod tests {
         );
         assert_eq!(found.env, BTreeSet::from(["A".to_owned()]));
         assert_eq!(found.secrets, BTreeSet::from(["s".to_owned()]));
-        assert_eq!(found.conditions, BTreeSet::from([".a".to_owned()]));
+        let filters = [".a".to_owned(), ".b".to_owned()];
+        assert_eq!(found.conditions, BTreeSet::from(filters));
         assert_eq!(
             references_in(&Source::new("f", "a: [")),
             References::default()

@@ -178,6 +178,7 @@ fn value(key: &str) -> Value {
         schema["default"] = default;
         schema
     };
+    let filter = |example| json!({ "type": "string", "minLength": 1, "maxLength": limits::CONDITION_BYTES_MAX, "examples": [example] });
     let retry = limits::RETRY_DEFAULT;
     let wait = |ms| json!(text::duration(std::time::Duration::from_millis(ms)));
     match key {
@@ -255,12 +256,12 @@ fn value(key: &str) -> Value {
             "pattern": format!("^flow/[a-z][a-z0-9-]{{0,{}}}$", limits::NAME_CHARS_MAX - 1),
             "examples": ["flow/invoices"],
         }),
-        "when" => json!({
-            "type": "string",
-            "minLength": 1,
-            "maxLength": limits::CONDITION_BYTES_MAX,
-            "examples": [".total > 100"],
-        }),
+        "order_by" => filter(".customer.id"),
+        "partitions" => with_default(
+            whole(&limits::PARTITIONS),
+            json!(limits::PARTITIONS_DEFAULT),
+        ),
+        "when" => filter(".total > 100"),
         "rate" => {
             json!({ "type": "string", "pattern": "^[0-9]+/(s|m|h)$", "examples": ["10/s", "600/m"] })
         }

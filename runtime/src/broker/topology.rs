@@ -10,6 +10,9 @@
 //! - `dead_lettering_is_at_least_once`: it needs the strategy *and* `reject-publish`, or the broker
 //!   falls back to at-most-once without a word.
 //! - `every_queue_is_bounded`.
+//! - `a_step_that_keeps_an_order_has_an_intake_and_partitions`, each read by one replica at a time. Its
+//!   intake has another name than the queue it would have without: a queue is either of the two kinds
+//!   for ever.
 //! - `a_message_never_goes_by_an_old_and_a_new_way`: the key of a port names the steps it leads to,
 //!   so that a replica of an earlier version goes on sending by the ways of that version. Bindings
 //!   cannot be exchanged in one instant; keys can.
@@ -34,12 +37,17 @@ pub const DELIVERY_LIMIT: u64 = 50;
 /// queue has no further place for what it gives up. Not left out: 4.x would then take 20.
 const DELIVERY_LIMIT_NONE: u64 = 1 << 30;
 
-/// The most deliveries in a step's queue, unless the settings say otherwise. Past it publishers are held back: the trigger slows, the
-/// webhook answers 429. Of single small messages that is some minutes of a busy flow.
+/// The most deliveries in a step's queue, unless the settings say otherwise. Past it publishers are
+/// held back: the trigger slows, the webhook answers 429. Of single small messages that is some
+/// minutes of a busy flow.
 pub const STEP_QUEUE_DELIVERIES_MAX: u64 = 100_000;
 
 /// The most bytes in a step's queue: half a GiB, so that a handful of full ones fit on a small disk.
 pub const STEP_QUEUE_BYTES_MAX: u64 = 512 << 20;
+
+/// The most bytes in a partition of a step that keeps an order: 64 MiB, so that eight of them are
+/// about one queue of a step.
+pub const PARTITION_BYTES_MAX: u64 = 64 << 20;
 
 /// The most deliveries in a queue of the ladder or of dead letters. They are shared by all flows,
 /// and a full one holds all of them back, so it is far above what a step's queue holds.
@@ -62,6 +70,8 @@ const WAITING_MAX: u64 = 20_000;
 /// The most bytes of such notes: 256 MiB.
 const WAITING_BYTES_MAX: u64 = 256 << 20;
 
+/// The second word of the routing keys of partitions.
+const PARTITION: &str = "partition";
 /// The most reports of what came of runs that wait while the control plane is away or behind. A full
 /// queue refuses them, and agents go on without: the runs then say that not all of them is known. A
 /// report is about up to thousands of messages, and in a quiet flow about one.
@@ -153,12 +163,54 @@ impl Names {
     pub fn queue(&self, flow: &str, step: &str) -> String {
         format!("{}.flow.{flow}.{step}", self.instance)
     }
+    /// The queue into which everything comes for a step that keeps an order.
+    pub fn intake(&self, flow: &str, step: &str) -> String {
+        self.queue(flow, &format!("{step}.in"))
+    }
+    /// The queue of a partition of such a step.
+    pub fn partition(&self, flow: &str, step: &str, number: u32) -> String {
+        self.queue(flow, &format!("{step}.{number}"))
+    }
+    /// All queues of a step that has so many partitions, or none: first that into which everything
+    /// comes.
+    pub fn queues(&self, flow: &str, step: &str, partitions: Option<u32>) -> Vec<String> {
+        let parts = Self::queue_parts(step, partitions);
+        parts.iter().map(|part| self.queue(flow, part)).collect()
+    }
+    /// What their names end with, after the name of the flow.
+    pub fn queue_parts(step: &str, partitions: Option<u32>) -> Vec<String> {
+        let Some(partitions) = partitions else {
+            return vec![step.to_owned()];
+        };
+        let numbers = (0..partitions).map(|number| format!("{step}.{number}"));
+        std::iter::once(format!("{step}.in"))
+            .chain(numbers)
+            .collect()
+    }
+    /// The step of such an end of a name.
+    pub fn step_of_part(part: &str) -> &str {
+        part.split_once('.').map_or(part, |(step, _)| step)
+    }
     /// The flow and the step of a queue's name.
     pub fn parse_queue<'a>(&self, queue: &'a str) -> Option<(&'a str, &'a str)> {
-        queue
+        let (flow, part) = queue
             .strip_prefix(&self.instance)?
             .strip_prefix(".flow.")?
-            .split_once('.')
+            .split_once('.')?;
+        Some((flow, Self::step_of_part(part)))
+    }
+    /// The routing key that leads to a partition, in its flow's exchange.
+    pub fn partition_key(step: &str, number: u32) -> String {
+        format!("{step}.{PARTITION}.{number}")
+    }
+    /// The step of such a key; none if it is not that of a partition: those of ports end with eight
+    /// digits.
+    pub fn parse_partition_key(key: &str) -> Option<&str> {
+        let (step, rest) = key.split_once('.')?;
+        let number = rest.strip_prefix(PARTITION)?.strip_prefix('.')?;
+        let is_number =
+            (1..=3).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then_some(step)
     }
     /// The routing key of a step's port that leads to these steps, in its flow's exchange:
     /// `<step>.<port>.<hash of the steps>`.
@@ -196,13 +248,46 @@ impl Names {
     }
 }
 
-/// Names what makes a step a branch, for its routing key: its condition. None if it takes everything.
-pub fn branch_tag(when: Option<&str>) -> Option<String> {
-    when.map(|when| blake3::hash(when.as_bytes()).to_hex()[..8].to_owned())
+/// Names what makes a step a branch, for its routing key: its condition, and whether it keeps an
+/// order, because that changes its queue. None if it takes everything.
+pub fn branch_tag(when: Option<&str>, keeps_order: bool) -> Option<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(when?.as_bytes());
+    if keeps_order {
+        // No condition holds this byte.
+        hasher.update(b"\0");
+    }
+    Some(hasher.finalize().to_hex()[..8].to_owned())
 }
 
 /// The steps that take what other flows hand to a flow, by the name of the flow.
-pub type Entries = BTreeMap<String, Vec<String>>;
+pub type Entries = BTreeMap<String, Vec<EntryStep>>;
+
+/// A step that takes what other flows hand to its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EntryStep {
+    /// The step.
+    pub step: String,
+    /// How many partitions it has, if it keeps an order.
+    pub partitions: Option<u32>,
+}
+
+impl EntryStep {
+    /// The end of the name of the queue into which everything comes for it.
+    fn part(&self) -> String {
+        Names::queue_parts(&self.step, self.partitions).swap_remove(0)
+    }
+}
+
+impl From<&str> for EntryStep {
+    /// A step that keeps no order.
+    fn from(step: &str) -> Self {
+        Self {
+            step: step.to_owned(),
+            partitions: None,
+        }
+    }
+}
 
 /// An action that hands messages to another flow. It runs nowhere and has no queue: they go straight
 /// to those of the other flow.
@@ -217,7 +302,7 @@ pub struct Handover {
     /// The other flow.
     pub to: String,
     /// The steps of that flow that take them, in order.
-    pub entry: Vec<String>,
+    pub entry: Vec<EntryStep>,
 }
 
 impl Handover {
@@ -233,13 +318,13 @@ impl Handover {
     }
 
     /// Names what makes its way, for its routing key, as [`branch_tag`] does: the condition, the
-    /// flow, and the steps there, so that the key names what it leads to.
+    /// flow, and the queues there, so that the key names what it leads to.
     pub fn tag(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.to.as_bytes());
         for step in &self.entry {
             // No name holds a space.
-            hasher.update(b" ").update(step.as_bytes());
+            hasher.update(b" ").update(step.part().as_bytes());
         }
         if let Some(when) = &self.when {
             hasher.update(b" when ").update(when.as_bytes());
@@ -260,7 +345,7 @@ impl Handover {
 
     /// The steps that it leads to, as they are called outside of their flow: `<flow>/<step>`.
     pub fn leads_to(&self) -> Vec<String> {
-        let name = |step: &String| format!("{}/{step}", self.to);
+        let name = |entry: &EntryStep| format!("{}/{}", self.to, entry.step);
         self.entry.iter().map(name).collect()
     }
 }
@@ -281,12 +366,14 @@ pub struct FlowTopology {
     pub flow: String,
     /// Its steps that have a queue, each with the (step, port) it takes messages from.
     pub steps: Vec<(String, Vec<(String, String)>)>,
+    /// Those of them that keep an order, each with its number of partitions.
+    pub ordered: BTreeMap<String, u32>,
     /// Those of them that are branches, each with its [`branch_tag`].
     pub branches: BTreeMap<String, String>,
     /// What it hands to other flows.
     pub handovers: Vec<Handover>,
     /// The steps that take what other flows hand to it, in order.
-    pub entry: Vec<String>,
+    pub entry: Vec<EntryStep>,
     /// Steps that it had once, each with the step that takes what still comes for it.
     pub aliases: Vec<(String, String)>,
 }
@@ -306,6 +393,12 @@ impl Topology {
 }
 
 impl FlowTopology {
+    /// The end of the name of the queue into which everything comes for a step.
+    fn part(&self, step: &str) -> String {
+        let mut parts = Names::queue_parts(step, self.ordered.get(step).copied());
+        parts.swap_remove(0)
+    }
+
     /// The routing key by which a step's port leads to those that take everything.
     pub fn port_key(&self, step: &str, port: &str) -> String {
         let leads_to = self.steps.iter().filter(|(follower, sources)| {
@@ -313,11 +406,10 @@ impl FlowTopology {
             !self.branches.contains_key(follower)
                 && sources.any(|(from, by)| from == step && by == port)
         });
-        Names::port_key(
-            step,
-            port,
-            leads_to.map(|(successor, _)| successor.as_str()),
-        )
+        let leads_to: Vec<String> = leads_to
+            .map(|(successor, _)| self.part(successor))
+            .collect();
+        Names::port_key(step, port, leads_to.iter().map(String::as_str))
     }
 
     /// The routing key by which a step's port leads to one that follows it.
@@ -379,6 +471,8 @@ pub struct Queue {
     pub wait: Option<Duration>,
     /// Where what it gives up goes, at least once.
     pub dead_letter_exchange: Option<String>,
+    /// Whether one consumer at a time gets what is in it, and the next only when that one is gone.
+    pub single_active: bool,
 }
 
 /// What a queue is.
@@ -417,6 +511,8 @@ pub enum Argument {
     Number(u64),
     /// A text.
     Text(String),
+    /// Yes or no.
+    Flag(bool),
 }
 
 impl Queue {
@@ -429,6 +525,7 @@ impl Queue {
             delivery_limit: DELIVERY_LIMIT_NONE,
             wait: None,
             dead_letter_exchange: None,
+            single_active: false,
         }
     }
 
@@ -455,6 +552,9 @@ impl Queue {
         if let Some(wait) = self.wait {
             let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
             arguments.push(("x-message-ttl", Argument::Number(wait)));
+        }
+        if self.single_active {
+            arguments.push(("x-single-active-consumer", Argument::Flag(true)));
         }
         if let Some(exchange) = &self.dead_letter_exchange {
             // No dead-letter routing key: a delivery keeps the key it has, which says where it goes.
@@ -604,7 +704,8 @@ fn flow_declarations(
         alternate: Some(names.lost()),
     })];
     for (step, sources) in &flow.steps {
-        let queue = names.queue(&flow.flow, step);
+        let partitions = flow.ordered.get(step).copied();
+        let queue = names.queue(&flow.flow, &flow.part(step));
         let bind = |source: String, key: String| {
             Declaration::Binding(Binding {
                 source,
@@ -612,13 +713,28 @@ fn flow_declarations(
                 destination: Destination::Queue(queue.clone()),
             })
         };
-        all.push(Declaration::Queue(Queue {
+        let of_step = Queue {
             deliveries_max: step_deliveries_max,
             bytes_max: STEP_QUEUE_BYTES_MAX,
             delivery_limit: DELIVERY_LIMIT,
             dead_letter_exchange: Some(names.dead()),
+            single_active: partitions.is_some(),
             ..Queue::durable(queue.clone())
-        }));
+        };
+        for number in 0..partitions.unwrap_or(0) {
+            let partition = names.partition(&flow.flow, step, number);
+            all.push(Declaration::Queue(Queue {
+                name: partition.clone(),
+                bytes_max: PARTITION_BYTES_MAX,
+                ..of_step.clone()
+            }));
+            all.push(Declaration::Binding(Binding {
+                source: names.flow(&flow.flow),
+                key: Names::partition_key(step, number),
+                destination: Destination::Queue(partition),
+            }));
+        }
+        all.push(Declaration::Queue(of_step));
         all.push(bind(
             names.steps(),
             format!("#.{}", Names::step_key(&flow.flow, step)),
@@ -634,7 +750,7 @@ fn flow_declarations(
                 Declaration::Binding(Binding {
                     source: names.flow(&flow.flow),
                     key: key.clone(),
-                    destination: Destination::Queue(names.queue(&handover.to, step)),
+                    destination: Destination::Queue(names.queue(&handover.to, &step.part())),
                 })
             }));
         }
@@ -643,7 +759,7 @@ fn flow_declarations(
         all.push(Declaration::Binding(Binding {
             source: names.steps(),
             key: format!("#.{}", Names::step_key(&flow.flow, former)),
-            destination: Destination::Queue(names.queue(&flow.flow, successor)),
+            destination: Destination::Queue(names.queue(&flow.flow, &flow.part(successor))),
         }));
     }
     all

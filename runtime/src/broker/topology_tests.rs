@@ -190,6 +190,7 @@ fn the_queue_of_a_step_has_these_arguments() {
         .map(|(name, value)| match value {
             Argument::Number(number) => format!("{name} {number}"),
             Argument::Text(text) => format!("{name} {text}"),
+            Argument::Flag(flag) => format!("{name} {flag}"),
         })
         .collect();
     // They are a contract: a queue that exists with other arguments cannot be declared again.
@@ -292,8 +293,43 @@ fn what_still_comes_for_a_step_that_was_renamed_goes_to_the_other() {
 }
 
 #[test]
+fn a_step_that_keeps_an_order_has_an_intake_and_partitions() {
+    let mut topology = topology();
+    let plain = topology.flows[0].port_key("shape", "out");
+    topology.flows[0].ordered.insert("crm".into(), 3);
+    let key = topology.flows[0].port_key("shape", "out");
+    assert_ne!(
+        key, plain,
+        "nothing goes both ways while the flow is changed"
+    );
+    let (router, queues) = (router(&topology), queues(&topology));
+    let reaches = |exchange: &str, key: &str| router.route(exchange, key).expect("it is declared");
+    let only = |queue: &str| BTreeSet::from([queue.to_owned()]);
+    assert_eq!(reaches("t.flow.orders", &key), only("t.flow.orders.crm.in"));
+    assert_eq!(
+        reaches("t.steps", "orders.crm"),
+        only("t.flow.orders.crm.in")
+    );
+    for number in 0..3 {
+        let key = Names::partition_key("crm", number);
+        let queue = format!("t.flow.orders.crm.{number}");
+        assert_eq!(reaches("t.flow.orders", &key), only(&queue));
+        assert_eq!(topology.names.parse_queue(&queue), Some(("orders", "crm")));
+        assert_eq!(Names::parse_partition_key(&key), Some("crm"));
+        assert!(queues[&queue].single_active);
+    }
+    assert!(queues["t.flow.orders.crm.in"].single_active);
+    assert!(!queues.contains_key("t.flow.orders.crm"));
+    assert!(!queues["t.flow.orders.audit"].single_active);
+    assert_eq!(Names::parse_partition_key(&plain), None);
+    let declared = topology.names.queues("orders", "crm", Some(3));
+    assert!(declared.iter().all(|queue| queues.contains_key(queue)));
+    assert_eq!(declared.len(), 4);
+}
+
+#[test]
 fn a_branch_has_a_way_of_its_own() {
-    let tag = |when: &str| branch_tag(Some(when)).unwrap();
+    let tag = |when: &str| branch_tag(Some(when), false).unwrap();
     let mut topology = topology();
     let branches = BTreeMap::from([("audit".to_owned(), tag(".a"))]);
     topology.flows[0].branches = branches;
@@ -323,7 +359,7 @@ fn a_branch_has_a_way_of_its_own() {
     let stale = stale_bindings(&topology, &old.flows);
     let stale: Vec<&str> = stale.iter().map(|binding| binding.key.as_str()).collect();
     assert_eq!(stale, [keys[1].as_str()]);
-    assert_eq!(branch_tag(None), None, "it takes everything");
+    assert_eq!(branch_tag(None, true), None, "it takes everything");
 }
 
 /// `orders` with an action that hands what `shape` emits to `invoices`, which begins with `first`.
@@ -341,7 +377,7 @@ fn handing(first: &[&str]) -> Topology {
     topology.flows.push(FlowTopology {
         flow: "invoices".into(),
         steps: steps.collect(),
-        entry: first.iter().map(|step| (*step).to_owned()).collect(),
+        entry: first.iter().map(|step| (*step).into()).collect(),
         ..FlowTopology::default()
     });
     topology.join();
@@ -392,7 +428,7 @@ fn the_way_of_what_is_handed_over_names_all_that_makes_it() {
         after: Vec::new(),
         when: when.map(str::to_owned),
         to: to.into(),
-        entry: entry.iter().map(|step| (*step).to_owned()).collect(),
+        entry: entry.iter().map(|step| (*step).into()).collect(),
     };
     let tags = BTreeSet::from([
         handover("a", &["x", "y"], None).tag(),

@@ -214,6 +214,7 @@ fn differences(from: &Step, to: &Step, was: &DesiredStep, is: &DesiredStep) -> S
         (from.timeout != to.timeout, "timeout"),
         (from.retry != to.retry, "retry"),
         (from.limits != to.limits, "limits"),
+        (from.order != to.order, "order_by"),
     ];
     parts.extend(
         named

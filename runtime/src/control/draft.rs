@@ -15,6 +15,7 @@ use super::Control;
 use super::changes::changes;
 use super::choices::{Choices, Fate};
 use super::error::{ControlError, ErrorKind};
+use super::operate::queue_parts;
 use super::view::{Change, ChangeAction, Draft, Left, PlanView, RemovedStep};
 use crate::broker::topology::FlowTopology;
 use crate::engine::Image;
@@ -88,6 +89,7 @@ impl Control {
         let changes = self.changes_of(&checked).await?;
         let removed = self.removed_steps(&checked).await?;
         refuse(&removed)?;
+        self.refuse_reordering(&checked).await?;
         if self.drain(&checked, &removed).await? {
             let version = checked.before.as_ref().map_or(0, |before| before.version);
             return Ok(checked.view(version, changes, &removed));
@@ -110,6 +112,44 @@ impl Control {
             webhook_url: key.map(|key| self.webhook_url(&checked.flow.name, &key)),
             ..checked.view(version, changes, &removed)
         })
+    }
+
+    /// Refuses to order messages in another way while some are there, or may come: those of one key
+    /// would be in two partitions.
+    async fn refuse_reordering(&self, checked: &Checked) -> Result<(), ControlError> {
+        let (Some(before), Some(flow)) = (&checked.before, &checked.flow_before) else {
+            return Ok(());
+        };
+        for step in &flow.steps {
+            let new = checked.flow.steps.iter().find(|it| it.id == step.id);
+            if new.is_none_or(|new| new.order == step.order) {
+                continue;
+            }
+            let left = self.left_in(&flow.name, &step.id).await?;
+            let hold = before.held.get(&step.id);
+            let is_quiet = before.state != FlowState::Running || hold.is_some();
+            let is_drained = match hold {
+                Some(FlowState::Draining) => {
+                    let left = self.left_of_step(before, flow, &step.id).await?;
+                    left.is_some_and(|left| left.drained)
+                }
+                _ => left.queued + left.in_hand + left.waiting == 0,
+            };
+            if is_quiet && is_drained {
+                continue;
+            }
+            let (name, id) = (&flow.name, &step.id);
+            let message = format!(
+                "`{id}` of `{name}` is to order its messages in another way, and has {} queued, {} in hand and {} to be tried again, or may get more: those of one key would overtake each other",
+                left.queued, left.in_hand, left.waiting
+            );
+            let hint = format!(
+                "let it finish first: `towpath drain {name} {id} --wait`, then apply, then `towpath resume {name} {id}`"
+            );
+            let error = ControlError::new(ErrorKind::Conflict, "order_would_break", message);
+            return Err(error.hint(hint));
+        }
+        Ok(())
     }
 
     /// The steps that go away, what they have, and what becomes of it.
@@ -200,12 +240,25 @@ impl Control {
             let is_step = |id: &String| flow.steps.iter().any(|step| step.id == *id);
             let (back, kept): (Vec<_>, Vec<_>) = before
                 .aliases
+                .clone()
                 .into_iter()
                 .partition(|(old, _)| is_step(old));
             next.aliases = kept.into_iter().filter(|(_, to)| is_step(to)).collect();
+            // What comes for a step by its name goes to its new queue alone.
+            let order = |topology: &FlowTopology, id: &str| topology.ordered.contains_key(id);
+            let moved = before.steps.iter().filter(|(id, _)| {
+                next.steps.iter().any(|(it, _)| it == id) && order(&before, id) != order(&next, id)
+            });
+            let moved: Vec<(String, Vec<(String, String)>)> =
+                moved.map(|(id, _)| (id.clone(), Vec::new())).collect();
             former.push(FlowTopology {
                 flow: flow.name.clone(),
-                steps: Vec::new(),
+                ordered: moved
+                    .iter()
+                    .filter(|(id, _)| order(&before, id))
+                    .map(|(id, _)| (id.clone(), 0))
+                    .collect(),
+                steps: moved,
                 aliases: back,
                 ..FlowTopology::default()
             });
@@ -241,6 +294,14 @@ impl Control {
                 .map(|it| it.id.clone())
                 .collect(),
             removed: checked.removed(),
+            queues_removed: {
+                let before = checked.flow_before.as_deref();
+                let mut before = before.map(queue_parts).unwrap_or_default();
+                let queues = queue_parts(flow);
+                before.retain(|part| !queues.contains(part));
+                before
+            },
+            queues: queue_parts(flow),
             drop_messages: proposal.choices.drop_messages,
             moves: proposal.choices.moves.clone(),
             summary: summary(proposal.note.as_deref(), changes),

@@ -62,7 +62,8 @@ impl Sights {
             .map(|report| {
                 let Identity { step, replica, .. } = report.identity.clone();
                 let agent = (step, replica, report.incarnation.clone());
-                (agent, report.counters.received)
+                // What is sorted goes on from a queue to another while nobody holds it.
+                (agent, report.counters.received + report.counters.sorted)
             })
             .collect();
         match first.get(&scope) {
@@ -145,11 +146,18 @@ impl Control {
             .map(Some)
     }
 
+    /// The queues of a step that is applied: several if it keeps an order.
+    pub(super) fn queues_of(&self, flow: &str, step: &str) -> Vec<String> {
+        let live = self.live.borrow();
+        let partitions = live.get(flow).and_then(|it| it.ordered.get(step).copied());
+        self.catalog.ground.names.queues(flow, step, partitions)
+    }
+
     /// What a step has, as it looks at first sight.
     pub(super) async fn left_in(&self, flow: &str, step: &str) -> Result<Left, ControlError> {
-        let queue = self.catalog.ground.names.queue(flow, step);
-        let depths = self.broker.depths(std::slice::from_ref(&queue)).await?;
-        let ready = depths.get(&queue).map_or(0, |depth| depth.ready);
+        let queues = self.queues_of(flow, step);
+        let depths = self.broker.depths(&queues).await?;
+        let ready = depths.values().map(|depth| depth.ready).sum();
         Ok(Left {
             queued: self.messages_in(flow, step, ready).max(ready),
             in_hand: self.held(flow, step),
@@ -166,17 +174,18 @@ impl Control {
         queues: &[&str],
         agents: &[&str],
     ) -> Result<Left, ControlError> {
-        let names = &self.catalog.ground.names;
-        let wanted: Vec<String> = queues
+        let of_steps: Vec<Vec<String>> = queues
             .iter()
-            .map(|step| names.queue(&flow.name, step))
+            .map(|step| self.queues_of(&flow.name, step))
             .collect();
+        let wanted = of_steps.concat();
         let depths = self.broker.depths(&wanted).await?;
         let queued = queues
             .iter()
-            .zip(&wanted)
-            .map(|(step, queue)| {
-                let ready = depths.get(queue).map_or(0, |depth| depth.ready);
+            .zip(&of_steps)
+            .map(|(step, of_step)| {
+                let ready = of_step.iter().filter_map(|queue| depths.get(queue));
+                let ready = ready.map(|depth| depth.ready).sum();
                 self.messages_in(&flow.name, step, ready).max(ready)
             })
             .sum();

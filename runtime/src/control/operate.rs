@@ -13,6 +13,7 @@ use towpath_flow::{Flow, Replicas, nearest};
 use super::Control;
 use super::error::{ControlError, ErrorKind};
 use super::view::Done;
+use crate::broker::topology::Names;
 use crate::store::flows::FlowRecord;
 
 impl Control {
@@ -93,7 +94,7 @@ impl Control {
         }
         self.catalog
             .store
-            .delete_flow(flow, steps, drop_messages)
+            .delete_flow(flow, queue_parts(&checked), drop_messages)
             .await?;
         self.reports.forget_flow(flow);
         tracing::info!(flow, drop_messages, "deleted a flow");
@@ -113,12 +114,15 @@ impl Control {
         if steps.is_empty() {
             return Ok(());
         }
-        let names = &self.catalog.ground.names;
-        let queues: Vec<String> = steps.iter().map(|step| names.queue(flow, step)).collect();
-        let depths = self.broker.depths(&queues).await?;
+        let of_steps: Vec<Vec<String>> = steps
+            .iter()
+            .map(|step| self.queues_of(flow, step))
+            .collect();
+        let depths = self.broker.depths(&of_steps.concat()).await?;
         let mut full = Vec::new();
-        for (step, queue) in steps.iter().zip(&queues) {
-            let ready = depths.get(queue).map_or(0, |depth| depth.ready);
+        for (step, queues) in steps.iter().zip(&of_steps) {
+            let ready = queues.iter().filter_map(|queue| depths.get(queue));
+            let ready = ready.map(|depth| depth.ready).sum::<u64>();
             let held = self.held(flow, step);
             if ready + held > 0 {
                 let messages = self.messages_in(flow, step, ready).max(ready) + held;
@@ -164,6 +168,17 @@ impl Control {
             None => error,
         }
     }
+}
+
+/// The ends of the names of all queues of a flow's steps.
+pub(super) fn queue_parts(flow: &Flow) -> Vec<String> {
+    let steps = flow.steps.iter();
+    steps
+        .flat_map(|step| {
+            let partitions = step.order.as_ref().map(|order| order.partitions);
+            Names::queue_parts(&step.id, partitions)
+        })
+        .collect()
 }
 
 /// A step of a flow, by its id.

@@ -139,9 +139,15 @@ impl Control {
             return Ok(());
         }
         let names = &self.catalog.ground.names;
+        let own = Names::step_of_part(&removal.step).to_owned();
+        let live = self.live.borrow().clone();
+        let flow = live.get(&removal.flow);
+        let is_there = flow.is_some_and(|flow| flow.steps.iter().any(|(step, _)| *step == own));
         let (exchange, step) = match &removal.successor {
             Some(successor) => (names.steps(), successor),
-            None => (names.lost(), &removal.step),
+            // The step has other queues now: it keeps an order, or keeps one no more.
+            None if is_there => (names.steps(), &own),
+            None => (names.lost(), &own),
         };
         let key = Names::step_key(&removal.flow, step);
         let mut deliveries: mpsc::Receiver<Delivery> = self.broker.consume(queue, WINDOW).await;
@@ -328,10 +334,17 @@ impl Control {
         if status.at == 0 || status.trouble.is_some() {
             return true;
         }
+        let own = Names::step_of_part(&removal.step);
+        let live = self.live.borrow();
+        let flow = live.get(&removal.flow);
+        if flow.is_some_and(|flow| flow.steps.iter().any(|(step, _)| step == own)) {
+            // Another queue of a step that is there: those that use it are of an earlier version.
+            return false;
+        }
         let step = status
             .flows
             .get(&removal.flow)
-            .and_then(|flow| flow.steps.get(&removal.step));
+            .and_then(|flow| flow.steps.get(own));
         step.is_some_and(|step| step.replicas.iter().any(|it| it.container.is_some()))
     }
 }

@@ -203,12 +203,10 @@ impl Control {
         &self,
         flows: impl Iterator<Item = &'a Arc<Flow>>,
     ) -> Result<Facts, ControlError> {
-        let names = &self.catalog.ground.names;
         let queues: Vec<String> = flows
             .flat_map(|flow| {
-                flow.steps
-                    .iter()
-                    .map(|step| names.queue(&flow.name, &step.id))
+                let steps = flow.steps.iter();
+                steps.flat_map(|step| self.queues_of(&flow.name, &step.id))
             })
             .collect();
         let (depths, trouble) = tokio::join!(
@@ -274,18 +272,27 @@ impl Control {
         let totals = self.reports.totals(flow, &step.id);
         let rates = self.reports.rates(flow, &step.id, now_ms());
         let reports = self.seen(flow, &step.id);
-        let queue = self.catalog.ground.names.queue(flow, &step.id);
-        let deliveries = facts
-            .depths
-            .as_ref()
-            .map(|depths| depths.get(&queue).map_or(0, |depth| depth.ready));
+        let queues = self.queues_of(flow, &step.id);
+        let deliveries = facts.depths.as_ref().map(|depths| {
+            let depths = queues.iter().filter_map(|queue| depths.get(queue));
+            depths.map(|depth| depth.ready).sum()
+        });
         let (state, reason) = if is_seen {
             step_state(&seen)
         } else {
             ("unknown", Some("nobody has looked yet".to_owned()))
         };
         // A loss is said before anything that mends itself.
-        let reason = match (remade(facts.remade.get(&queue).copied()), reason) {
+        let reason = match (
+            remade(
+                queues
+                    .iter()
+                    .filter_map(|it| facts.remade.get(it))
+                    .copied()
+                    .max(),
+            ),
+            reason,
+        ) {
             (Some(loss), Some(reason)) => Some(format!("{loss}; {reason}")),
             (loss, reason) => loss.or(reason),
         };

@@ -76,6 +76,7 @@ impl Bench {
         ));
         let (metrics, reports) = (Metrics::new(), Reports::default());
         let agents = engine.clone();
+        let live = watch::Sender::new(Arc::default());
         let (reconciler, handle) = Reconciler::new(
             "t",
             Arc::new(engine.clone()),
@@ -84,13 +85,13 @@ impl Bench {
             Arc::new(BrokerGauge {
                 broker: broker.clone(),
                 reports: reports.clone(),
+                flows: live.subscribe(),
                 names: names.clone(),
                 deliveries_max: STEP_QUEUE_DELIVERIES_MAX,
             }),
             Pace::default(),
         );
         let gates = Gates::default();
-        let live = watch::Sender::new(Arc::default());
         let subscribed = live.subscribe();
         let scheduler = Scheduler {
             broker: broker.clone(),

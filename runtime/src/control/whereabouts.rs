@@ -217,7 +217,7 @@ pub enum Place {
     InHand,
     /// Decided, and waiting for the broker's confirms.
     Settling,
-    /// In the delay ladder.
+    /// In the delay ladder; or held by its replica, of a step that keeps an order.
     Waiting,
     /// Taken by a replica, and not yet handed to the step.
     Taken,
@@ -357,6 +357,11 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
                 Holding::InHand { since, attempt } => {
                     at_step.place = Place::InHand;
                     at_step.since = Some(*since);
+                    at_step.attempt = Some(*attempt);
+                }
+                Holding::Held { due, attempt } => {
+                    at_step.place = Place::Waiting;
+                    at_step.until = Some(*due);
                     at_step.attempt = Some(*attempt);
                 }
                 Holding::Settling => at_step.place = Place::Settling,

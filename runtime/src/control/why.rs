@@ -127,7 +127,8 @@ impl Control {
                     .handovers
                     .iter()
                     .map(|it| {
-                        let entry = entries.get(&it.to).cloned().unwrap_or_default();
+                        let entry = entries.get(&it.to).into_iter().flatten();
+                        let entry = entry.map(|it| it.step.clone()).collect();
                         (it.id.clone(), (it.to.clone(), entry))
                     })
                     .collect(),
@@ -143,7 +144,6 @@ impl Control {
 
     /// How many deliveries are ready in each step's queue, if the broker says it.
     async fn ready_everywhere(&self) -> BTreeMap<(String, String), u64> {
-        let names = &self.catalog.ground.names;
         let live = self.live.borrow().clone();
         let steps: Vec<(String, String)> = live
             .iter()
@@ -153,18 +153,21 @@ impl Control {
                     .map(|(step, _)| (flow.clone(), step.clone()))
             })
             .collect();
-        let queues: Vec<String> = steps
+        let queues: Vec<Vec<String>> = steps
             .iter()
-            .map(|(flow, step)| names.queue(flow, step))
+            .map(|(flow, step)| self.queues_of(flow, step))
             .collect();
-        let depths = timeout(COUNT, self.broker.depths(&queues)).await;
+        let depths = timeout(COUNT, self.broker.depths(&queues.concat())).await;
         let Ok(Ok(depths)) = depths else {
             return BTreeMap::new();
         };
         steps
             .into_iter()
             .zip(queues)
-            .map(|(step, queue)| (step, depths.get(&queue).map_or(0, |depth| depth.ready)))
+            .map(|(step, queues)| {
+                let ready = queues.iter().filter_map(|queue| depths.get(queue));
+                (step, ready.map(|depth| depth.ready).sum())
+            })
             .collect()
     }
 }

@@ -50,6 +50,7 @@ fn flow(name: &str, has_image: bool, state: FlowState) -> LiveFlow {
             overlap: towpath_flow::Overlap::Skip,
             missed: towpath_flow::Missed::Skip,
         },
+        ordered: BTreeMap::new(),
         steps,
         branches: BTreeMap::new(),
         handovers: Vec::new(),

@@ -67,12 +67,13 @@ fn whose(names: &Names, delivery: &Delivery) -> (Place, DeadCause, String) {
     }
     let prefix = names.flow("");
     let place = if let Some(flow) = delivery.exchange.strip_prefix(&prefix)
-        && let Some(branch) = Names::parse_branch_key(&delivery.key)
+        && let Some(to) = Names::parse_partition_key(&delivery.key)
+            .or_else(|| Names::parse_branch_key(&delivery.key))
     {
-        // It was on its way to this step alone.
+        // It was on its way to this step alone, or into a partition of it.
         Place {
             flow: flow.to_owned(),
-            step: branch.to_owned(),
+            step: to.to_owned(),
             port: None,
         }
     } else if let Some(flow) = delivery.exchange.strip_prefix(&prefix) {
@@ -276,9 +277,16 @@ mod tests {
         let key = Names::port_key("poll", "out", ["crm"]);
         check("t.flow.orders", &key, ("orders", "poll", Some("out")));
         check("t.flow.orders", "poll.out", ("orders", "poll", Some("out")));
+        check("t.flow.orders", "crm.partition.12", ("orders", "crm", None));
         check("t.steps", "orders.gone", ("orders", "gone", None));
         check("t.delay.1", "0.0.1.0.orders.gone", ("orders", "gone", None));
         check("t.steps", "odd", ("", "odd", None));
+        let letters = {
+            let mut delivery = delivery("t.dead", "crm.partition.1", BATCH_TYPE, LINE);
+            delivery.given_up_by = Some(("t.flow.orders.crm.1".into(), "delivery_limit".into()));
+            read(&delivery)
+        };
+        assert_eq!((&*letters[0].flow, &*letters[0].step), ("orders", "crm"));
     }
 
     #[test]

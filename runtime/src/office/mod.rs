@@ -403,9 +403,10 @@ impl Office {
 
     /// Whether a step has a queue now.
     async fn has_queue(&self, flow: &str, step: &str) -> bool {
-        let queue = self.names.queue(flow, step);
-        let depths = self.broker.depths(std::slice::from_ref(&queue)).await;
-        depths.is_ok_and(|depths| depths.contains_key(&queue))
+        // Its intake, if it keeps an order.
+        let queues = [self.names.queue(flow, step), self.names.intake(flow, step)];
+        let depths = self.broker.depths(&queues).await;
+        depths.is_ok_and(|depths| !depths.is_empty())
     }
 
     /// What an action of a flow hands to another, if it is one that does.
@@ -417,8 +418,8 @@ impl Office {
     /// Sends a message that missed the other flow to its steps as they are now: it was sent by the way
     /// of an earlier version. Says whether it did.
     async fn hand_over(&self, record: &DeadLetterRecord, handover: &Handover) -> bool {
-        for step in &handover.entry {
-            if !self.has_queue(&handover.to, step).await {
+        for entry in &handover.entry {
+            if !self.has_queue(&handover.to, &entry.step).await {
                 return false;
             }
         }

@@ -572,7 +572,7 @@ async fn what_was_handed_over_by_a_former_way_goes_to_the_steps_there_are() {
         after: vec![("poll".into(), "out".into())],
         when: None,
         to: to.into(),
-        entry: entry.iter().map(|step| (*step).to_owned()).collect(),
+        entry: entry.iter().map(|step| (*step).into()).collect(),
     };
     let text =
         "flow: orders\ntrigger: {id: poll, image: a, every: 1s}\nactions: [{id: crm, image: a}]";

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::broker::Broker;
 use crate::broker::topology::Names;
+use crate::live::LiveFlows;
 use crate::reports::{Reports, StepKey};
 use crate::store::now_ms;
 
@@ -25,6 +26,8 @@ pub struct Load {
     pub deliveries: u64,
     /// Whether they are more than half of what the queue may hold.
     pub is_half_full: bool,
+    /// Whether the step keeps an order: a replica may have nothing to do while others have.
+    pub keeps_order: bool,
     /// About how many messages they hold.
     pub messages: u64,
     /// Messages that its agents take, a second.
@@ -47,6 +50,8 @@ pub struct BrokerGauge {
     pub broker: Arc<dyn Broker>,
     /// What agents say.
     pub reports: Reports,
+    /// Which steps keep an order: theirs are several queues.
+    pub flows: LiveFlows,
     /// How queues are called.
     pub names: Names,
     /// The most deliveries that a step's queue holds.
@@ -59,8 +64,10 @@ impl Gauge for BrokerGauge {
         if !timeout(ANSWER, self.broker.is_up()).await.ok()? {
             return None;
         }
-        let queue = |(flow, step): &StepKey| self.names.queue(flow, step);
-        let queues: Vec<String> = steps.iter().map(queue).collect();
+        let flows = self.flows.borrow().clone();
+        let partitions = |(flow, step): &StepKey| flows.get(flow)?.ordered.get(step).copied();
+        let queues_of = |key: &StepKey| self.names.queues(&key.0, &key.1, partitions(key));
+        let queues: Vec<String> = steps.iter().flat_map(queues_of).collect();
         let depths = if queues.is_empty() {
             BTreeMap::new()
         } else {
@@ -72,7 +79,9 @@ impl Gauge for BrokerGauge {
         let now = now_ms();
         let load = |key: &StepKey| {
             let (flow, step) = key;
-            let deliveries = depths.get(&queue(key)).map_or(0, |depth| depth.ready);
+            let ready = |queue: &String| depths.get(queue).map_or(0, |depth| depth.ready);
+            let ready: Vec<u64> = queues_of(key).iter().map(ready).collect();
+            let deliveries = ready.iter().sum();
             let each = self.reports.messages_per_delivery(flow, step);
             #[expect(
                 clippy::cast_possible_truncation,
@@ -82,7 +91,8 @@ impl Gauge for BrokerGauge {
             let messages = (deliveries as f64 * each).round() as u64;
             Load {
                 deliveries,
-                is_half_full: deliveries > self.deliveries_max / 2,
+                is_half_full: ready.iter().any(|ready| *ready > self.deliveries_max / 2),
+                keeps_order: partitions(key).is_some(),
                 messages,
                 rate: self.reports.rates(flow, step, now).received,
             }

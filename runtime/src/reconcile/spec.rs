@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use towpath_flow::limits::HELD_MAX;
 use towpath_flow::model::{Access, Fires, Flow, Limits, Step, Validate};
 use towpath_flow::{FilledStep, Replicas};
 use towpath_protocol::CONTRACT;
@@ -24,7 +25,9 @@ use towpath_protocol::answer::REPLY_PORT;
 use towpath_protocol::handing::{BURST_PART, Batch, Handing, Misfit, Rate, Validation};
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::runs::RUNS_KEY;
-use towpath_protocol::start::{Branch, Identity, Output, Routes, Settings, Start};
+use towpath_protocol::start::{
+    Branch, Identity, Order, Output, Partition, Routes, Settings, Start,
+};
 
 use super::intent::{Held, intent};
 use super::{DesiredFlow, DesiredStep, FlowState};
@@ -37,6 +40,13 @@ pub const CONCURRENCY_DEFAULT: u32 = 16;
 /// The most messages in a batch, however many its reader takes: beyond this nothing is gained, and
 /// what is given back when a replica goes is delivered again as a whole.
 pub const BATCH_MAX: u32 = 1024;
+
+/// The most messages in a batch for a step that keeps an order: one replica sorts them all, and what it
+/// had not finished is sorted again by the next.
+pub const INTAKE_BATCH_MAX: u32 = 64;
+
+/// The most messages that go into a partition together.
+pub const PARTITION_BATCH_MAX: u32 = 16;
 
 /// The most answers in a batch: somebody waits for each.
 const ANSWERS_MAX: u32 = 16;
@@ -381,6 +391,17 @@ fn delivery_of_rate(rate: Rate, batch: Option<Batch>) -> u32 {
     turns.max(1) * batch.map_or(1, |batch| batch.max)
 }
 
+/// The most messages that go into a partition together: if each takes as long as it may, a delivery
+/// and the one before it are settled in the time that a message may be held.
+fn partition_batch(step: &Step) -> u32 {
+    let of_rate = step.handing.rate.map(|rate| delivery_of_rate(rate, None));
+    let by_time = (HELD_MAX / 2).as_millis() / step.timeout.as_millis().max(1);
+    u32::try_from(by_time)
+        .unwrap_or(u32::MAX)
+        .clamp(1, PARTITION_BATCH_MAX)
+        .min(of_rate.unwrap_or(PARTITION_BATCH_MAX))
+}
+
 fn routes(
     names: &Names,
     flow: &Flow,
@@ -392,6 +413,7 @@ fn routes(
         exchange: None,
         key: None,
         batch_max: BATCH_MAX,
+        in_order: false,
         steps: Vec::new(),
         branches: Vec::new(),
     };
@@ -402,9 +424,13 @@ fn routes(
             .and_then(|facts| facts.image.as_ref().ok());
         let handing = &successor.handing;
         let of_rate = |rate| delivery_of_rate(rate, handing.batch);
-        let takes = concurrency(flow, successor, image)
-            .min(BATCH_MAX)
-            .min(handing.rate.map_or(BATCH_MAX, of_rate));
+        let takes = if successor.order.is_some() {
+            INTAKE_BATCH_MAX
+        } else {
+            concurrency(flow, successor, image)
+                .min(BATCH_MAX)
+                .min(handing.rate.map_or(BATCH_MAX, of_rate))
+        };
         for (from, port) in &successor.after {
             if *from != step.id {
                 continue;
@@ -415,14 +441,17 @@ fn routes(
                     step: successor.id.clone(),
                     key: Names::branch_key(&step.id, port, &successor.id, &tag),
                     batch_max: takes,
+                    in_order: successor.order.is_some(),
                     when: successor.when.clone(),
                     handed_to: Vec::new(),
                 });
             } else {
                 let others = successors(flow, &step.id, port);
+                let others = others.iter().map(String::as_str);
                 output.key = Some(Names::port_key(&step.id, port, others));
                 output.steps.push(successor.id.clone());
                 output.batch_max = output.batch_max.min(takes);
+                output.in_order |= successor.order.is_some();
             }
         }
     }
@@ -440,6 +469,7 @@ fn routes(
                 step: handover.step.clone(),
                 key,
                 batch_max: HANDOVER_BATCH_MAX,
+                in_order: handover.entry.iter().any(|it| it.partitions.is_some()),
                 when: handover.when.clone(),
                 handed_to: handover.leads_to(),
             });
@@ -448,8 +478,21 @@ fn routes(
     if flow.webhook.as_ref().is_some_and(|it| it.reply.is_some()) {
         outputs.insert(REPLY_PORT.to_owned(), answers(names));
     }
+    let partitions = step.order.as_ref().map(|order| order.partitions);
     Routes {
-        queue: names.queue(&flow.name, &step.id),
+        queue: names
+            .queues(&flow.name, &step.id, partitions)
+            .swap_remove(0),
+        order: step.order.as_ref().map(|order| Order {
+            by: order.by.clone(),
+            partitions: (0..order.partitions)
+                .map(|number| Partition {
+                    queue: names.partition(&flow.name, &step.id, number),
+                    key: Names::partition_key(&step.id, number),
+                })
+                .collect(),
+            batch_max: partition_batch(step),
+        }),
         outputs_exchange: names.flow(&flow.name),
         outputs,
         own_key: Names::step_key(&flow.name, &step.id),
@@ -467,6 +510,7 @@ fn answers(names: &Names) -> Output {
         exchange: Some(names.office()),
         key: Some(RUNS_KEY.to_owned()),
         batch_max: ANSWERS_MAX,
+        in_order: false,
         steps: Vec::new(),
         branches: Vec::new(),
     }
@@ -474,16 +518,20 @@ fn answers(names: &Names) -> Output {
 
 /// What makes a step a branch, as routing keys have it; none if it takes everything.
 fn branch_of(step: &Step) -> Option<String> {
-    branch_tag(step.when.as_deref())
+    branch_tag(step.when.as_deref(), step.order.is_some())
 }
 
-/// The steps that take everything that leaves by a port.
-fn successors<'a>(flow: &'a Flow, step: &'a str, port: &'a str) -> impl Iterator<Item = &'a str> {
+/// The steps that take everything that leaves by a port, as the names of their queues have them.
+fn successors(flow: &Flow, step: &str, port: &str) -> Vec<String> {
     flow.steps
         .iter()
         .filter(|it| branch_of(it).is_none())
-        .filter(move |it| it.after.iter().any(|(from, by)| from == step && by == port))
-        .map(|it| it.id.as_str())
+        .filter(|it| it.after.iter().any(|(from, by)| from == step && by == port))
+        .map(|it| {
+            let partitions = it.order.as_ref().map(|order| order.partitions);
+            Names::queue_parts(&it.id, partitions).swap_remove(0)
+        })
+        .collect()
 }
 
 fn drain(timeout: Duration) -> Duration {

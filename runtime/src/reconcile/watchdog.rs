@@ -140,7 +140,7 @@ impl Watchdog {
                 watched.hear(report, now);
             }
             match load {
-                Some(load) if load.deliveries > 0 => {
+                Some(load) if load.deliveries > 0 && !load.keeps_order => {
                     watched.starved_since.get_or_insert(now);
                 }
                 Some(_) => watched.starved_since = None,

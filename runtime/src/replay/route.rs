@@ -267,6 +267,7 @@ mod tests {
                 overlap: Overlap::Skip,
                 missed: Missed::Once,
             },
+            ordered: std::collections::BTreeMap::new(),
             steps: vec![
                 (trigger.into(), vec![]),
                 ("shape".into(), after(trigger)),

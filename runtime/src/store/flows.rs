@@ -67,8 +67,12 @@ pub struct NewVersion {
     pub steps: Vec<String>,
     /// The steps whose scale is kept; the others have as many replicas as the file says.
     pub scaled: Vec<String>,
-    /// The steps that go away, whose queues are to be removed.
+    /// The steps that go away.
     pub removed: Vec<String>,
+    /// The queues of its steps, by the ends of their names.
+    pub queues: Vec<String>,
+    /// The queues that its steps had and have no more: they are to be removed.
+    pub queues_removed: Vec<String>,
     /// Whether messages in those queues may be dropped.
     pub drop_messages: bool,
     /// The steps that take the messages of those that go away.
@@ -181,14 +185,14 @@ impl Store {
             }
             holds::forget_others(&transaction, &new.flow, &new.steps)?;
             former::record(&transaction, &new, version)?;
-            for step in &new.steps {
+            for queue in &new.queues {
                 transaction.execute(
                     "DELETE FROM removals WHERE flow = ?1 AND step = ?2",
-                    params![new.flow, step],
+                    params![new.flow, queue],
                 )?;
             }
-            for step in &new.removed {
-                insert_removal(&transaction, &new.flow, step, new.drop_messages)?;
+            for queue in &new.queues_removed {
+                insert_removal(&transaction, &new.flow, queue, new.drop_messages)?;
             }
             transaction.commit()?;
             Ok(version)
@@ -329,7 +333,8 @@ impl Store {
             connection
                 .prepare_cached(
                     "SELECT r.flow, r.step, r.drop_messages, f.version, f.successor FROM removals r
-                     LEFT JOIN former_steps f ON f.flow = r.flow AND f.step = r.step
+                     LEFT JOIN former_steps f ON f.flow = r.flow
+                       AND f.step = substr(r.step || '.', 1, instr(r.step || '.', '.') - 1)
                      ORDER BY r.flow, r.step",
                 )?
                 .query_map([], |row| {
@@ -365,7 +370,7 @@ impl Store {
 pub struct Removal {
     /// The flow.
     pub flow: String,
-    /// The step.
+    /// The end of the queue's name: the step, with what follows if it is one of several.
     pub step: String,
     /// Whether messages in it may be dropped.
     pub drop_messages: bool,
@@ -438,6 +443,8 @@ mod tests {
             steps: vec!["shape".into()],
             scaled: vec!["shape".into()],
             removed: vec!["old".into()],
+            queues: vec!["shape".into()],
+            queues_removed: vec!["old".into()],
             drop_messages: true,
             moves: BTreeMap::new(),
             summary: "it is new".into(),

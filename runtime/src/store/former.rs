@@ -129,6 +129,8 @@ mod tests {
             flow: "orders".into(),
             steps: owned(steps),
             removed: owned(removed),
+            queues: owned(steps),
+            queues_removed: owned(removed),
             moves: moves
                 .iter()
                 .map(|(from, to)| ((*from).to_owned(), (*to).to_owned()))

@@ -267,6 +267,14 @@ pub struct Found {
 pub enum Holding {
     /// Taken from the queue, and waiting for a place in the step's hands.
     Waiting,
+    /// Kept by the agent until it is tried again, and those behind it with it: the step keeps an
+    /// order.
+    Held {
+        /// When it is tried again, in milliseconds since 1970.
+        due: u64,
+        /// Which attempt comes next, from 1.
+        attempt: u32,
+    },
     /// In the step's hands.
     InHand {
         /// Since when, in milliseconds since 1970.
@@ -501,6 +509,10 @@ pub struct Counters {
     /// Recognised as settled before, and not handled again (`once: true`).
     #[serde(default)]
     pub repeated: u64,
+    /// Put into the partitions of their keys, of a step that keeps an order. Not counted as taken:
+    /// that is when they come out of there.
+    #[serde(default)]
+    pub sorted: u64,
     /// Outputs that no condition of the steps after this one held for: they went nowhere.
     #[serde(default)]
     pub unmatched: u64,
@@ -583,6 +595,8 @@ pub enum DeadCause {
     Cancelled,
     /// Its step was taken out of the flow.
     Removed,
+    /// The step keeps an order, and no key to order it by can be computed.
+    Key,
     /// The step's condition (`when`) failed for it, so nobody knows whether it goes there.
     Condition,
 }

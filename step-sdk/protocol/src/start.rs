@@ -67,8 +67,11 @@ pub struct Identity {
 /// The broker's names that this agent uses. It declares none of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Routes {
-    /// The queue to consume.
+    /// The queue to consume; of a step that keeps an order, its intake.
     pub queue: String,
+    /// How the messages of this step are kept in order, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
     /// The exchange that outputs are published to.
     pub outputs_exchange: String,
     /// Where the outputs of each port go. A port that is not here leads nowhere: its outputs are
@@ -98,6 +101,10 @@ pub struct Output {
     /// The most messages to put in one batch: a slow successor wants small ones, so that its
     /// replicas share the work.
     pub batch_max: u32,
+    /// Whether one of those keeps an order: then one batch is under way at a time, so that none
+    /// overtakes another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_order: bool,
     /// The steps that the key leads to: each gets every output.
     #[serde(default)]
     pub steps: Vec<String>,
@@ -115,6 +122,10 @@ pub struct Branch {
     pub key: String,
     /// The most messages to put in one batch.
     pub batch_max: u32,
+    /// Whether it keeps an order: then one batch is under way at a time, so that none
+    /// overtakes another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_order: bool,
     /// A jq condition on the body: what it does not hold for does not go there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
@@ -122,6 +133,41 @@ pub struct Branch {
     /// that flow; empty if it is a step itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub handed_to: Vec<String>,
+}
+
+/// How the messages of a step are kept in order. What comes for it comes into its **intake**; one of
+/// its replicas at a time reads that, computes the key of each message, and puts it into the partition
+/// of its key, through the exchange of outputs. Of each partition one replica at a time handles one
+/// message after the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// A jq expression on the body: messages for which it gives the same have the same key.
+    pub by: String,
+    /// The partitions.
+    pub partitions: Vec<Partition>,
+    /// The most messages that go into a partition together: who takes over a partition handles again
+    /// what of a delivery was handled before, and all of a delivery must be settled before the broker
+    /// takes it back.
+    pub batch_max: u32,
+}
+
+/// A part of the messages of a step that keeps an order: those of some keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    /// Its queue.
+    pub queue: String,
+    /// The routing key that leads there, in the exchange of outputs.
+    pub key: String,
+}
+
+/// Says which of so many partitions a key belongs to: the same in every process and release, or the
+/// messages of a key would be in two of them.
+pub fn partition_of(key: &str, partitions: usize) -> usize {
+    let hash = blake3::hash(key.as_bytes());
+    let bytes = hash.as_bytes().first_chunk::<8>();
+    let number = u64::from_le_bytes(*bytes.expect("a hash has 32 bytes"));
+    let partitions = u64::try_from(partitions.max(1)).unwrap_or(u64::MAX);
+    usize::try_from(number % partitions).expect("it is less than a usize")
 }
 
 /// The finest delay, in milliseconds. A delay is a number of these, and its bits are the levels
@@ -216,6 +262,20 @@ pub struct Retry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_belongs_to_the_same_partition_for_ever() {
+        let of = |key| partition_of(key, 8);
+        assert_eq!([of("a"), of("b"), of("4711"), of("")], [7, 0, 5, 7]);
+        let mut counts = [0; 8];
+        for number in 0..8_000 {
+            counts[partition_of(&number.to_string(), 8)] += 1;
+        }
+        assert!(
+            counts.iter().all(|count| (800..1200).contains(count)),
+            "{counts:?}"
+        );
+    }
 
     #[test]
     fn a_delay_is_read_from_its_key() {

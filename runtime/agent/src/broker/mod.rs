@@ -7,11 +7,16 @@ pub mod trouble;
 use bytes::Bytes;
 use std::sync::Arc;
 
+use crate::deliveries::QueueNumber;
+
 /// What a body is, for its AMQP properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// Lines of messages.
     Batch,
+    /// Lines of messages on their way into a partition of their own step. They go by the connection
+    /// that consumes: whoever may no longer take them from the intake cannot put them there either.
+    Sorted,
     /// One message of a delivery that came back so often.
     Returned(u32),
     /// Lines of dead letters.
@@ -110,8 +115,10 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// Something from the queue.
+    /// Something from a queue.
     Delivery {
+        /// The number of the queue.
+        queue: QueueNumber,
         /// Its tag.
         tag: u64,
         /// Whether its type says that it is a batch of messages.

@@ -8,6 +8,8 @@
 //!
 //! - One task publishes on the channel, and every confirm is awaited.
 //! - Acknowledgements keep their order.
+//! - What goes into a partition goes by the channel that consumes: when the broker gives the intake to
+//!   another, nothing more of this one can come before what that one puts there, or among it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,7 +17,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures_util::{Stream, StreamExt};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
@@ -36,6 +38,7 @@ use towpath_protocol::start::{DELAY_UNIT_MS, delay_units};
 
 use super::trouble::explain;
 use super::{Addressed, Command, Content, Event, Origin, Publish};
+use crate::deliveries::{INTAKE, QueueNumber};
 
 /// The queue of direct answers: known to every RabbitMQ, and never declared.
 const REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -63,6 +66,15 @@ const SESSION_LONG: Duration = Duration::from_secs(10);
 /// acknowledgement on a channel that was closed fails before the reason for the closing is read.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
+/// How many deliveries of a partition may be unacknowledged: the one that is worked off, and the next.
+const PARTITION_PREFETCH: u16 = 2;
+
+/// How many deliveries of the intake may be unacknowledged.
+const INTAKE_PREFETCH: u16 = 16;
+
+/// The argument that says which consumer of a queue for one at a time is preferred.
+const PRIORITY: &str = "x-priority";
+
 /// What a consumer that the broker cancelled means.
 const CONSUMER_CANCELLED: &str = "the broker cancelled the consumer: the queue was deleted, moves to \
     another broker, or a delivery was not acknowledged in time";
@@ -76,6 +88,10 @@ pub struct Rabbit {
     pub name: String,
     /// The queue to consume.
     pub queue: String,
+    /// The partitions to consume as well, of a step that keeps an order.
+    pub partitions: Vec<String>,
+    /// The number of the replica: each has its own of several partitions.
+    pub replica: u32,
     /// How many deliveries may be unacknowledged.
     pub prefetch: u16,
 }
@@ -201,13 +217,20 @@ struct Session {
     consuming: Connection,
     publish_channel: Channel,
     consume_channel: Channel,
-    consumer: Option<Consumer>,
+    consumers: SelectAll<Consuming>,
+    tags: Vec<ShortString>,
     answers: Consumer,
     alarms: Pin<Box<dyn Stream<Item = lapin::Event> + Send>>,
     consume_alarms: Pin<Box<dyn Stream<Item = lapin::Event> + Send>>,
     open: FuturesUnordered<Sent<Outcome>>,
-    consumers: u32,
+    /// The same of the channel that consumes.
+    taken: FuturesUnordered<Sent<Outcome>>,
+    /// How often consuming began.
+    rounds: u32,
 }
+
+/// What comes from one queue, with its number; in the end, nothing.
+type Consuming = BoxStream<'static, (QueueNumber, Option<lapin::Result<lapin::message::Delivery>>)>;
 
 impl Session {
     async fn open(rabbit: &Rabbit, url: &str) -> lapin::Result<Self> {
@@ -229,10 +252,7 @@ impl Session {
                 FieldTable::default(),
             )
             .await?;
-        let consume_channel = consuming.create_channel().await?;
-        consume_channel
-            .basic_qos(rabbit.prefetch, BasicQosOptions::default())
-            .await?;
+        let consume_channel = open_to_consume(&consuming, rabbit).await?;
         Ok(Self {
             alarms: Box::pin(publishing.events_listener()),
             consume_alarms: Box::pin(consuming.events_listener()),
@@ -240,10 +260,12 @@ impl Session {
             consuming,
             publish_channel,
             consume_channel,
-            consumer: None,
+            consumers: SelectAll::new(),
+            tags: Vec::new(),
             answers,
             open: FuturesUnordered::new(),
-            consumers: 0,
+            taken: FuturesUnordered::new(),
+            rounds: 0,
         })
     }
 
@@ -263,13 +285,10 @@ impl Session {
                     Some(Addressed { command: Command::Close, .. }) => return self.close().await,
                     Some(addressed) => self.obey(addressed.command, rabbit, events).await,
                 },
-                Some(outcome) = self.open.next(), if !self.open.is_empty() => match outcome {
-                    Ok(Some((number, accepted))) => send(events, Event::Confirmed { number, accepted }).await,
-                    Ok(None) => Ok(()),
-                    Err(error) => Err(error.into()),
-                },
-                delivery = next(self.consumer.as_mut()) => match delivery {
-                    Some(Ok(delivery)) => send(events, delivered(delivery)).await,
+                Some(outcome) = self.open.next(), if !self.open.is_empty() => heed_outcome(outcome, events).await,
+                Some(outcome) = self.taken.next(), if !self.taken.is_empty() => heed_outcome(outcome, events).await,
+                Some((queue, delivery)) = self.consumers.next(), if !self.consumers.is_empty() => match delivery {
+                    Some(Ok(delivery)) => send(events, delivered(queue, delivery)).await,
                     Some(Err(error)) => Err(error.into()),
                     None => Err(CONSUMER_CANCELLED.into()),
                 },
@@ -299,7 +318,7 @@ impl Session {
         let said = async {
             loop {
                 let error = tokio::select! {
-                    Some(delivery) = next(self.consumer.as_mut()) => delivery.err(),
+                    Some((_, Some(delivery))) = self.consumers.next() => delivery.err(),
                     Some(answer) = self.answers.next() => answer.err(),
                     Some(event) = self.alarms.next() => error_of(event),
                     Some(event) = self.consume_alarms.next() => error_of(event),
@@ -322,9 +341,14 @@ impl Session {
         events: &mpsc::Sender<Event>,
     ) -> Result<(), Trouble> {
         match command {
+            Command::Publish(publish) if publish.content == Content::Sorted => {
+                let publishing = publish_one(self.consume_channel.clone(), publish);
+                start(&mut self.taken, publishing).await;
+                Ok(())
+            }
             Command::Publish(publish) => {
-                self.start(publish_one(self.publish_channel.clone(), publish))
-                    .await;
+                let publishing = publish_one(self.publish_channel.clone(), publish);
+                start(&mut self.open, publishing).await;
                 Ok(())
             }
             Command::Ack { tag, multiple } => {
@@ -335,7 +359,7 @@ impl Session {
                         .await
                         .map(|()| None)
                 };
-                self.start(ack).await;
+                start(&mut self.taken, ack).await;
                 Ok(())
             }
             Command::Requeue { tag } => {
@@ -344,11 +368,14 @@ impl Session {
                     multiple: false,
                     requeue: true,
                 };
-                self.start(async move { channel.basic_nack(tag, options).await.map(|()| None) })
-                    .await;
+                let nack = async move { channel.basic_nack(tag, options).await.map(|()| None) };
+                start(&mut self.taken, nack).await;
                 Ok(())
             }
             Command::Consume => in_time(self.consume(rabbit)).await,
+            Command::Stop if !rabbit.partitions.is_empty() => {
+                in_time(self.leave(rabbit, events)).await
+            }
             Command::Stop => in_time(self.stop(events)).await,
             Command::Recycle { reason } => Err(Trouble {
                 text: reason,
@@ -358,47 +385,86 @@ impl Session {
         }
     }
 
-    /// Polls a request once, at once: that is what puts it in order. Its answer comes later.
-    async fn start(&mut self, request: impl Future<Output = Outcome> + Send + 'static) {
-        let mut request: Sent<Outcome> = Box::pin(request);
-        let first =
-            std::future::poll_fn(|context| Poll::Ready(request.as_mut().poll(context))).await;
-        match first {
-            Poll::Ready(outcome) => self.open.push(Box::pin(std::future::ready(outcome))),
-            Poll::Pending => self.open.push(request),
+    async fn consume(&mut self, rabbit: &Rabbit) -> Result<(), Trouble> {
+        self.rounds += 1;
+        if rabbit.partitions.is_empty() {
+            return self
+                .consume_one(rabbit, INTAKE, &rabbit.queue, FieldTable::default())
+                .await;
         }
+        for queue in preferred(rabbit) {
+            let number = usize::from(queue);
+            let (name, prefetch) = match number.checked_sub(1) {
+                None => (&rabbit.queue, INTAKE_PREFETCH),
+                Some(partition) => (&rabbit.partitions[partition], PARTITION_PREFETCH),
+            };
+            // For the consumers that are made after it.
+            self.consume_channel
+                .basic_qos(prefetch, BasicQosOptions::default())
+                .await?;
+            let mut arguments = FieldTable::default();
+            let priority = preference(name, rabbit.replica);
+            arguments.insert(PRIORITY.into(), AMQPValue::LongInt(priority));
+            self.consume_one(rabbit, queue, name, arguments).await?;
+        }
+        Ok(())
     }
 
-    async fn consume(&mut self, rabbit: &Rabbit) -> Result<(), Trouble> {
-        self.consumers += 1;
-        let tag: ShortString = format!("{} {}", rabbit.name, self.consumers).into();
-        let queue = rabbit.queue.as_str().into();
+    async fn consume_one(
+        &mut self,
+        rabbit: &Rabbit,
+        queue: QueueNumber,
+        name: &str,
+        arguments: FieldTable,
+    ) -> Result<(), Trouble> {
+        let tag: ShortString = format!("{} {} {queue}", rabbit.name, self.rounds).into();
         let options = BasicConsumeOptions::default();
         let consumer = self
             .consume_channel
-            .basic_consume(queue, tag, options, FieldTable::default())
+            .basic_consume(name.into(), tag.clone(), options, arguments)
             .await?;
-        self.consumer = Some(consumer);
+        let end = futures_util::stream::iter([(queue, None)]);
+        let deliveries = consumer.map(move |delivery| (queue, Some(delivery)));
+        self.consumers.push(deliveries.chain(end).boxed());
+        self.tags.push(tag);
         Ok(())
     }
 
     /// Cancels the consumer and hands over what it had already received.
     async fn stop(&mut self, events: &mpsc::Sender<Event>) -> Result<(), Trouble> {
-        if let Some(mut consumer) = self.consumer.take() {
-            let cancel = self
-                .consume_channel
-                .basic_cancel(consumer.tag(), BasicCancelOptions::default());
-            cancel.await?;
-            while let Some(delivery) = consumer.next().await {
-                send(events, delivered(delivery?)).await?;
+        for tag in std::mem::take(&mut self.tags) {
+            let options = BasicCancelOptions::default();
+            self.consume_channel.basic_cancel(tag, options).await?;
+        }
+        while let Some((queue, delivery)) = self.consumers.next().await {
+            if let Some(delivery) = delivery {
+                send(events, delivered(queue, delivery?)).await?;
             }
         }
+        send(events, Event::Stopped).await
+    }
+
+    /// Leaves all queues at once, and what is not acknowledged with them: a queue gives what a
+    /// consumer has cancelled to the next one although the first still has something in hand.
+    async fn leave(
+        &mut self,
+        rabbit: &Rabbit,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<(), Trouble> {
+        self.tags.clear();
+        self.consumers = SelectAll::new();
+        // The acknowledgements are on their way before the end of their channel.
+        self.consume_channel.close(200, "bye".into()).await?;
+        // What is not confirmed by now is void, and comes again.
+        self.taken = FuturesUnordered::new();
+        self.consume_channel = open_to_consume(&self.consuming, rabbit).await?;
         send(events, Event::Stopped).await
     }
 
     async fn close(mut self) -> End {
         let finish = async {
             while self.open.next().await.is_some() {}
+            while self.taken.next().await.is_some() {}
             for connection in [&self.consuming, &self.publishing] {
                 // A connection that is broken needs no closing.
                 drop(connection.close(200, "bye".into()).await);
@@ -419,10 +485,59 @@ async fn connect(url: &str, name: &str) -> lapin::Result<Connection> {
     .await
 }
 
-async fn next(consumer: Option<&mut Consumer>) -> Option<lapin::Result<lapin::message::Delivery>> {
-    match consumer {
-        Some(consumer) => consumer.next().await,
-        None => std::future::pending().await,
+/// Opens the channel that consumes.
+async fn open_to_consume(consuming: &Connection, rabbit: &Rabbit) -> lapin::Result<Channel> {
+    let channel = consuming.create_channel().await?;
+    if rabbit.partitions.is_empty() {
+        channel
+            .basic_qos(rabbit.prefetch, BasicQosOptions::default())
+            .await?;
+    } else {
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
+    }
+    Ok(channel)
+}
+
+/// The queues of a step that keeps an order, those first that this replica prefers: where priorities
+/// are not heeded (before RabbitMQ 4), a queue is given to whoever comes first.
+fn preferred(rabbit: &Rabbit) -> Vec<QueueNumber> {
+    let name = |queue: &QueueNumber| match usize::from(*queue).checked_sub(1) {
+        None => &rabbit.queue,
+        Some(partition) => &rabbit.partitions[partition],
+    };
+    let last = u16::try_from(rabbit.partitions.len()).unwrap_or(u16::MAX);
+    let mut queues: Vec<QueueNumber> = (INTAKE..=last).collect();
+    queues.sort_by_key(|queue| std::cmp::Reverse(preference(name(queue), rabbit.replica)));
+    queues
+}
+
+/// How much a replica prefers a queue: nobody has to know how many replicas there are for each to
+/// have its share, and only what a replica has moves when it goes.
+fn preference(queue: &str, replica: u32) -> i32 {
+    let share = towpath_protocol::start::partition_of(&format!("{queue} {replica}"), 1 << 20);
+    i32::try_from(share).unwrap_or(i32::MAX)
+}
+
+/// Polls a request once, at once: that is what puts it in order. Its answer comes later.
+async fn start(
+    open: &mut FuturesUnordered<Sent<Outcome>>,
+    request: impl Future<Output = Outcome> + Send + 'static,
+) {
+    let mut request: Sent<Outcome> = Box::pin(request);
+    let first = std::future::poll_fn(|context| Poll::Ready(request.as_mut().poll(context))).await;
+    match first {
+        Poll::Ready(outcome) => open.push(Box::pin(std::future::ready(outcome))),
+        Poll::Pending => open.push(request),
+    }
+}
+
+async fn heed_outcome(outcome: Outcome, events: &mpsc::Sender<Event>) -> Result<(), Trouble> {
+    match outcome {
+        Ok(Some((number, accepted))) => send(events, Event::Confirmed { number, accepted }).await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -457,7 +572,7 @@ async fn in_time(request: impl Future<Output = Result<(), Trouble>>) -> Result<(
         .unwrap_or_else(|_| Err("the broker does not answer".into()))
 }
 
-fn delivered(delivery: lapin::message::Delivery) -> Event {
+fn delivered(queue: QueueNumber, delivery: lapin::message::Delivery) -> Event {
     let is_batch = delivery
         .properties
         .kind()
@@ -469,6 +584,7 @@ fn delivered(delivery: lapin::message::Delivery) -> Event {
         value.and_then(whole_number).unwrap_or(0)
     };
     Event::Delivery {
+        queue,
         tag: delivery.delivery_tag,
         is_batch,
         origin: Origin {
@@ -523,7 +639,7 @@ fn due(key: &str) -> Option<i64> {
 
 fn properties(publish: &Publish) -> BasicProperties {
     let (kind, content_type) = match publish.content {
-        Content::Batch | Content::Returned(_) => (BATCH_TYPE, BATCH_CONTENT_TYPE),
+        Content::Batch | Content::Sorted | Content::Returned(_) => (BATCH_TYPE, BATCH_CONTENT_TYPE),
         Content::Dead => (DEAD_TYPE, BATCH_CONTENT_TYPE),
         Content::News => (NEWS_TYPE, "application/json"),
         Content::Ledger => (LEDGER_TYPE, "application/json"),
@@ -543,7 +659,7 @@ fn properties(publish: &Publish) -> BasicProperties {
         .with_content_type(content_type.into());
     if matches!(
         publish.content,
-        Content::Batch | Content::Returned(_) | Content::Dead
+        Content::Batch | Content::Sorted | Content::Returned(_) | Content::Dead
     ) {
         let mut headers = FieldTable::default();
         if let Content::Returned(times) = publish.content {
@@ -576,6 +692,36 @@ mod tests {
         assert_eq!(whole_number(&AMQPValue::ShortShortUInt(3)), Some(3));
         assert_eq!(whole_number(&AMQPValue::LongLongInt(-1)), None);
         assert_eq!(whole_number(&AMQPValue::Boolean(true)), None);
+    }
+
+    #[test]
+    fn replicas_prefer_different_queues() {
+        let prefers = |replica| {
+            let rabbit = Rabbit {
+                url: String::new(),
+                name: String::new(),
+                queue: "t.flow.f.s.in".into(),
+                partitions: (0..16)
+                    .map(|number| format!("t.flow.f.s.{number}"))
+                    .collect(),
+                replica,
+                prefetch: 1,
+            };
+            let queues = preferred(&rabbit);
+            assert_eq!(queues.len(), 17);
+            queues
+        };
+        assert_ne!(prefers(1), prefers(2));
+        let mut shares = [0; 4];
+        for partition in 0..64 {
+            let queue = format!("t.flow.f.s.{partition}");
+            let replica = (1..=4).max_by_key(|replica| preference(&queue, *replica));
+            shares[replica.expect("there are four") as usize - 1] += 1;
+        }
+        assert!(
+            shares.iter().all(|share| (8..=24).contains(share)),
+            "{shares:?}"
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use towpath_protocol::office::ToAgent;
 use super::{Consuming, Core};
 use crate::broker::{Command, Event};
 use crate::clock::Now;
+use crate::deliveries::INTAKE;
 use crate::journal;
 use crate::lanes::{CHECKPOINT, Member, NOBODY, SETTLEMENT};
 use crate::record::{Resolution, State};
@@ -20,14 +21,16 @@ impl Core {
             Event::Up { generation } => self.on_up(generation, now),
             Event::Down { reason } => self.on_down(&reason, now),
             Event::Delivery {
+                queue,
                 tag,
                 is_batch,
                 origin,
                 payload,
             } if is_batch => {
                 self.moved_at = now.instant;
-                self.counters.deliveries += 1;
-                self.deliveries.add(tag, payload, origin);
+                // What comes into the intake comes once more, into a partition.
+                self.counters.deliveries += u64::from(self.order.is_none() || queue != INTAKE);
+                self.deliveries.add(queue, tag, payload, origin);
             }
             Event::Delivery { tag, payload, .. } => self.on_odd_delivery(tag, payload, now),
             Event::Confirmed {
@@ -57,6 +60,9 @@ impl Core {
             Event::Stopped => {
                 self.moved_at = now.instant;
                 self.consuming = Consuming::No;
+                if self.order.is_some() {
+                    self.has_left(now);
+                }
             }
             Event::Blocked(is_blocked) => {
                 if is_blocked && !self.is_blocked {
@@ -107,6 +113,7 @@ impl Core {
         self.suspects.clear();
         self.claims.forget();
         self.has_detached = self.is_once();
+        self.forget_order();
         for member in self.lanes.disconnected() {
             self.records.get(member.record).unconfirmed -= u64::from(member.count);
         }
@@ -117,8 +124,13 @@ impl Core {
             // What has no id is not recognised when it comes again.
             let is_known = record.id.is_some();
             match (record.state, &record.resolution) {
-                (State::Asking | State::Claiming | State::Ready, _)
-                | (State::Settling, Some(Resolution::Busy { .. })) => self.abandon(number, now),
+                (
+                    State::Asking | State::Sorting | State::Claiming | State::Held | State::Ready,
+                    _,
+                )
+                | (State::Settling, Some(Resolution::Busy { .. } | Resolution::Sorted)) => {
+                    self.abandon(number, now);
+                }
                 // All is done but for the word to the ledger, which is said again.
                 (State::Settling, _) if record.claim.is_told => {}
                 (State::Settling, _) if !is_known => self.abandon(number, now),

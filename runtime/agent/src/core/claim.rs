@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::{Claim, Claimed, Grant, LEDGER_KEY, LedgerEntry};
+use towpath_protocol::start::DELAY_UNIT_MS;
 
 use super::{Core, Step};
 use crate::broker::{Command, Content, Publish};
@@ -69,7 +70,7 @@ impl Core {
 
     /// Takes lines and asks for their messages, so that the step does not wait for answers.
     pub(super) fn claim_ahead(&mut self, now: Now) {
-        if !self.is_once() {
+        if !self.is_once() || self.order.is_some() {
             return;
         }
         let most = self.claimed_ahead_max();
@@ -276,7 +277,7 @@ impl Core {
                 record.claim.granted_at = Some(newest);
             }
             // It is asked for once more before it is handed over.
-            (State::Ready, _) => record.claim.granted_at = None,
+            (State::Ready | State::Held, _) => record.claim.granted_at = None,
             (State::InHand, _) => {
                 let id = record.id;
                 let text = "somebody else took the message over while the step has it in hand";
@@ -323,6 +324,13 @@ impl Core {
         // It is another's, or nobody's: there is nothing to tell of it.
         record.claim.is_asked = false;
         record.claim.granted_at = None;
+        if let (Resolution::Busy { units }, Some(_)) = (&resolution, record.partition) {
+            // To be seen again it needs not go anywhere: what comes after it must not overtake it.
+            let wait = Duration::from_millis(u64::from(*units) * DELAY_UNIT_MS);
+            record.is_uncertain = true;
+            self.hold_as_it_is(number, wait, now);
+            return;
+        }
         record.resolution = Some(resolution);
         for delivery in &record.deliveries {
             self.deliveries.begin(*delivery);
@@ -406,7 +414,7 @@ impl Core {
             };
             let is_kept = matches!(
                 record.state,
-                State::Ready | State::InHand | State::Settling | State::Parked
+                State::Ready | State::Held | State::InHand | State::Settling | State::Parked
             );
             if record.claim.is_told || !is_kept {
                 continue;

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use towpath_protocol::manifest::Kind;
 
-use super::{Core, Deferred, Step};
+use super::{Consuming, Core, Deferred, Step};
 use crate::clock::Now;
-use crate::deliveries::Sequence;
+use crate::deliveries::{INTAKE, Sequence};
 use crate::envelope::{self, Envelope};
 use crate::journal;
 use crate::lanes::LaneId;
@@ -15,7 +15,8 @@ use crate::settle::Outcome;
 impl Core {
     /// Hands over as many messages as the step may have in its hands.
     pub(super) fn hand(&mut self, now: Now) {
-        if self.step != Step::Ready {
+        let is_leaving = self.order.is_some() && self.consuming == Consuming::Stopping;
+        if self.step != Step::Ready || is_leaving {
             return;
         }
         self.claim_ahead(now);
@@ -42,6 +43,10 @@ impl Core {
                 } else {
                     self.give(number, now);
                 }
+            } else if self.order.is_some() {
+                if !self.take_ordered(now) {
+                    break;
+                }
             } else if self.is_once() || !self.take(now) {
                 break;
             }
@@ -67,7 +72,7 @@ impl Core {
     pub(super) fn take(&mut self, now: Now) -> bool {
         self.split_suspects(now);
         self.split_for_pace(now);
-        let Some((delivery, line)) = self.deliveries.next_line() else {
+        let Some((delivery, line)) = self.deliveries.next_line(INTAKE) else {
             return false;
         };
         if !self.is_once() {
@@ -113,6 +118,7 @@ impl Core {
                 delivery,
                 line,
                 envelope,
+                partition: None,
             });
             return;
         }
@@ -139,7 +145,7 @@ impl Core {
 
     /// The same message came once more: after the connection was lost, or because a step before
     /// emitted it twice. One handling settles all of its deliveries.
-    fn attach(&mut self, number: u32, delivery: Sequence, now: Now) {
+    pub(super) fn attach(&mut self, number: u32, delivery: Sequence, now: Now) {
         let record = self.records.get(number);
         record.deliveries.push(delivery);
         if !matches!(record.state, State::Claiming | State::Ready) {
@@ -159,9 +165,15 @@ impl Core {
             delivery,
             line,
             envelope,
+            partition,
         } in std::mem::take(&mut self.deferred)
         {
-            self.admit(delivery, line, envelope, now);
+            match partition {
+                Some(partition) => {
+                    self.admit_ordered(partition.into(), delivery, line, envelope, now);
+                }
+                None => self.admit(delivery, line, envelope, now),
+            }
         }
     }
 

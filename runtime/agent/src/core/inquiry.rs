@@ -43,11 +43,21 @@ impl Core {
     fn holding(&mut self, id: MessageId, now: Now) -> Option<Holding> {
         let Some(number) = self.records.find(id) else {
             let is_deferred = self.deferred.iter().any(|one| one.envelope.id == id);
-            return (is_deferred || self.is_unread(id)).then_some(Holding::Waiting);
+            let is_sorted = self.records.iter().any(|(_, it)| it.id == Some(id));
+            return (is_deferred || is_sorted || self.is_unread(id)).then_some(Holding::Waiting);
         };
         let record = self.records.get(number);
         Some(match record.state {
-            State::Asking | State::Claiming | State::Ready => Holding::Waiting,
+            State::Asking | State::Sorting | State::Claiming | State::Ready => Holding::Waiting,
+            State::Held => {
+                let wait = record.not_before.map_or(0, |at| {
+                    at.saturating_duration_since(now.instant).as_millis()
+                });
+                Holding::Held {
+                    due: now.wall_ms + u64::try_from(wait).unwrap_or(u64::MAX),
+                    attempt: record.tries(),
+                }
+            }
             State::InHand => {
                 let took = record.handed_at.map_or(0, |at| {
                     now.instant.saturating_duration_since(at).as_millis()

@@ -10,6 +10,7 @@
 //! | `broker_events` | the connection comes and goes; deliveries, confirms, answers |
 //! | `branching` | which of the steps after this one an output goes to |
 //! | `claim` | the ledger: asking for messages, and telling what became of them |
+//! | `order` | a step that keeps an order: sorting, partitions, holding |
 //! | `hand` | taking lines, and handing messages to the step |
 //! | `batch` | handing over several messages together |
 //! | `pace` | keeping to the step's rate |
@@ -37,6 +38,7 @@ mod hand;
 mod inquiry;
 mod look;
 mod notes;
+mod order;
 mod outcome;
 mod pace;
 mod stall;
@@ -63,7 +65,7 @@ use towpath_protocol::start::{Identity, Routes, Settings, Start};
 use crate::broker::{Addressed, Command};
 use crate::claims::Claims;
 use crate::clock::{Now, Stopwatch};
-use crate::deliveries::{Deliveries, Sequence};
+use crate::deliveries::{Ack, Deliveries, Sequence};
 use crate::envelope::Envelope;
 use crate::finished::Finished;
 use crate::journal::Journal;
@@ -77,6 +79,7 @@ use crate::redact::Redact;
 use crate::validate::{Seldom, Validator};
 
 pub use branching::{Question, conditions};
+pub use order::{KeyQuestion, key_of};
 pub use status::Memory;
 pub use step_life::{Kill, Step};
 
@@ -112,6 +115,8 @@ struct Deferred {
     delivery: Sequence,
     line: Bytes,
     envelope: Envelope,
+    /// The partition it came by, of a step that keeps an order.
+    partition: Option<u16>,
 }
 
 /// The agent's mind.
@@ -150,6 +155,8 @@ pub struct Core {
     suspects: VecDeque<u32>,
     suspect: Option<u32>,
     deferred: Vec<Deferred>,
+    /// Of a step that keeps an order.
+    order: Option<order::Order>,
     in_hand: u32,
     /// The tick that was told to come to an end, of a trigger that runs for ever.
     finishing: Option<stream::Finishing>,
@@ -201,6 +208,8 @@ impl Core {
         let prefetch = prefetch(&start);
         let validator = validator(start.handing.validate.as_ref(), &logger);
         let lanes = Lanes::new(&start.routes, &limits, &start.identity, &incarnation);
+        let order = start.routes.order.as_ref();
+        let order = order.map(|order| order::Order::new(order.partitions.len()));
         let branching = branching::Branching::new(&start.routes, &lanes);
         Self {
             setup: Setup {
@@ -226,7 +235,11 @@ impl Core {
             mishap: None,
             consuming: Consuming::No,
             commands: VecDeque::new(),
-            deliveries: Deliveries::default(),
+            deliveries: if order.is_some() {
+                Deliveries::keeping_past()
+            } else {
+                Deliveries::default()
+            },
             lanes,
             branching,
             finished: Finished::default(),
@@ -241,6 +254,7 @@ impl Core {
             suspects: VecDeque::new(),
             suspect: None,
             deferred: Vec::new(),
+            order,
             in_hand: 0,
             finishing: None,
             cancelled: IdMap::default(),
@@ -271,6 +285,7 @@ impl Core {
         self.stopwatch.set_running(self.reads_step(), now.instant);
         self.check_time(now);
         self.want_deliveries(now);
+        self.sort(now);
         self.hand(now);
         self.finish_drain(now);
         self.check_stall(now);
@@ -288,7 +303,9 @@ impl Core {
                     command: Command::Publish(publish),
                 });
             });
-            self.deliveries.acks(|ack| {
+            // After `Stop` they would be for a channel that is gone.
+            let has_left = self.order.is_some() && self.consuming == Consuming::Stopping;
+            let acknowledge = |ack: Ack| {
                 let command = Command::Ack {
                     tag: ack.tag,
                     multiple: ack.multiple,
@@ -297,7 +314,11 @@ impl Core {
                     generation,
                     command,
                 });
-            });
+            };
+            if !has_left {
+                self.deliveries.acks(acknowledge);
+            }
+            self.leave_if_wanted(now);
         }
         self.stopwatch.set_running(self.reads_step(), now.instant);
     }
@@ -347,6 +368,7 @@ impl Core {
             self.next_claim_deadline(),
             self.next_reattach_deadline(),
             self.next_note_deadline(),
+            self.holds().1,
             self.next_batch_deadline(now),
             self.next_finish_deadline(),
             self.next_lost_deadline(),
@@ -423,13 +445,15 @@ impl Core {
     /// Begins or stops consuming, as is wanted, and gives back what was taken too much.
     fn want_deliveries(&mut self, now: Now) {
         let is_leaving = self.is_paused || self.drain.is_some();
-        let wanted = !is_leaving && self.step_is_usable() && self.pace_takes(now);
+        let wanted = self.wants_deliveries() && self.pace_takes(now);
         if self.is_up {
             match (wanted, self.consuming) {
                 (true, Consuming::No) => {
                     self.consuming = Consuming::Yes;
                     self.tell(Command::Consume);
                 }
+                // At the end of a turn, after what is acknowledged.
+                (false, Consuming::Yes) if self.order.is_some() => {}
                 (false, Consuming::Yes) => {
                     self.consuming = Consuming::Stopping;
                     self.tell(Command::Stop);
@@ -437,8 +461,19 @@ impl Core {
                 _ => {}
             }
         }
-        if is_leaving && self.is_up {
+        if is_leaving && self.is_up && self.order.is_none() {
             self.give_back(now);
+        }
+    }
+
+    fn wants_deliveries(&self) -> bool {
+        !self.is_paused && self.drain.is_none() && self.step_is_usable()
+    }
+
+    /// A step that keeps an order stops consuming only when nothing is in its hands.
+    fn leave_if_wanted(&mut self, now: Now) {
+        if self.order.is_some() && self.consuming == Consuming::Yes && !self.wants_deliveries() {
+            self.leave_order(now);
         }
     }
 
@@ -484,12 +519,16 @@ impl Core {
         if self.drain.is_none() || self.has_drained {
             return;
         }
+        if self.order.is_some() && self.is_up && self.consuming != Consuming::No {
+            return;
+        }
         // What cannot be finished without taking more, or without an answer, goes back to the queue
         // when the connection closes.
         self.deferred.clear();
         self.abandon_all(State::Parked, now);
         self.abandon_all(State::Asking, now);
         self.abandon_all(State::Claiming, now);
+        self.abandon_all(State::Held, now);
         self.claims.forget();
         self.forget_abandoned();
         let is_settled = self.records.is_empty() && !self.deliveries.is_waiting();

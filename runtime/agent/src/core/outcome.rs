@@ -1,5 +1,7 @@
 //! Settling: a message is done, comes again, or is dead.
 
+use std::time::Duration;
+
 use serde_json::value::{RawValue, to_raw_value};
 use towpath_protocol::message::{HISTORY_MAX, Lineage, Message, PastAttempt, REASON_BYTES_MAX};
 use towpath_protocol::office::{DeadLetter, LATENCY_BOUNDS_US, Waiting};
@@ -151,6 +153,10 @@ impl Core {
             self.release_deferred(now);
         } else {
             self.records.get(number).state = State::Parked;
+            if self.order.is_some() {
+                // The next of its partition may wait for it: then it does not come again.
+                self.release_deferred(now);
+            }
         }
     }
 
@@ -182,13 +188,17 @@ impl Core {
                     reason: reason.clone(),
                     log: record.log(),
                 };
-                let (line, note) = put_off(record, past, is_rebound, next, &self.setup);
-                self.publish_settlement(number, LaneId::Delay(units), &line, now);
                 if is_rebound {
                     self.counters.rebounded += 1;
                 } else {
                     self.counters.retried += 1;
                 }
+                if record.partition.is_some() {
+                    self.hold_again(number, past, is_rebound, units, now);
+                    return;
+                }
+                let (line, note) = put_off(record, past, is_rebound, next, &self.setup);
+                self.publish_settlement(number, LaneId::Delay(units), &line, now);
                 if let Some(note) = note {
                     self.note_waiting(&note, now);
                 }
@@ -242,9 +252,36 @@ impl Core {
                 self.spoil_held(number);
                 self.tell_run_cancelled(number, now);
             }
-            Resolution::Repeated | Resolution::Split => {}
+            Resolution::Repeated | Resolution::Sorted | Resolution::Split => {}
         }
         self.try_complete(number, now);
+    }
+
+    /// Keeps a message of a step that keeps an order here until it is tried again: on its way through
+    /// the ladder those behind it would overtake it.
+    fn hold_again(
+        &mut self,
+        number: u32,
+        past: PastAttempt,
+        is_rebound: bool,
+        units: u32,
+        now: Now,
+    ) {
+        let delay_ms = u64::from(units) * DELAY_UNIT_MS;
+        let due = now.wall_ms + delay_ms;
+        let attempt = past.attempt;
+        let record = self.records.get(number);
+        let id = record.id;
+        // Deaths are counted by the ledger, which says them again.
+        let deaths = std::mem::take(&mut record.claim.deaths);
+        let (mut line, _) = put_off(record, past, is_rebound, due, &self.setup);
+        record.claim.deaths = deaths;
+        line.truncate(line.trim_ascii_end().len());
+        self.hold(number, line, Duration::from_millis(delay_ms), now);
+        if let Some(id) = id {
+            let event = journal::Event::Delayed { attempt, due };
+            self.journal.push(id, now.wall_ms, event);
+        }
     }
 
     pub(super) fn publish_settlement(&mut self, number: u32, lane: LaneId, line: &[u8], now: Now) {
@@ -265,7 +302,8 @@ impl Core {
         }
         match record.state {
             State::Abandoned => {
-                self.records.remove(number);
+                let record = self.records.remove(number);
+                self.leave_partition(number, record.partition);
                 self.release_deferred(now);
             }
             State::Settling => {
@@ -282,8 +320,10 @@ impl Core {
                 self.counters.done += u64::from(is_done);
                 self.counters.repeated += u64::from(is_repeated);
                 self.note_end(&record, now);
+                self.settled_ordered(&record);
+                self.leave_partition(number, record.partition);
                 for delivery in &record.deliveries {
-                    self.deliveries.settle(*delivery);
+                    self.deliveries.settle_line(*delivery, record.id);
                 }
                 if let Some(id) = record.id
                     && record.deliveries.is_empty()
@@ -293,7 +333,13 @@ impl Core {
                 }
                 self.release_deferred(now);
             }
-            State::Asking | State::Claiming | State::Ready | State::InHand | State::Parked => {}
+            State::Asking
+            | State::Sorting
+            | State::Claiming
+            | State::Held
+            | State::Ready
+            | State::InHand
+            | State::Parked => {}
         }
     }
 
@@ -308,7 +354,10 @@ impl Core {
             Resolution::Again { due, .. } => journal::Event::Delayed { attempt, due },
             Resolution::Dead { .. } => journal::Event::Dead { attempt },
             Resolution::Repeated => journal::Event::Repeated,
-            Resolution::Cancelled | Resolution::Busy { .. } | Resolution::Split => return,
+            Resolution::Cancelled
+            | Resolution::Busy { .. }
+            | Resolution::Sorted
+            | Resolution::Split => return,
         };
         self.journal.push(id, now.wall_ms, event);
     }
@@ -322,6 +371,8 @@ impl Core {
             self.in_hand -= 1;
         }
         record.state = State::Abandoned;
+        let partition = record.partition;
+        self.leave_partition(number, partition);
         if !self.tell_released(number, now) {
             self.records.forget_id(number);
         }

@@ -34,6 +34,10 @@ impl Core {
 
     /// Returns whether more is to be taken from the queue, as far as the rate goes.
     pub(super) fn pace_takes(&mut self, now: Now) -> bool {
+        if self.order.is_some() {
+            // Of each partition little is taken anyway, and leaving them gives them to others.
+            return true;
+        }
         let here = self.waiting_here();
         let each = self.setup.batch.map_or(1, |batch| batch.max as usize);
         let is_consuming = self.consuming == Consuming::Yes;

@@ -39,6 +39,10 @@ impl Core {
             // It is the control plane's turn.
             return None;
         }
+        if self.holds().0 > 0 {
+            // It is what was asked for.
+            return None;
+        }
         if self.branching.is_waiting() {
             // It is ours.
             return None;

@@ -48,6 +48,7 @@ impl Core {
                 .waits_for_ledger(now)
                 .or_else(|| self.branching.trouble.clone())
                 .or_else(|| self.pace.as_ref().and_then(|pace| pace.words(now.instant)))
+                .or_else(|| self.says_what_it_holds(now))
                 .or_else(|| self.recent_mishap(state, now))
                 .or_else(|| self.waits_for_others(now)),
             _ => None,
@@ -76,6 +77,15 @@ impl Core {
             },
             pacing: self.pace.as_ref().map(|pace| pace.report(now.instant)),
         }
+    }
+
+    /// Says that messages are held, and until when.
+    fn says_what_it_holds(&self, now: Now) -> Option<String> {
+        let (count, due) = self.holds();
+        let wait = due?.saturating_duration_since(now.instant).as_secs() + 1;
+        Some(format!(
+            "{count} messages are held until they are tried again, the first in {wait} s, and those behind them with them"
+        ))
     }
 
     /// Sends a report, if there is somebody to send it to. A lost one costs nothing.

@@ -351,6 +351,7 @@ impl Core {
         self.check_stream(now);
         self.check_asking(now);
         self.check_reattach(now);
+        self.check_held(now);
         self.check_claims(now);
     }
 

@@ -149,7 +149,9 @@ impl Core {
             }
             // The answer to its question says so; or it is decided; or somebody else gets it.
             State::Asking
+            | State::Sorting
             | State::Claiming
+            | State::Held
             | State::Settling
             | State::Parked
             | State::Abandoned => {}

@@ -3,6 +3,7 @@
 //! One thread, one task; what to do is decided in [`crate::core`].
 
 mod judging;
+mod keying;
 mod process;
 mod reporter;
 
@@ -22,13 +23,14 @@ use crate::broker::rabbit::{self, Rabbit};
 use crate::broker::{Addressed, Event};
 use crate::child::Spawner;
 use crate::clock::Now;
-use crate::core::{self, Core, Question};
+use crate::core::{self, Core, KeyQuestion, Question};
 use crate::limits::Limits;
 use crate::log::Logger;
 use crate::prefetch::prefetch;
 use crate::reaper::{Ended, Reaper};
 use crate::redact::Redact;
 use judging::Judged;
+use keying::Keyed;
 use process::{Process, Source};
 use reporter::Reporter;
 
@@ -77,6 +79,15 @@ fn password(url: &str) -> Option<String> {
     (!password.is_empty()).then(|| password.to_owned())
 }
 
+/// The queues of the step's partitions, if it keeps an order.
+fn partitions(start: &Start) -> Vec<String> {
+    let order = start.routes.order.iter();
+    let partitions = order.flat_map(|order| &order.partitions);
+    partitions
+        .map(|partition| partition.queue.clone())
+        .collect()
+}
+
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -108,12 +119,20 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
             identity.instance, identity.flow, identity.step, identity.replica
         ),
         queue: start.routes.queue.clone(),
+        partitions: partitions(&start),
+        replica: identity.replica,
         prefetch: prefetch(&start),
     };
     let (command_sender, command_receiver) = mpsc::channel(CHANNEL);
     let (event_sender, event_receiver) = mpsc::channel(CHANNEL);
     let mut tasks = JoinSet::new();
     tasks.spawn(rabbit::serve(rabbit, command_receiver, event_sender));
+    let (key_questions, keys_asked) = mpsc::channel(CHANNEL);
+    let (keyed, keys) = mpsc::channel(CHANNEL);
+    if let Some(order) = &start.routes.order {
+        let by = order.by.as_str().into();
+        tasks.spawn(keying::serve(agent.clone(), by, keys_asked, keyed));
+    }
     // One batch of questions is under way at a time.
     let (questions, asked) = mpsc::channel(1);
     let (judged, verdicts) = mpsc::channel(CHANNEL);
@@ -134,6 +153,8 @@ async fn serve(start: Start, args: &Args, logger: Logger) -> std::io::Result<Exi
         logger,
         commands: command_sender,
         events: event_receiver,
+        key_questions,
+        keys,
         questions,
         verdicts,
         ended,
@@ -153,6 +174,8 @@ struct Agent {
     logger: Logger,
     commands: mpsc::Sender<Addressed>,
     events: mpsc::Receiver<Event>,
+    key_questions: mpsc::Sender<KeyQuestion>,
+    keys: mpsc::Receiver<Keyed>,
     questions: mpsc::Sender<Vec<Question>>,
     verdicts: mpsc::Receiver<Judged>,
     ended: mpsc::Receiver<Ended>,
@@ -172,6 +195,7 @@ enum Happened {
     Stdout(std::io::Result<usize>),
     Stderr(std::io::Result<usize>),
     Ended(Ended),
+    Keyed(Keyed),
     Judged(Judged),
     Drain,
     Pause,
@@ -185,6 +209,7 @@ impl Agent {
             let now = Now::read();
             self.core.advance(now);
             self.send_commands();
+            self.ask_for_keys();
             self.ask_questions();
             self.tend_process(now);
             self.reporter.look(&mut self.core, self.process.pid(), now);
@@ -224,6 +249,7 @@ impl Agent {
             read = process::fill(&mut self.process.stdout) => Happened::Stdout(read),
             read = process::fill(&mut self.process.stderr) => Happened::Stderr(read),
             Some(ended) = self.ended.recv() => Happened::Ended(ended),
+            Some(keyed) = self.keys.recv() => Happened::Keyed(keyed),
             Some(judged) = self.verdicts.recv() => Happened::Judged(judged),
             _ = self.signals.terminate.recv() => Happened::Drain,
             _ = self.signals.interrupt.recv() => Happened::Drain,
@@ -274,6 +300,15 @@ impl Agent {
                 self.process
                     .note_end(ended, &mut self.core, self.memory_bytes, now);
             }
+            Happened::Keyed(keyed) => {
+                self.note_key(keyed);
+                for _ in 0..TURN {
+                    let Ok(keyed) = self.keys.try_recv() else {
+                        break;
+                    };
+                    self.note_key(keyed);
+                }
+            }
             Happened::Judged(Judged::Verdicts(verdicts)) => self.core.on_verdicts(verdicts, now),
             Happened::Judged(Judged::Trouble(why)) => self.core.on_no_verdicts(&why),
             Happened::Drain => self.core.drain(now),
@@ -291,6 +326,22 @@ impl Agent {
                 }
                 Err(TrySendError::Full(()) | TrySendError::Closed(())) => return,
             }
+        }
+    }
+
+    /// Has the keys of messages computed. What does not fit now is asked after the next answer.
+    fn ask_for_keys(&mut self) {
+        while let Ok(permit) = self.key_questions.try_reserve()
+            && let Some(question) = self.core.take_key_question()
+        {
+            permit.send(question);
+        }
+    }
+
+    fn note_key(&mut self, keyed: Keyed) {
+        match keyed {
+            Keyed::Key(question, key) => self.core.on_key(question, key),
+            Keyed::Trouble(why) => self.core.on_no_keys(&why),
         }
     }
 

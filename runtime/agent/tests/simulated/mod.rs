@@ -816,6 +816,7 @@ impl Broker {
                 to.extend(values.iter().cloned());
                 self.outputs.extend(values);
             }
+            Content::Sorted => panic!("this step keeps no order"),
             // A delay: it is over at once.
             Content::Batch | Content::Returned(_) => {
                 let returns = match publish.content {
@@ -870,6 +871,7 @@ impl Broker {
         link.tag += 1;
         link.unacknowledged.insert(link.tag, queued.clone());
         Some(Event::Delivery {
+            queue: 0,
             tag: link.tag,
             is_batch: true,
             origin: queued.origin,
@@ -1086,6 +1088,7 @@ fn branches() -> Output {
         step: step.into(),
         key: step.into(),
         batch_max: 2,
+        in_order: false,
         when: Some(step.into()),
         handed_to: match step {
             "odd" => Vec::new(),
@@ -1096,6 +1099,7 @@ fn branches() -> Output {
         exchange: None,
         key: None,
         batch_max: 3,
+        in_order: false,
         steps: Vec::new(),
         branches: ["odd", "small", "torn"].map(branch).into(),
     }
@@ -1128,6 +1132,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
         kind,
         routes: Routes {
             queue: "in".into(),
+            order: None,
             outputs_exchange: "outputs".into(),
             outputs: BTreeMap::from([(
                 "out".to_owned(),
@@ -1135,6 +1140,7 @@ fn start(kind: Kind, concurrency: u32) -> Start {
                     exchange: None,
                     key: Some("out".into()),
                     batch_max: 3,
+                    in_order: false,
                     branches: Vec::new(),
                     steps: vec!["next".into(), "other".into()],
                 },

@@ -542,6 +542,7 @@ fn start(prefix: &str, url: &str) -> Start {
         kind: Kind::Action,
         routes: Routes {
             queue: name("in"),
+            order: None,
             outputs_exchange: name("outputs"),
             outputs: BTreeMap::from([(
                 "out".to_owned(),
@@ -549,6 +550,7 @@ fn start(prefix: &str, url: &str) -> Start {
                     exchange: None,
                     key: Some("out".into()),
                     batch_max: 256,
+                    in_order: false,
                     branches: Vec::new(),
                     steps: vec!["next".into()],
                 },

@@ -90,6 +90,11 @@ pub(crate) fn facts() -> Facts {
         folders: Some(BTreeSet::from(["inbox".to_owned()])),
         conditions: BTreeMap::from([
             (".total > 100".to_owned(), Ok(())),
+            (".customer".to_owned(), Ok(())),
+            (
+                ".customer |".to_owned(),
+                Err("the condition is wrong at line 1, column 12: expected term, found `the end` (`.customer |`)".to_owned()),
+            ),
             (
                 ".total >".to_owned(),
                 Err("the condition is wrong at line 1, column 9: expected term, found `the end` (`.total >`)".to_owned()),

@@ -192,6 +192,7 @@ async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), BrokerErr
                 AMQPValue::LongLongInt(i64::try_from(number).unwrap_or(i64::MAX))
             }
             Argument::Text(value) => text(&value),
+            Argument::Flag(flag) => AMQPValue::Boolean(flag),
         };
         arguments.insert(name.into(), value);
     }

@@ -321,7 +321,7 @@ fn a_step_before_one_that_hands_over_knows_where_that_leads() {
     let flow = flow(HANDS);
     let known = facts(&flow);
     let desired = |entry: &[&str]| {
-        let entry = entry.iter().map(|step| (*step).to_owned()).collect();
+        let entry = entry.iter().map(|step| (*step).into()).collect();
         let entries = Entries::from([("invoices".to_owned(), entry)]);
         desired_flow(
             &ground(),

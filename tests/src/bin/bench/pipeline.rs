@@ -407,6 +407,7 @@ pub(crate) fn start(
         kind,
         routes: Routes {
             queue: queue(step),
+            order: None,
             outputs_exchange: names.flow(PREFIX),
             outputs: BTreeMap::from([(
                 "out".to_owned(),
@@ -414,6 +415,7 @@ pub(crate) fn start(
                     exchange: None,
                     key: Some(key),
                     batch_max: 1024,
+                    in_order: false,
                     branches: Vec::new(),
                     steps: vec![STEPS.get(index + 1).copied().unwrap_or("sink").to_owned()],
                 },
