@@ -33,6 +33,10 @@ pub enum ToStep<'a> {
     Tick(Tick<'a>),
     /// A message's outcome is no longer wanted.
     Cancel(Cancel<'a>),
+    /// A trigger is to register the flow's URL at its source.
+    Activate(Activate<'a>),
+    /// A trigger is to take back what it registered.
+    Deactivate(Deactivate<'a>),
     /// A checkpoint is durable.
     Saved(Saved),
     /// A trigger that runs for ever is to come to an end: save a checkpoint and say `done`. The next
@@ -55,8 +59,12 @@ pub enum FromStep<'a> {
     Emit(Emit<'a>),
     /// A message, or a tick, was handled.
     Done(Done),
-    /// A message, or a tick, was not handled.
+    /// A message, a tick, or a call to register was not handled.
     Failed(Failed<'a>),
+    /// The flow's URL is registered at the source.
+    Activated(Activated<'a>),
+    /// Nothing of the flow is registered at the source any more.
+    Deactivated(Deactivated),
     /// A trigger's new position in its source.
     Checkpoint(Checkpoint<'a>),
     /// A log line that belongs to a message.
@@ -162,6 +170,37 @@ pub struct TickBody<'a> {
     pub payload: Option<&'a RawValue>,
 }
 
+/// A trigger with `registers` in its manifest is to register a URL at its source, so that the source
+/// sends its events there. The answer is [`FromStep::Activated`], or `failed`: then it is called again
+/// later, as often as it takes.
+///
+/// It must be possible to do it twice: whether the last call did it may not be known.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Activate<'a> {
+    /// Names the call.
+    pub id: MessageId,
+    /// The URL to which the source is to send its events.
+    #[serde(borrow)]
+    pub url: Cow<'a, str>,
+    /// What the step last said is to be kept; none if it is not known to be registered.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<&'a RawValue>,
+}
+
+/// A trigger is to take back what it registered. The answer is [`FromStep::Deactivated`], or `failed`:
+/// then it is called again later, as often as it takes. It must be possible to do it twice.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Deactivate<'a> {
+    /// Names the call.
+    pub id: MessageId,
+    /// The URL that it was called with last to register.
+    #[serde(borrow)]
+    pub url: Cow<'a, str>,
+    /// What the step last said is to be kept; none if nothing was heard of the call to register.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<&'a RawValue>,
+}
+
 /// The agent has given up waiting for a message. What the step says of it from now on is ignored,
 /// but it counts as in the step's hands until the step says `done` or `failed` of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -233,6 +272,24 @@ pub struct Failed<'a> {
     /// The causes, outermost first.
     #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
     pub chain: Vec<Cow<'a, str>>,
+}
+
+/// The flow's URL is registered at the source.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Activated<'a> {
+    /// The call.
+    pub id: MessageId,
+    /// What the step needs to know of it later: any JSON, at most [`crate::KEPT_BYTES_MAX`] bytes. It is
+    /// stored as secrets are.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<&'a RawValue>,
+}
+
+/// Nothing of the flow is registered at the source any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deactivated {
+    /// The call.
+    pub id: MessageId,
 }
 
 /// What is to become of a message that was not handled.

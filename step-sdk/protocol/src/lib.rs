@@ -46,6 +46,10 @@ pub const FRAME_BYTES_MAX: usize = BODY_BYTES_MAX + (64 << 10);
 /// The largest checkpoint, in bytes of compact JSON: 64 KiB. A checkpoint is a position, not data.
 pub const CHECKPOINT_BYTES_MAX: usize = 64 << 10;
 
+/// The most that a trigger may have kept for it about its registration, in bytes of compact JSON:
+/// 64 KiB.
+pub const KEPT_BYTES_MAX: usize = 64 << 10;
+
 /// The port that outputs leave by when a step names none.
 pub const DEFAULT_PORT: &str = "out";
 

@@ -36,6 +36,9 @@ pub struct Manifest {
     /// The `concurrency` a flow gets when it names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
+    /// It is a webhook trigger that registers the flow's URL at its source by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub registers: bool,
     /// The most messages that it handles together; it handles each by itself when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<u32>,

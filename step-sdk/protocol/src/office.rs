@@ -111,6 +111,15 @@ pub enum News {
         #[serde(default)]
         is_rebound: bool,
     },
+    /// What came of a call to register: the answer to [`ToAgent::Register`].
+    Registration {
+        /// Who was called.
+        identity: Identity,
+        /// The call.
+        call: MessageId,
+        /// What came of it.
+        outcome: RegistrationOutcome,
+    },
     /// A tick was left because an operator cancelled its run: nothing more comes of it.
     RunCancelled {
         /// Whose.
@@ -121,6 +130,31 @@ pub enum News {
         emitted: u64,
         /// When, in milliseconds since 1970.
         at: u64,
+    },
+}
+
+/// What came of a call to register.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegistrationOutcome {
+    /// The URL is registered.
+    Activated {
+        /// What the step wants to be kept.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kept: Option<Box<RawValue>>,
+    },
+    /// Nothing is registered any more.
+    Deactivated,
+    /// Neither is known.
+    Failed {
+        /// Why, with the causes.
+        reason: String,
+        /// When the step wants to be called again, in milliseconds from now, if it says so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        delay_ms: Option<u64>,
+        /// The step says that it can never succeed as it is configured now.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        is_permanent: bool,
     },
 }
 
@@ -139,6 +173,9 @@ pub enum ToAgent {
     Cancel(CancelRun),
     /// What its share of its step's rate is.
     Share(Share),
+    /// Its trigger is to register the flow's URL at its source, or to take that back. Told by
+    /// [`News::Registration`].
+    Register(Register),
 }
 
 /// An entry of the **ledger**: the record of which messages of a step are in somebody's hands and
@@ -235,6 +272,34 @@ pub struct CancelRun {
     /// The run.
     pub run: MessageId,
 }
+
+/// A call to a trigger that registers by itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Register {
+    /// Names the call.
+    pub call: MessageId,
+    /// What it is to do.
+    pub act: RegistrationAct,
+    /// The URL: to be registered, or that was.
+    pub url: String,
+    /// What the step last wanted to be kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Box<RawValue>>,
+}
+
+/// What a trigger is called to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegistrationAct {
+    /// Register the URL.
+    Activate,
+    /// Take back what is registered.
+    Deactivate,
+}
+
+/// How long a trigger has for a call to register, in milliseconds. After it the agent says that it
+/// took too long.
+pub const REGISTRATION_MS: u64 = 60_000;
 
 /// A question about one message.
 #[derive(Debug, Clone, Serialize, Deserialize)]
