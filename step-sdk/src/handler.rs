@@ -15,6 +15,7 @@ use crate::context::{About, Context};
 use crate::error::{Result, StepError};
 use crate::input::{Input, Raw, Tick, decode};
 use crate::link::Link;
+use crate::registration::{Call, Kept};
 use crate::reply::{Recipient, Reply};
 
 /// A handler's work, on one message or on a batch.
@@ -41,7 +42,7 @@ pub struct Shared<C, S> {
 }
 
 impl<C, S> Shared<C, S> {
-    fn context(&self, about: Arc<About>, of_batch: bool) -> Context<C, S> {
+    pub(crate) fn context(&self, about: Arc<About>, of_batch: bool) -> Context<C, S> {
         Context::new(
             Arc::clone(&self.config),
             Arc::clone(&self.state),
@@ -52,7 +53,8 @@ impl<C, S> Shared<C, S> {
     }
 }
 
-/// A kind of handler. Implemented by [`Action`], [`Poll`] and [`Batch`] only.
+/// A kind of handler. Implemented by [`Action`], [`Poll`], [`Batch`] and
+/// [`Registering`](crate::Registering) only.
 #[doc(hidden)]
 pub trait Handler: 'static {
     /// `with:`.
@@ -69,6 +71,22 @@ pub trait Handler: 'static {
     /// How many messages are handled together, for a batch handler.
     fn batch_max(&self) -> Option<usize> {
         None
+    }
+
+    /// Whether it registers at its source.
+    fn registers(&self) -> bool {
+        false
+    }
+
+    /// Registers at the source, or takes that back.
+    fn register(
+        self: Rc<Self>,
+        _: Call,
+        _: Arc<About>,
+        _: &Shared<Self::Config, Self::State>,
+    ) -> Work<Result<Kept>> {
+        let error = StepError::permanent("the step does not register at its source");
+        Box::pin(std::future::ready(Err(error)))
     }
 
     /// Reads what the agent handed over.

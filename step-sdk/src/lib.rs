@@ -54,6 +54,7 @@
 //! | action: handed each message | `async fn(In, &Context<C, S>) -> Result<Out>` | [`action`], [`Step::action`] |
 //! | poll trigger: fired by a schedule | `async fn(Tick<K>, &Context<C, S>) -> Result<()>` | [`poll`], [`Step::poll`] |
 //! | webhook trigger: handed each request | as an action | [`webhook`], [`Step::webhook`] |
+//! | … that registers at its source | and two more | [`Step::registration`] |
 //! | batch: handed several messages together | `async fn(Vec<In>, &Context<C, S>) -> Result<Vec<Result<Out>>>` | [`batch`], [`Step::batch`] |
 //!
 //! `In` is any type with `Deserialize` and `JsonSchema`: a struct, `serde_json::Value`, or
@@ -139,6 +140,7 @@ mod manifest;
 mod outbox;
 mod panics;
 mod pipes;
+mod registration;
 mod rehearsal;
 mod reply;
 mod run;
@@ -157,6 +159,7 @@ pub use context::{Context, Output};
 pub use error::{Fate, Result, ResultExt, StepError};
 pub use handler::{Action, Batch, Poll};
 pub use input::{Input, Item, Tick, Why};
+pub use registration::{Registering, Registration};
 pub use reply::{Many, Outputs, Reply};
 pub use step::{Made, NoSetup, Step, With};
 pub use towpath_protocol::MessageId;

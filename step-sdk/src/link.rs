@@ -13,6 +13,7 @@ use towpath_protocol::{DEFAULT_PORT, MessageId};
 use crate::context::About;
 use crate::error::{Result, StepError};
 use crate::outbox::Outbox;
+use crate::registration::{Act, Kept};
 use crate::write::{self, Envelope};
 
 thread_local! {
@@ -112,6 +113,17 @@ impl Link {
         }
         self.outbox.push(&frame);
         give_back(frame);
+    }
+
+    /// Writes what became of a call to register.
+    pub(crate) fn registered(&self, id: MessageId, act: Act, result: &Result<Kept>) {
+        let mut frame = Vec::new();
+        match (act, result) {
+            (Act::Activate, Ok(kept)) => write::activated(&mut frame, id, kept.as_deref()),
+            (Act::Deactivate, Ok(_)) => write::deactivated(&mut frame, id),
+            (_, Err(error)) => write::failed(&mut frame, id, error),
+        }
+        self.outbox.push(&frame);
     }
 
     /// Saves a position and waits until it is durable.

@@ -186,7 +186,7 @@ impl Printer {
                 }
                 print(emit.body.get());
             }
-            Said::Done(_) => {}
+            Said::Done(_) | Said::Activated(_) => {}
             Said::Failed(failed) => {
                 self.failed = true;
                 note(&failure(failed));

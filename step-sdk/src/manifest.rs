@@ -79,5 +79,6 @@ pub(crate) fn manifest<H: Handler>(handler: &H, description: &Description) -> Ma
         ports,
         concurrency: description.concurrency.or(two_batches),
         batch: batch.and_then(|max| u32::try_from(max).ok()),
+        registers: handler.registers(),
     }
 }

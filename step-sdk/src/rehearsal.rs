@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use towpath_protocol::frame::{
-    Checkpoint, Drain, Emit, Failed, FromStep, Hello, Log, Saved, ToStep,
+    Activated, Checkpoint, Drain, Emit, Failed, FromStep, Hello, Log, Saved, ToStep,
 };
 use towpath_protocol::{CONTRACT, MessageId};
 
@@ -47,6 +47,8 @@ pub(crate) enum Said<'a> {
     Done(MessageId),
     /// A message was not handled.
     Failed(&'a Failed<'a>),
+    /// The URL is registered.
+    Activated(&'a Activated<'a>),
     /// A new position.
     Checkpoint(&'a Checkpoint<'a>),
     /// A log line.
@@ -143,6 +145,14 @@ impl<F: FnMut(Said<'_>)> Agent<'_, F> {
                 FromStep::Done(done) => {
                     self.in_hand.remove(&done.id);
                     (self.hear)(Said::Done(done.id));
+                }
+                FromStep::Activated(activated) => {
+                    self.in_hand.remove(&activated.id);
+                    (self.hear)(Said::Activated(activated));
+                }
+                FromStep::Deactivated(deactivated) => {
+                    self.in_hand.remove(&deactivated.id);
+                    (self.hear)(Said::Done(deactivated.id));
                 }
                 FromStep::Failed(failed) => {
                     self.in_hand.remove(&failed.id);

@@ -14,16 +14,18 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use towpath_protocol::MessageId;
-use towpath_protocol::frame::{Tick, ToStep};
+use towpath_protocol::frame::{Deactivate, Tick, ToStep};
 use towpath_protocol::message::Message;
 
 use crate::context::About;
 use crate::error::{Result, StepError};
 use crate::handler::{Given, Handler, Shared};
 use crate::panics::{Guarded, guard};
+use crate::registration::{Act, Call};
 
 /// How long messages are worked on before those that wait for something have a turn.
 const TURN: Duration = Duration::from_millis(2);
@@ -175,6 +177,13 @@ impl<H: Handler> Server<H> {
                 self.shared.link.begin_tick();
                 self.start(Given::Tick(tick), about_tick(tick));
             }
+            ToStep::Activate(activate) => {
+                self.register(activate.id, Act::Activate, &activate.url, activate.kept);
+            }
+            ToStep::Deactivate(deactivate) => {
+                let Deactivate { id, url, kept } = deactivate;
+                self.register(*id, Act::Deactivate, url, *kept);
+            }
             ToStep::Cancel(cancel) => self.cancel(cancel.id),
             ToStep::Saved(saved) => self.shared.link.saved(*saved),
             ToStep::Finish(_) => self.shared.link.finish(),
@@ -220,6 +229,25 @@ impl<H: Handler> Server<H> {
                 self.in_hand.insert(id, task);
             }
         }
+    }
+
+    /// Starts to register, or to take that back: beside the messages.
+    fn register(&mut self, id: MessageId, act: Act, url: &str, kept: Option<&RawValue>) {
+        let call = Call {
+            act,
+            url: url.to_owned(),
+            kept: kept.map(ToOwned::to_owned),
+        };
+        let about = Arc::new(About::new(id, 1));
+        let handler = Rc::clone(&self.handler);
+        let work = Guarded::new(Some(id), handler.register(call, about, &self.shared));
+        let link = Arc::clone(&self.shared.link);
+        let task = self.tasks.spawn_local(async move {
+            let result = work.await.and_then(|result| result);
+            link.registered(id, act, &result);
+            Finished::One(id)
+        });
+        self.in_hand.insert(id, task);
     }
 
     /// Starts a batch with what was gathered, unless one is being worked on.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use towpath_protocol::manifest::{Kind, Manifest};
 
@@ -14,6 +15,7 @@ use crate::error::Result;
 use crate::handler::{Action, Batch, Handler, Poll};
 use crate::input::{Input, Tick};
 use crate::manifest::{self, Description};
+use crate::registration::{Registering, Registration};
 use crate::reply::Reply;
 use crate::run;
 
@@ -61,6 +63,72 @@ where
     /// method, path, query and chosen headers are in [`Context::headers`].
     pub fn webhook(function: F) -> Self {
         Self::new(Action::new(function, Kind::Webhook))
+    }
+}
+
+impl<F, In, R, C, S> Step<Action<F, In, R, C, S>>
+where
+    Action<F, In, R, C, S>: Handler<Config = C, State = S>,
+{
+    /// Makes it a webhook trigger that registers the flow's URL at its source by itself.
+    ///
+    /// `activate` is called when the flow is applied, and again when the URL or the configuration
+    /// changes; what it returns is kept, encrypted, and given back to both functions. `deactivate` is
+    /// called before the flow is deleted. Both are called again until they succeed, and both may be
+    /// called though the call before succeeded, because nobody may have heard of it: look for what is
+    /// there before you make anything. Each call has a minute. Nothing can be emitted.
+    ///
+    /// The URL takes requests before `activate` is called, so a source may try it at once.
+    ///
+    /// ```no_run
+    /// # use std::process::ExitCode;
+    /// # use towpath_step::{Context, Registration, Result, Step};
+    /// # use serde_json::Value;
+    /// # struct Shop;
+    /// # impl Shop {
+    /// #     async fn find(&self, _: &str) -> Result<Option<u64>> { Ok(None) }
+    /// #     async fn subscribe(&self, _: &str) -> Result<u64> { Ok(1) }
+    /// #     async fn change(&self, id: u64, _: &str) -> Result<u64> { Ok(id) }
+    /// #     async fn cancel(&self, _: u64) -> Result<()> { Ok(()) }
+    /// # }
+    /// async fn activate(it: Registration<u64>, ctx: &Context<(), Shop>) -> Result<u64> {
+    ///     match (ctx.state.find(&it.url).await?, it.kept) {
+    ///         (Some(id), _) => Ok(id),
+    ///         (None, Some(old)) => ctx.state.change(old, &it.url).await,
+    ///         (None, None) => ctx.state.subscribe(&it.url).await,
+    ///     }
+    /// }
+    ///
+    /// async fn deactivate(it: Registration<u64>, ctx: &Context<(), Shop>) -> Result<()> {
+    ///     match it.kept.or(ctx.state.find(&it.url).await?) {
+    ///         Some(id) => ctx.state.cancel(id).await,
+    ///         None => Ok(()),
+    ///     }
+    /// }
+    ///
+    /// # async fn event(event: Value, _: &Context<(), Shop>) -> Result<Value> { Ok(event) }
+    /// fn main() -> ExitCode {
+    ///     Step::webhook(event)
+    ///         .registration(activate, deactivate)
+    ///         .setup(async |_: &()| Ok(Shop))
+    ///         .run()
+    /// }
+    /// ```
+    pub fn registration<A, D, K>(
+        self,
+        activate: A,
+        deactivate: D,
+    ) -> Step<Registering<Action<F, In, R, C, S>, A, D, K>>
+    where
+        A: AsyncFn(Registration<K>, &Context<C, S>) -> Result<K> + 'static,
+        D: AsyncFn(Registration<K>, &Context<C, S>) -> Result<()> + 'static,
+        K: Serialize + DeserializeOwned + 'static,
+    {
+        Step {
+            handler: Rc::new(Registering::new(self.handler, activate, deactivate)),
+            setup: self.setup,
+            description: self.description,
+        }
     }
 }
 

@@ -149,6 +149,22 @@ impl<H: Handler, P> TestRun<H, P> {
         }
     }
 
+    /// Calls it to register a URL at its source. Await it for its [`Outcome`].
+    pub fn activate(self, url: &str) -> Trial<H, P> {
+        Trial {
+            run: self,
+            given: Given::call("activate", url),
+        }
+    }
+
+    /// Calls it to take back what it registered. Await it for its [`Outcome`].
+    pub fn deactivate(self, url: &str) -> Trial<H, P> {
+        Trial {
+            run: self,
+            given: Given::call("deactivate", url),
+        }
+    }
+
     /// Fires it. Await it for its [`Outcome`].
     pub fn tick(self) -> Trial<H, P> {
         Trial {
@@ -189,6 +205,13 @@ impl<H: Handler, P: Setup<H::Config, H::State>> TestRun<H, P> {
             Said::Refused(reason) => refused = Some(reason.to_owned()),
             Said::Emit(emit) => outcome(&mut outcomes, emit.id).outputs.push(emit.into()),
             Said::Done(id) => outcome(&mut outcomes, id).settled = true,
+            Said::Activated(activated) => {
+                let outcome = outcome(&mut outcomes, activated.id);
+                outcome.settled = true;
+                outcome.kept = activated
+                    .kept
+                    .map(|kept| serde_json::from_str(kept.get()).expect("it was JSON"));
+            }
             Said::Failed(failed) => {
                 let outcome = outcome(&mut outcomes, failed.id);
                 outcome.settled = true;
@@ -260,6 +283,12 @@ impl<H, P> Trial<H, P> {
         self
     }
 
+    /// Sets what was kept when the step registered before.
+    pub fn kept(mut self, kept: Value) -> Self {
+        self.given.fields.insert("kept".to_owned(), kept);
+        self
+    }
+
     /// Sets the payload of a tick, and says that a person asked for it.
     pub fn payload(mut self, payload: Value) -> Self {
         self.given.fields.insert("payload".to_owned(), payload);
@@ -297,6 +326,8 @@ pub struct Outcome {
     pub logs: Vec<LogLine>,
     /// What it saved as checkpoints, in order.
     pub checkpoints: Vec<Value>,
+    /// What is to be kept, if it registered.
+    pub kept: Option<Value>,
     /// Why it was not handled; none if it was.
     pub failure: Option<Failure>,
     settled: bool,
@@ -429,6 +460,14 @@ impl Given {
         Self {
             kind: "tick",
             fields: Map::from_iter(fields),
+            headers: Map::new(),
+        }
+    }
+
+    fn call(kind: &'static str, url: &str) -> Self {
+        Self {
+            kind,
+            fields: Map::from_iter([("url".to_owned(), url.into())]),
             headers: Map::new(),
         }
     }

@@ -2,7 +2,10 @@
 //! agent finds the body without parsing it.
 
 use serde::Serialize;
-use towpath_protocol::frame::{Checkpoint, Failed, FromStep, Log, Ready, Refused};
+use serde_json::value::RawValue;
+use towpath_protocol::frame::{
+    Activated, Checkpoint, Deactivated, Failed, FromStep, Log, Ready, Refused,
+};
 use towpath_protocol::{CHECKPOINT_BYTES_MAX, CONTRACT, FRAME_BYTES_MAX, MessageId};
 
 use crate::error::{Result, StepError};
@@ -122,6 +125,16 @@ pub(crate) fn failed(frame: &mut Vec<u8>, id: MessageId, error: &StepError) {
     );
 }
 
+/// Writes that the flow's URL is registered.
+pub(crate) fn activated(frame: &mut Vec<u8>, id: MessageId, kept: Option<&RawValue>) {
+    line(frame, &FromStep::Activated(Activated { id, kept }));
+}
+
+/// Writes that nothing is registered any more.
+pub(crate) fn deactivated(frame: &mut Vec<u8>, id: MessageId) {
+    line(frame, &FromStep::Deactivated(Deactivated { id }));
+}
+
 /// Writes a checkpoint.
 pub(crate) fn checkpoint<T: Serialize + ?Sized>(
     frame: &mut Vec<u8>,
@@ -205,7 +218,7 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{json, value::RawValue};
+    use serde_json::json;
 
     const ID: MessageId = MessageId::from_bytes([0x11; 16]);
     const ID_TEXT: &str = "11111111111111111111111111111111";

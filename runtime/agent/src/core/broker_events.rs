@@ -215,6 +215,7 @@ impl Core {
             Ok(ToAgent::Claimed(answer)) => self.on_claimed(&answer, now),
             Ok(ToAgent::Cancel(cancel)) => self.cancel_run(cancel.run, now),
             Ok(ToAgent::Share(share)) => self.on_share(&share, now),
+            Ok(ToAgent::Register(register)) => self.on_register(register, now),
             Err(error) => {
                 let text = format!("what the control plane says is not understood: {error}");
                 self.logger.agent("error", None, &text);

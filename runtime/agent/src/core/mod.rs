@@ -19,6 +19,7 @@
 //! | `outcome` | settling: done, again, dead |
 //! | `tick` | triggers: checkpoints and ends of runs |
 //! | `stream` | triggers that run for ever: when they come to an end |
+//! | `registration` | triggers that register at their source |
 //! | `track` | reporting what came of runs |
 //! | `step_life` | the step process starts, dies, hangs, leaves |
 //! | `stall` | a connection over which nothing moves is made again |
@@ -41,6 +42,7 @@ mod notes;
 mod order;
 mod outcome;
 mod pace;
+mod registration;
 mod stall;
 mod status;
 mod step_frames;
@@ -160,6 +162,8 @@ pub struct Core {
     in_hand: u32,
     /// The tick that was told to come to an end, of a trigger that runs for ever.
     finishing: Option<stream::Finishing>,
+    /// What the trigger is called to register.
+    registering: registration::Registering,
     /// Those of the messages in hand that took too long, and since when the step has been told.
     cancelled: IdMap<Instant>,
     held_bytes: usize,
@@ -257,6 +261,7 @@ impl Core {
             order,
             in_hand: 0,
             finishing: None,
+            registering: registration::Registering::default(),
             cancelled: IdMap::default(),
             held_bytes: 0,
             step: Step::Absent,
@@ -371,6 +376,7 @@ impl Core {
             self.holds().1,
             self.next_batch_deadline(now),
             self.next_finish_deadline(),
+            self.next_call_deadline(),
             self.next_lost_deadline(),
             self.pace
                 .as_ref()
@@ -410,6 +416,7 @@ impl Core {
                 None,
                 &format!("draining: {} messages to finish", self.records.len()),
             );
+            self.leave_call();
         }
     }
 

@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use towpath_protocol::frame::{Checkpoint, Fate, FromStep, Log, Ready, Refused};
+use towpath_protocol::frame::{
+    Activated, Checkpoint, Deactivated, Fate, FromStep, Log, Ready, Refused,
+};
 use towpath_protocol::log::LogSource;
 use towpath_protocol::manifest::Kind;
 use towpath_protocol::{CONTRACT, DEFAULT_PORT, MessageId};
@@ -70,6 +72,18 @@ impl Core {
                 self.refused(&reason);
                 Ok(())
             }
+            FromStep::Activated(Activated { id, kept }) => {
+                self.on_activated(id, kept);
+                Ok(())
+            }
+            FromStep::Deactivated(Deactivated { id }) => {
+                self.on_deactivated(id);
+                Ok(())
+            }
+            FromStep::Failed(failed) if self.has_call(failed.id) => {
+                self.on_call_failed(&failed);
+                Ok(())
+            }
             FromStep::Failed(failed) => {
                 let outcome = Outcome::Failed {
                     fate: failed.fate,
@@ -117,7 +131,7 @@ impl Core {
 
     /// Finds the message that a frame is about; none if it was cancelled.
     fn in_hands(&mut self, id: MessageId) -> Result<Option<u32>, String> {
-        if self.cancelled.contains_key(&id) {
+        if self.cancelled.contains_key(&id) || self.has_call(id) {
             return Ok(None);
         }
         self.held_by_step(id).map(Some)

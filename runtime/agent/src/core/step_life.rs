@@ -139,6 +139,7 @@ impl Core {
         if self.drain.is_some() {
             self.finish_drain(now);
         }
+        self.hand_call();
     }
 
     pub(super) fn refused(&mut self, reason: &str) {
@@ -248,6 +249,7 @@ impl Core {
             Some(Kill::Hangs) => Outcome::TimedOut,
             _ => Outcome::Crashed,
         };
+        self.forget_calls(&reason);
         self.take_back(outcome, &reason, now);
         self.release_deferred(now);
     }
@@ -349,6 +351,7 @@ impl Core {
         self.check_timeouts(now);
         self.check_hanging(now);
         self.check_stream(now);
+        self.check_call(now);
         self.check_asking(now);
         self.check_reattach(now);
         self.check_held(now);

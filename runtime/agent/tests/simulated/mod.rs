@@ -205,6 +205,8 @@ struct Step {
     has_streamed: bool,
     /// It was told to finish.
     is_to_finish: bool,
+    /// The calls to register that it has: the frames.
+    calls: Vec<Value>,
 }
 
 /// How many turns a slow message takes.
@@ -465,6 +467,28 @@ impl World {
             let answer = Event::Answer(cancel.clone().into());
             replica.core.on_broker(answer, self.now);
         }
+    }
+
+    /// The control plane calls the trigger of the first agent.
+    pub(crate) fn register(&mut self, register: &Value) {
+        let call = json!({"register": register}).to_string();
+        let core = &mut self.replicas[0].core;
+        core.on_broker(Event::Answer(call.into()), self.now);
+    }
+
+    /// The calls to register that the first step has.
+    pub(crate) fn calls_of_step(&self) -> &[Value] {
+        &self.replicas[0].step.calls
+    }
+
+    /// The first step says something of its own accord.
+    pub(crate) fn step_says(&mut self, frame: Value) {
+        self.replicas[0].step.says.push_back(frame);
+    }
+
+    /// Somebody kills the first step process.
+    pub(crate) fn kill_first_step(&mut self) {
+        self.kill_step(0);
     }
 
     /// The first step takes no notice of what it has in hand.
@@ -901,6 +925,11 @@ impl Step {
         first.is_some_and(|message| message["payload"]["deaf"] == true)
     }
 
+    fn has_call(&self, id: &Value) -> bool {
+        let mut calls = self.calls.iter();
+        calls.any(|call| call["activate"]["id"] == *id || call["deactivate"]["id"] == *id)
+    }
+
     /// Takes what the agent wrote; returns the messages that were handed over.
     fn read(&mut self, bytes: &[u8]) -> Vec<Value> {
         self.turns += 1;
@@ -936,6 +965,12 @@ impl Step {
                     handed.push(value.clone());
                 }
                 "finish" => self.is_to_finish = true,
+                "activate" | "deactivate" => self.calls.push(frame.clone()),
+                "cancel" if self.has_call(&value["id"]) => {
+                    self.calls.clear();
+                    let failed = json!({"id": value["id"], "fate": "retry", "reason": "cancelled"});
+                    self.says.push_back(json!({"failed": failed}));
+                }
                 "cancel" if self.is_deaf() => {}
                 // Every other one is deaf.
                 "cancel" if self.turns.is_multiple_of(2) => {

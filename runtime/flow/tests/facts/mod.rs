@@ -131,6 +131,7 @@ fn manifest(name: &str, kind: Kind, config: Option<Value>, ports: &[&str]) -> Ma
             .collect(),
         concurrency: None,
         batch: None,
+        registers: false,
     }
 }
 
