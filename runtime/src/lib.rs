@@ -17,6 +17,7 @@ pub mod office;
 pub mod pack;
 pub mod rates;
 pub mod reconcile;
+pub mod registration;
 pub mod replay;
 pub mod reports;
 pub mod run_watch;

@@ -249,6 +249,7 @@ impl Plane {
             Pace::default(),
         );
         let runs_changed = Arc::new(Notify::new());
+        let registrations_changed = Arc::new(Notify::new());
         let scheduler = Scheduler {
             broker: Arc::clone(&broker),
             store: store.clone(),
@@ -287,6 +288,7 @@ impl Plane {
             inquiry: inquiry.clone(),
             metrics: metrics.clone(),
             runs_changed,
+            registrations_changed: Arc::clone(&registrations_changed),
             flows: live.subscribe(),
             sightings: sightings(reports.clone(), handle.clone()),
             waiters: ingress.waiters(),
@@ -308,6 +310,7 @@ impl Plane {
             program,
             stalled_after_ms: settings.stalled_after_seconds.saturating_mul(1_000),
             live,
+            registrations_changed,
         })
         .await?;
         let control = Arc::new(control);
@@ -392,6 +395,10 @@ impl Loops {
         spawn(
             "removing queues",
             Box::pin(Arc::clone(&self.control).run_removals(stop.clone())),
+        );
+        spawn(
+            "registering",
+            Box::pin(Arc::clone(&self.control).run_registrations(stop.clone())),
         );
         spawn(
             "replaying",

@@ -19,6 +19,7 @@ mod once;
 mod operating;
 mod ordered;
 mod postgres;
+mod registration;
 mod replies;
 mod retries;
 mod routing;

@@ -22,7 +22,7 @@ use crate::control::view::{
     SecretValue, VersionList,
 };
 use crate::control::view::{RetriesMoved, RetryList, RetrySelection, RotateRequest, WebhookKeys};
-use crate::control::{DeadFilter, LogFilter, Verb, Whereabouts};
+use crate::control::{DeadFilter, DeleteChoices, LogFilter, Verb, Whereabouts};
 use crate::control::{RetryFilter, RunFilter};
 use crate::sweep::Fate;
 
@@ -36,6 +36,9 @@ pub(super) struct DeleteParams {
     /// Whether messages that wait may be dropped.
     #[serde(default)]
     drop_messages: bool,
+    /// Whether what its trigger registered at its source may stay there.
+    #[serde(default)]
+    leave_registered: bool,
 }
 
 /// Which versions.
@@ -95,7 +98,8 @@ pub(super) async fn status(
     Ok(Json(state.control.status(&flow).await?))
 }
 
-/// Forgets a flow and removes all it made.
+/// Forgets a flow and removes all it made. If its trigger is registered at its source, it takes that
+/// back first, and the flow goes when that is done.
 #[utoipa::path(delete, path = "/api/v1/flows/{flow}", params(("flow" = String, Path), DeleteParams),
     security(("token" = [])), responses((status = 200, body = Done), (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody)))]
@@ -104,9 +108,15 @@ pub(super) async fn delete(
     Path(flow): Path<String>,
     params: Params<DeleteParams>,
 ) -> Answer<Done> {
-    Ok(Json(
-        state.control.delete(&flow, params.0.drop_messages).await?,
-    ))
+    let DeleteParams {
+        drop_messages,
+        leave_registered,
+    } = params.0;
+    let choices = DeleteChoices {
+        drop_messages,
+        leave_registered,
+    };
+    Ok(Json(state.control.delete(&flow, choices).await?))
 }
 
 /// Stops consuming; containers and messages stay.

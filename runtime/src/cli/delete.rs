@@ -21,6 +21,10 @@ pub(super) struct Delete {
     /// Drops messages that wait in its queues
     #[arg(long)]
     drop_messages: bool,
+    /// Does not wait until its trigger has taken back what it registered at its source: the source
+    /// goes on sending, to a URL that is gone
+    #[arg(long)]
+    leave_registered: bool,
     /// Does not ask
     #[arg(long, short)]
     yes: bool,
@@ -38,7 +42,10 @@ pub(super) async fn run(command: &Delete, context: &Context) -> Result<ExitStatu
     if !command.yes {
         confirm(command, context)?;
     }
-    let query = [("drop_messages", command.drop_messages.to_string())];
+    let query = [
+        ("drop_messages", command.drop_messages.to_string()),
+        ("leave_registered", command.leave_registered.to_string()),
+    ];
     let path = ["flows", command.flow.as_str()];
     let done: Done = context
         .client()?

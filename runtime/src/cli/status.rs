@@ -10,7 +10,9 @@ use super::runs::{state, sums};
 use super::words::{apart, count, maybe_count, millis, moment_at, rate};
 use super::{Context, ExitStatus, drain, list, webhook};
 use crate::control::FROM_FLOWS;
-use crate::control::view::{FlowList, FlowStatus, HandoverView, RunView, StepStatus};
+use crate::control::view::{
+    FlowList, FlowStatus, HandoverView, RegistrationState, RegistrationView, RunView, StepStatus,
+};
 use crate::reconcile::FlowState;
 use crate::store::now_ms;
 
@@ -98,6 +100,12 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
             lines.push(format!("           {}", webhook::former(*until, now)));
         }
     }
+    lines.extend(
+        status
+            .registration
+            .iter()
+            .map(|it| registration(it, printer, now)),
+    );
     lines.push(String::new());
     let rows = status.steps.iter().map(|step| row(step, printer)).collect();
     let heads = [
@@ -211,7 +219,11 @@ fn head(status: &FlowStatus, printer: Printer, now: u64) -> String {
     } else {
         state_word(status.state)
     };
-    let settled = if status.converged { "" } else { ", changing" };
+    let settled = match (status.deleting, status.converged) {
+        (true, _) => ", being deleted",
+        (false, true) => "",
+        (false, false) => ", changing",
+    };
     format!(
         "{}  {}{settled}  version {}, applied {} ago",
         printer.tone(&status.flow, Tone::Strong),
@@ -227,6 +239,31 @@ fn dead_letters(count: u64) -> String {
     } else {
         format!("{count} dead letters are")
     }
+}
+
+/// How the URL is registered at the source.
+fn registration(it: &RegistrationView, printer: Printer, now: u64) -> String {
+    let (word, tone) = match it.state {
+        RegistrationState::Registered => ("registered", Tone::Good),
+        RegistrationState::Registering => ("not registered yet", Tone::Fair),
+        RegistrationState::Unregistering => ("not taken back yet", Tone::Fair),
+    };
+    let tone = if it.attempts > 0 { Tone::Bad } else { tone };
+    let mut text = printer.tone(word, tone);
+    if let Some(since) = it.since {
+        text = format!("{text} {} ago", apart(now, since));
+    }
+    if let Some(reason) = &it.reason {
+        text = format!("{text}: {reason}");
+    }
+    if it.attempts > 0 {
+        text = format!("{text}; tried {} times", it.attempts);
+    }
+    match it.next_at {
+        Some(next) if next > now => text = format!("{text}, again in {}", apart(next, now)),
+        _ => {}
+    }
+    format!("  source   {text}")
 }
 
 /// What an action hands to another flow, and whether it waits there.

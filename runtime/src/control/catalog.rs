@@ -16,7 +16,7 @@ use super::error::ControlError;
 use crate::broker::topology::{Entries, FlowTopology, Handover, Topology};
 use crate::engine::{Engine, Image};
 use crate::live::LiveFlow;
-use crate::reconcile::intent::intake;
+use crate::reconcile::intent::{Held, intake};
 use crate::reconcile::run::DesiredSource;
 use crate::reconcile::spec::{Ground, StepFacts, desired_flow};
 use crate::reconcile::{Desired, DesiredFlow, FlowState};
@@ -97,6 +97,7 @@ impl Catalog {
     ) -> anyhow::Result<DesiredFlow> {
         let values = self.values(record).await?;
         let flow = self.flow(record)?;
+        let (state, held) = orders(record, &flow);
         let mut facts = BTreeMap::new();
         for step in &flow.steps {
             let image = match record.images.get(&step.image) {
@@ -107,7 +108,7 @@ impl Catalog {
                 filled: substitute_step(step, &values).map_err(|error| error.to_string()),
                 image,
                 replicas: record.scales.get(&step.id).copied(),
-                held: record.held.get(&step.id).copied(),
+                held: held.get(&step.id).copied(),
             };
             facts.insert(step.id.clone(), known);
         }
@@ -115,7 +116,7 @@ impl Catalog {
             &self.ground,
             flow,
             record.version,
-            record.state,
+            state,
             &facts,
             entries,
         ))
@@ -126,7 +127,10 @@ impl Catalog {
         let mut flows = BTreeMap::new();
         for record in self.store.flows().await? {
             let flow = self.flow(&record)?;
-            let state = intake(&flow, record.state, &record.held);
+            let state = match record.deleting {
+                Some(_) => FlowState::Stopped,
+                None => intake(&flow, record.state, &record.held),
+            };
             let live = LiveFlow::new(&flow, record.version, record.applied_at, state);
             flows.insert(record.name, live);
         }
@@ -256,6 +260,28 @@ impl Catalog {
         }
         images.insert(image.id.clone(), image);
     }
+}
+
+/// What the flow and its steps should be doing. If the flow is to go, a container of its trigger is
+/// there, to take back what it registered; it takes in nothing.
+fn orders(record: &FlowRecord, flow: &Flow) -> (FlowState, Held) {
+    let (mut state, mut held) = (record.state, record.held.clone());
+    if record.deleting.is_none() {
+        return (state, held);
+    }
+    if state == FlowState::Stopped {
+        state = FlowState::Running;
+        let steps = flow.steps.iter();
+        held = steps
+            .map(|step| (step.id.clone(), FlowState::Stopped))
+            .collect();
+    }
+    if let Some(own) = held.get_mut(&flow.trigger_id)
+        && *own == FlowState::Stopped
+    {
+        *own = FlowState::Paused;
+    }
+    (state, held)
 }
 
 #[async_trait]

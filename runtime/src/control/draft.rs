@@ -16,6 +16,7 @@ use super::changes::changes;
 use super::choices::{Choices, Fate};
 use super::error::{ControlError, ErrorKind};
 use super::operate::queue_parts;
+use super::registrations::{registers, trigger};
 use super::view::{Change, ChangeAction, Draft, Left, PlanView, RemovedStep};
 use crate::broker::topology::FlowTopology;
 use crate::engine::Image;
@@ -90,6 +91,7 @@ impl Control {
         let removed = self.removed_steps(&checked).await?;
         refuse(&removed)?;
         self.refuse_reordering(&checked).await?;
+        self.refuse_unregistering(&checked).await?;
         if self.drain(&checked, &removed).await? {
             let version = checked.before.as_ref().map_or(0, |before| before.version);
             return Ok(checked.view(version, changes, &removed));
@@ -105,6 +107,15 @@ impl Control {
         } else {
             self.store_draft(&checked, &changes).await?
         };
+        if checked
+            .before
+            .as_ref()
+            .is_some_and(|before| before.deleting.is_some())
+        {
+            // It was to go, and is wanted again.
+            let store = &self.catalog.store;
+            store.set_deleting(&checked.flow.name, None).await?;
+        }
         self.changed().await?;
         self.removals.notify_one();
         Ok(PlanView {
@@ -150,6 +161,43 @@ impl Control {
             return Err(error.hint(hint));
         }
         Ok(())
+    }
+
+    /// Refuses to replace a trigger that is registered at its source by one that could not take that
+    /// back.
+    async fn refuse_unregistering(&self, checked: &Checked) -> Result<(), ControlError> {
+        let (Some(before), Some(flow)) = (&checked.before, &checked.flow_before) else {
+            return Ok(());
+        };
+        if self
+            .catalog
+            .store
+            .registration(&before.name)
+            .await?
+            .is_none()
+        {
+            return Ok(());
+        }
+        let image = |flow: &Flow| trigger(flow).map(|step| step.image.clone());
+        let new = image(&checked.flow).and_then(|image| checked.images.get(&image));
+        let old = match image(flow).and_then(|image| Some((before.images.get(&image)?, image))) {
+            Some((id, image)) => self.catalog.image(&image, id).await,
+            None => return Ok(()),
+        };
+        let old = old.map_err(|error| ControlError::engine(&error))?;
+        let name = |image: &Image| image.manifest.as_ref().map(|it| it.name.clone());
+        // If the old image is gone, nobody knows better than whoever applies.
+        if new.is_some_and(|new| registers(new) && old.is_ok_and(|old| name(&old) == name(new))) {
+            return Ok(());
+        }
+        let (name, id) = (&flow.name, &flow.trigger_id);
+        let message = format!(
+            "`{id}` of `{name}` has registered the flow's URL at its source, and only the same step can take that back"
+        );
+        let error = ControlError::new(ErrorKind::Conflict, "still_registered", message);
+        Err(error.hint(format!(
+            "`towpath delete {name}` takes it back; then apply this file"
+        )))
     }
 
     /// The steps that go away, what they have, and what becomes of it.
@@ -388,10 +436,8 @@ impl Control {
     ) -> Result<BTreeMap<String, Option<Image>>, ControlError> {
         let mut images = BTreeMap::new();
         for (name, id) in pinned {
-            let found = self.catalog.image(name, id).await.map_err(|error| {
-                let text = format!("{error:#}");
-                ControlError::new(ErrorKind::Unavailable, "engine_unavailable", text)
-            })?;
+            let found = self.catalog.image(name, id).await;
+            let found = found.map_err(|error| ControlError::engine(&error))?;
             let image = found.map_err(|_| {
                 let message =
                     format!("the image `{name}` that this version ran with is gone ({id})");
@@ -432,11 +478,7 @@ impl Control {
                     flow = before.name,
                     "cannot compare with what runs: {error:#}"
                 );
-                ControlError::new(
-                    ErrorKind::Unavailable,
-                    "engine_unavailable",
-                    format!("{error:#}"),
-                )
+                ControlError::engine(&error)
             })?;
         let mut changes = changes(
             Some(before),

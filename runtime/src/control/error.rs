@@ -95,6 +95,15 @@ impl ControlError {
         }
     }
 
+    /// The container engine does not say what is needed.
+    pub fn engine(error: &anyhow::Error) -> Self {
+        Self::new(
+            ErrorKind::Unavailable,
+            "engine_unavailable",
+            format!("{error:#}"),
+        )
+    }
+
     /// Something that should never happen.
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error = chain(error), "a request failed");

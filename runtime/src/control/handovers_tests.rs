@@ -4,6 +4,7 @@ use super::super::testing::{Bench, draft};
 use super::super::view::{ChangeAction, PlanView};
 use super::*;
 use crate::broker::{Broker as _, Publication};
+use crate::control::DeleteChoices;
 use crate::reconcile::FlowState;
 
 const TAKES: &str = "
@@ -86,7 +87,11 @@ async fn a_flow_that_others_hand_messages_to_stays() {
     let bench = bench().await;
     let control = &bench.control;
     for drop_messages in [false, true] {
-        let error = control.delete("takes", drop_messages).await.unwrap_err();
+        let choices = DeleteChoices {
+            drop_messages,
+            ..DeleteChoices::default()
+        };
+        let error = control.delete("takes", choices).await.unwrap_err();
         assert_eq!(
             (error.kind, error.code),
             (ErrorKind::Conflict, "flow_is_handed_to")
@@ -119,7 +124,10 @@ async fn a_flow_that_others_hand_messages_to_stays() {
             (ChangeAction::Remove, Some("over"))
         ]
     );
-    control.delete("takes", false).await.unwrap();
+    control
+        .delete("takes", DeleteChoices::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -234,6 +242,10 @@ actions:
     };
     bench.broker.publish(publication.clone()).await.unwrap();
     assert_eq!(bench.broker.ready("t.flow.takes.bill").len(), 1);
-    bench.control.delete("bare", false).await.unwrap();
+    bench
+        .control
+        .delete("bare", DeleteChoices::default())
+        .await
+        .unwrap();
     bench.broker.publish(publication).await.unwrap_err();
 }

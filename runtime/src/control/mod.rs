@@ -14,6 +14,7 @@
 //! | `runs`, `dead`, `retries`, `secrets`, `images`, `logs` | one group of verbs each |
 //! | `why` | where a message is: `whereabouts` decides, from all that is known |
 //! | `webhooks` | what stands in front of webhooks, and new keys for their URLs |
+//! | `registrations` | calls triggers to register at their sources, and to take that back |
 //! | `removals` | takes away the queues of what is gone |
 //!
 //! # Invariants
@@ -55,6 +56,7 @@ mod images;
 mod left;
 mod logs;
 mod operate;
+mod registrations;
 mod removals;
 mod retries;
 pub mod run_state;
@@ -75,6 +77,7 @@ pub(crate) use changes::FROM_FLOWS;
 pub use dead::DeadFilter;
 pub use hold::Verb;
 pub use logs::LogFilter;
+pub use operate::DeleteChoices;
 pub use retries::RetryFilter;
 pub use runs::RunFilter;
 pub use whereabouts::{AtStep, Attempt, Child, Parent, Place, Whereabouts};
@@ -107,6 +110,8 @@ pub struct Parts {
     pub program: PathBuf,
     /// Where to tell which flows are applied.
     pub live: watch::Sender<Arc<BTreeMap<String, LiveFlow>>>,
+    /// Told when a trigger has answered a call to register.
+    pub registrations_changed: Arc<Notify>,
 }
 
 /// Everything the verbs need.
@@ -130,6 +135,7 @@ pub struct Control {
     /// Held by what reads the flows, decides, and writes: applies do not overtake each other.
     applying: tokio::sync::Mutex<()>,
     removals: Notify,
+    registrations_changed: Arc<Notify>,
 }
 
 impl Control {
@@ -159,6 +165,7 @@ impl Control {
             live: parts.live,
             applying: tokio::sync::Mutex::new(()),
             removals: Notify::new(),
+            registrations_changed: parts.registrations_changed,
         };
         control.changed().await?;
         Ok(control)

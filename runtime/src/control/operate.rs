@@ -14,7 +14,16 @@ use super::Control;
 use super::error::{ControlError, ErrorKind};
 use super::view::Done;
 use crate::broker::topology::Names;
-use crate::store::flows::FlowRecord;
+use crate::store::flows::{Deletion, FlowRecord};
+
+/// What may be given up for a flow to be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeleteChoices {
+    /// The messages in its queues.
+    pub drop_messages: bool,
+    /// That its trigger takes back what it registered at its source.
+    pub leave_registered: bool,
+}
 
 impl Control {
     /// Says how many replicas a step should have, whatever the flow file says.
@@ -81,20 +90,78 @@ impl Control {
     }
 
     /// Forgets a flow and removes all it made. Refused while its queues hold something, unless
-    /// that may be dropped.
-    pub async fn delete(&self, flow: &str, drop_messages: bool) -> Result<Done, ControlError> {
+    /// that may be dropped. If its trigger is registered at its source, it takes that back first,
+    /// unless it may be left there.
+    pub async fn delete(&self, flow: &str, choices: DeleteChoices) -> Result<Done, ControlError> {
+        let DeleteChoices {
+            drop_messages,
+            leave_registered,
+        } = choices;
         let _alone = self.applying.lock().await;
-        let (_, checked) = self.record(flow).await?;
-        self.refuse_if_handed_to(flow, "would be gone").await?;
-        let steps: Vec<String> = checked.steps.iter().map(|step| step.id.clone()).collect();
-        // With a queue it goes when the last of them does.
-        let has_queues = !steps.is_empty();
-        if !drop_messages {
-            self.refuse_full_queues(flow, &steps).await?;
+        let (record, checked) = self.record(flow).await?;
+        let registration = self.catalog.store.registration(flow).await?;
+        let Some(registration) = registration.filter(|_| !leave_registered) else {
+            self.delete_now(&checked, drop_messages).await?;
+            return Ok(Done {
+                changed: true,
+                message: format!("`{flow}` is deleted"),
+            });
+        };
+        self.refuse_delete(&checked, drop_messages).await?;
+        let deletion = if drop_messages {
+            Deletion::WithMessages
+        } else {
+            Deletion::WhenEmpty
+        };
+        let changed = record.deleting != Some(deletion);
+        if changed {
+            self.catalog
+                .store
+                .set_deleting(flow, Some(deletion))
+                .await?;
+            tracing::info!(
+                flow,
+                drop_messages,
+                "it goes when nothing of it is registered"
+            );
+            self.changed().await?;
         }
+        let reason = registration.reason.map(|reason| format!(": {reason}"));
+        Ok(Done {
+            changed,
+            message: format!(
+                "`{flow}` is being deleted: `{}` takes back what it registered at its source first{}; `towpath status {flow}` shows it, and `--leave-registered` does not wait for it",
+                checked.trigger_id,
+                reason.unwrap_or_default()
+            ),
+        })
+    }
+
+    /// Refuses to delete a flow that others hand messages to, or that has messages which are to be
+    /// kept.
+    async fn refuse_delete(&self, flow: &Flow, drop_messages: bool) -> Result<(), ControlError> {
+        self.refuse_if_handed_to(&flow.name, "would be gone")
+            .await?;
+        if drop_messages {
+            return Ok(());
+        }
+        let steps: Vec<String> = flow.steps.iter().map(|step| step.id.clone()).collect();
+        self.refuse_full_queues(&flow.name, &steps).await
+    }
+
+    /// Forgets a flow and removes all it made.
+    pub(super) async fn delete_now(
+        &self,
+        checked: &Flow,
+        drop_messages: bool,
+    ) -> Result<(), ControlError> {
+        self.refuse_delete(checked, drop_messages).await?;
+        let flow = &*checked.name;
+        // With a queue it goes when the last of them does.
+        let has_queues = !checked.steps.is_empty();
         self.catalog
             .store
-            .delete_flow(flow, queue_parts(&checked), drop_messages)
+            .delete_flow(flow, queue_parts(checked), drop_messages)
             .await?;
         self.reports.forget_flow(flow);
         tracing::info!(flow, drop_messages, "deleted a flow");
@@ -103,10 +170,7 @@ impl Control {
         if !has_queues && let Err(trouble) = self.remove_exchanges(vec![flow.to_owned()]).await {
             tracing::warn!(flow, "the exchange of a deleted flow stays: {trouble}");
         }
-        Ok(Done {
-            changed: true,
-            message: format!("`{flow}` is deleted"),
-        })
+        Ok(())
     }
 
     /// Refuses if messages are in one of the steps' queues, in hand, or to be tried again, with counts.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use towpath_flow::{Fires, Flow, Replicas, Step};
+use towpath_protocol::office::RegistrationAct;
 
 use super::Control;
 use super::changes::fires;
@@ -17,6 +18,7 @@ use crate::metrics::{Snapshot, StepState};
 use crate::reconcile::FlowState;
 use crate::reconcile::intent::intent;
 use crate::reconcile::status::{ReplicaState, ReplicaStatus};
+use crate::registration::Registration;
 use crate::reports::quantile_us;
 use crate::store::flows::FlowRecord;
 use crate::store::now_ms;
@@ -38,6 +40,8 @@ struct Facts {
     remade: BTreeMap<String, u64>,
     /// Why the broker takes nothing now.
     broker_trouble: Option<String>,
+    /// The last calls to triggers that register at their sources, by flow.
+    registrations: BTreeMap<String, Registration>,
 }
 
 impl Control {
@@ -113,6 +117,8 @@ impl Control {
                 Fires::Webhook => self.former_keys_until(&record.name).await?,
                 _ => Vec::new(),
             },
+            registration: self.registration_view(&record, &flow).await?,
+            deleting: record.deleting.is_some(),
             next_run_at,
             timezone: match &flow.fires {
                 Fires::Cron(cron) => Some(cron.zone().to_owned()),
@@ -222,6 +228,7 @@ impl Control {
         let dead = by_step(self.catalog.store.open_dead_letters().await?);
         let replayed = self.catalog.store.count_dead_letters(DeadState::Replayed);
         let replayed = by_step(replayed.await?);
+        let registrations = self.catalog.store.registrations().await?;
         let status = self.reconciler.status.borrow();
         Ok(Facts {
             depths,
@@ -232,6 +239,7 @@ impl Control {
             broker_trouble: trouble
                 .unwrap_or_else(|_| Some("the broker does not answer in time".to_owned()))
                 .or(refused),
+            registrations,
         })
     }
 
@@ -354,6 +362,10 @@ impl Control {
         if let Some(trouble) = &facts.broker_trouble {
             return Some(format!("{trouble}; what it holds is safe"));
         }
+        let registration = facts.registrations.get(&record.name);
+        if let Some(reason) = registration.and_then(|it| registration_reason(record, it)) {
+            return Some(reason);
+        }
         let is_well = |step: &&StepStatus| match step.state.as_str() {
             "running" | "starting" | "asleep" | "unknown" => true,
             "paused" => step.wanted == FlowState::Paused,
@@ -422,6 +434,17 @@ fn scaling(
         )),
         _ => seen.scaling.clone(),
     }
+}
+
+/// Why the trigger of a flow is not registered, or is so still, if that fails or the flow is to go.
+fn registration_reason(record: &FlowRecord, last: &Registration) -> Option<String> {
+    let what = match (record.deleting, last.act) {
+        (Some(_), _) => "it is being deleted, and its trigger cannot take back what it registered",
+        (None, RegistrationAct::Activate) => "its trigger cannot register at its source",
+        (None, RegistrationAct::Deactivate) => return None,
+    };
+    let reason = last.reason.as_ref()?;
+    Some(format!("{what}: {reason}"))
 }
 
 fn by_step(counts: Vec<OpenDeadLetters>) -> BTreeMap<(String, String), u64> {

@@ -117,6 +117,7 @@ impl Bench {
             public_url: "http://here".into(),
             program: "towpath".into(),
             live,
+            registrations_changed: Arc::new(Notify::new()),
         });
         let control = Arc::new(control.await.unwrap());
         control.declare().await.unwrap();

@@ -1,9 +1,9 @@
 //! The verbs on a simulated engine and broker.
 
-use super::RunFilter;
 use super::error::ErrorKind;
 use super::testing::{Bench, FLOW, draft, image};
 use super::view::ChangeAction;
+use super::{DeleteChoices, RunFilter};
 use crate::reconcile::FlowState;
 
 fn queue(step: &str) -> String {
@@ -190,9 +190,17 @@ async fn only_delete_with_drop_messages_drops_messages() {
         assert_eq!(bench.broker.ready(&queue("shape")).len(), 1, "after {verb}");
     }
     assert!(bench.containers().is_empty());
-    let error = bench.control.delete("orders", false).await.unwrap_err();
+    let error = bench
+        .control
+        .delete("orders", DeleteChoices::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.code, "queues_not_empty");
-    bench.control.delete("orders", true).await.unwrap();
+    let drop = DeleteChoices {
+        drop_messages: true,
+        ..DeleteChoices::default()
+    };
+    bench.control.delete("orders", drop).await.unwrap();
     bench.settle().await;
     assert_eq!(bench.control.remove_queues().await, Ok(0));
     assert!(bench.broker.ready(&queue("shape")).is_empty());
@@ -211,7 +219,11 @@ async fn a_queue_is_not_removed_while_a_replica_uses_it() {
     let bench = Bench::new().await;
     bench.control.apply(&draft(FLOW)).await.unwrap();
     bench.settle().await;
-    bench.control.delete("orders", false).await.unwrap();
+    bench
+        .control
+        .delete("orders", DeleteChoices::default())
+        .await
+        .unwrap();
     assert_eq!(
         bench.control.remove_queues().await,
         Ok(2),
@@ -372,7 +384,11 @@ async fn a_secret_in_use_stays_and_a_new_value_replaces_what_uses_it() {
         after.len() == 3 && kept.len() == 1 && kept[0].contains(".shape."),
         "{after:?}"
     );
-    bench.control.delete("orders", false).await.unwrap();
+    bench
+        .control
+        .delete("orders", DeleteChoices::default())
+        .await
+        .unwrap();
     bench.control.delete_secret("crm_token").await.unwrap();
     assert_eq!(
         bench

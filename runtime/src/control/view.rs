@@ -261,6 +261,12 @@ pub struct FlowStatus {
     /// Until when former URLs of its webhook are good, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub webhook_former_until: Vec<u64>,
+    /// How its URL is registered at its source, if its trigger does that by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registration: Option<RegistrationView>,
+    /// It is to go as soon as that is taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleting: bool,
     /// The last run, if it is fired by a schedule.
     pub last_run: Option<RunView>,
     /// When it fires next, in milliseconds since 1970; before now if it is as soon as the run that
@@ -282,6 +288,35 @@ pub struct FlowStatus {
     pub engine_up: bool,
     /// Whether the broker answers.
     pub broker_up: bool,
+}
+
+/// How a flow's URL is registered at its source.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RegistrationView {
+    /// How it is.
+    pub state: RegistrationState,
+    /// The URL.
+    pub url: Option<String>,
+    /// Since when it is registered, in milliseconds since 1970.
+    pub since: Option<u64>,
+    /// How many calls of the trigger failed in a row.
+    pub attempts: u32,
+    /// When it is called again, in milliseconds since 1970, if the last call failed.
+    pub next_at: Option<u64>,
+    /// Why it is not yet as it should be.
+    pub reason: Option<String>,
+}
+
+/// How a registration is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RegistrationState {
+    /// It is to be registered.
+    Registering,
+    /// It is registered.
+    Registered,
+    /// It is to be taken back.
+    Unregistering,
 }
 
 /// An action that hands messages to another flow.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use towpath_protocol::MessageId;
 use towpath_protocol::message::BATCH_TYPE;
 use towpath_protocol::office::{
-    CheckpointAnswer, DeadCause, FOUND_TYPE, Found, News, Report, ToAgent,
+    CheckpointAnswer, DeadCause, FOUND_TYPE, Found, News, RegistrationOutcome, Report, ToAgent,
 };
 use towpath_protocol::start::Identity;
 
@@ -70,6 +70,8 @@ pub struct Office {
     pub metrics: Metrics,
     /// Told when a run may have ended.
     pub runs_changed: Arc<Notify>,
+    /// Told when a trigger has answered a call to register.
+    pub registrations_changed: Arc<Notify>,
     /// The flows.
     pub flows: LiveFlows,
     /// What is known of who claims messages.
@@ -227,6 +229,11 @@ impl Office {
                     tracing::warn!(flow = identity.flow, %run, reason, "the run failed and is tried again");
                 }
             }
+            News::Registration {
+                identity,
+                call,
+                outcome,
+            } => self.registration_answered(&identity, call, outcome).await,
             News::RunCancelled {
                 identity,
                 run,
@@ -237,6 +244,38 @@ impl Office {
                     .await;
             }
         }
+    }
+
+    async fn registration_answered(
+        &self,
+        identity: &Identity,
+        call: MessageId,
+        outcome: RegistrationOutcome,
+    ) {
+        let now = (self.clock)();
+        let record = || {
+            let outcome = outcome.clone();
+            self.store
+                .registration_answered(call, move |last| last.answered(outcome, now))
+                .boxed()
+        };
+        let is_last = until_stored(record).await;
+        let (flow, step) = (&identity.flow, &identity.step);
+        match outcome {
+            _ if !is_last => {
+                tracing::debug!(flow, step, %call, "an answer to an earlier call to register");
+            }
+            RegistrationOutcome::Activated { .. } => {
+                tracing::info!(flow, step, %call, "its trigger has registered at its source");
+            }
+            RegistrationOutcome::Deactivated => {
+                tracing::info!(flow, step, %call, "its trigger has taken back what it registered");
+            }
+            RegistrationOutcome::Failed { reason, .. } => {
+                tracing::warn!(flow, step, %call, reason, "its trigger cannot register, or take that back; trying on");
+            }
+        }
+        self.registrations_changed.notify_one();
     }
 
     async fn answer(&self, answer: CheckpointAnswer, reply: Option<&(String, String)>) {

@@ -57,6 +57,7 @@ async fn world(faults: Faults) -> World {
         inquiry: Inquiry::default(),
         metrics: Metrics::new(),
         runs_changed: Arc::new(Notify::new()),
+        registrations_changed: Arc::new(Notify::new()),
         flows: tokio::sync::watch::channel(Arc::default()).1,
         sightings: Arc::new(|_| crate::ledger::Sighting::default()),
         waiters: Waiters::default(),

@@ -128,6 +128,16 @@ impl Blueprint {
 }
 
 impl Blueprint {
+    /// Names what the step does, and with what: its image and its `with`. Unlike the hash of all that
+    /// its replicas are made from, it stays when anything else changes.
+    pub fn configured(&self, key: &[u8; 32]) -> String {
+        let mut hasher = blake3::Hasher::new_keyed(key);
+        // No id of an image holds a space.
+        hasher.update(self.image.id.as_bytes()).update(b" ");
+        hasher.update(self.start.config.get().as_bytes());
+        hasher.finalize().to_hex()[..32].to_owned()
+    }
+
     /// The most messages in the hands of one replica.
     pub fn concurrency(&self) -> u32 {
         self.start.settings.concurrency

@@ -22,6 +22,16 @@ pub(super) fn unword<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqli
     serde_json::from_value(Value::String(text)).map_err(unreadable)
 }
 
+/// The value of an enum that a column may hold as a word.
+pub(super) fn optional_word<T: DeserializeOwned>(
+    row: &Row<'_>,
+    column: &str,
+) -> rusqlite::Result<Option<T>> {
+    let text: Option<String> = row.get(column)?;
+    text.map(|text| serde_json::from_value(Value::String(text)).map_err(unreadable))
+        .transpose()
+}
+
 /// The id that a column holds.
 pub(super) fn id(row: &Row<'_>, column: &str) -> rusqlite::Result<MessageId> {
     let text: String = row.get(column)?;

@@ -44,6 +44,18 @@ pub struct FlowRecord {
     pub scales: BTreeMap<String, u32>,
     /// What an operator said of single steps.
     pub held: Held,
+    /// It goes as soon as its trigger has taken back what it registered.
+    pub deleting: Option<Deletion>,
+}
+
+/// How a flow goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deletion {
+    /// When no messages wait in its queues.
+    WhenEmpty,
+    /// With all of them.
+    WithMessages,
 }
 
 /// A version to store.
@@ -109,7 +121,7 @@ pub struct StoredVersion {
     pub images: BTreeMap<String, String>,
 }
 
-const SELECT: &str = "SELECT f.name, f.state, f.version, f.webhook_key, v.file, v.source, v.env, v.images, v.hash, v.applied_at
+const SELECT: &str = "SELECT f.name, f.state, f.version, f.webhook_key, v.file, v.source, v.env, v.images, v.hash, v.applied_at, f.deleting
     FROM flows f JOIN versions v ON v.flow = f.name AND v.version = f.version";
 
 impl Store {
@@ -276,6 +288,24 @@ impl Store {
         .await
     }
 
+    /// Says whether a flow is to go as soon as nothing of it is registered. Returns whether there is
+    /// such a flow.
+    pub async fn set_deleting(
+        &self,
+        flow: &str,
+        deleting: Option<Deletion>,
+    ) -> Result<bool, StoreError> {
+        let flow = flow.to_owned();
+        self.with("say that a flow is to go", move |connection| {
+            let changed = connection.execute(
+                "UPDATE flows SET deleting = ?2 WHERE name = ?1",
+                params![flow, deleting.map(columns::word)],
+            )?;
+            Ok(changed == 1)
+        })
+        .await
+    }
+
     /// Says how many replicas a step should have, whatever the flow file says.
     pub async fn set_scale(&self, flow: &str, step: &str, replicas: u32) -> Result<(), StoreError> {
         let (flow, step) = (flow.to_owned(), step.to_owned());
@@ -417,6 +447,7 @@ fn read_flow(row: &Row<'_>) -> rusqlite::Result<FlowRecord> {
         applied_at: row.get(9)?,
         scales: BTreeMap::new(),
         held: Held::new(),
+        deleting: columns::optional_word(row, "deleting")?,
     })
 }
 

@@ -305,6 +305,25 @@ CREATE TABLE answers (
 ) STRICT;
 -- For their sum.
 CREATE INDEX answers_by_size ON answers (bytes);
+", "
+-- The last call to each trigger that registers at its source. `kept` is encrypted.
+CREATE TABLE registrations (
+    flow      TEXT PRIMARY KEY REFERENCES flows (name) ON DELETE CASCADE,
+    call      TEXT NOT NULL UNIQUE,
+    act       TEXT NOT NULL,
+    url       TEXT NOT NULL,
+    made_with TEXT NOT NULL,
+    state     TEXT NOT NULL,
+    at        INTEGER NOT NULL,
+    nonce     BLOB,
+    kept      BLOB,
+    attempts  INTEGER NOT NULL,
+    next_at   INTEGER NOT NULL,
+    reason    TEXT
+) STRICT;
+-- Set while a flow is to go and its trigger takes back what it registered: `when_empty` or
+-- `with_messages`.
+ALTER TABLE flows ADD COLUMN deleting TEXT;
 "];
 
 /// Brings a database to the newest shape.

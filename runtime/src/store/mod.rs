@@ -32,6 +32,7 @@ mod migrations;
 pub mod records;
 #[cfg(test)]
 mod records_tests;
+pub mod registrations;
 pub mod replay_jobs;
 pub mod runs;
 pub mod secrets;

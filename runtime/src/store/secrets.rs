@@ -23,27 +23,26 @@ pub struct SecretRecord {
     pub changed_at: u64,
 }
 
+/// A value that is encrypted, and belongs to a name.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    pub(super) nonce: Vec<u8>,
+    pub(super) value: Vec<u8>,
+}
+
 impl Store {
     /// Sets a secret.
     pub async fn set_secret(&self, name: &str, value: &str) -> Result<(), StoreError> {
         let name = name.to_owned();
-        // Random and 192 bits long, so that no two values ever share one.
-        let nonce: [u8; 24] = rand::random();
-        let sealed = self
-            .cipher()
-            .encrypt(
-                &XNonce::from(nonce),
-                Payload {
-                    msg: value.as_bytes(),
-                    aad: name.as_bytes(),
-                },
-            )
-            .map_err(|_| StoreError::Undecryptable { name: name.clone() })?;
+        let Sealed {
+            nonce,
+            value: sealed,
+        } = self.seal(&name, value)?;
         self.with("set a secret", move |connection| {
             connection.execute(
                 "INSERT INTO secrets (name, nonce, value, changed_at) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (name) DO UPDATE SET nonce = ?2, value = ?3, changed_at = ?4",
-                params![name, nonce.as_slice(), sealed, now_ms()],
+                params![name, nonce, sealed, now_ms()],
             )?;
             Ok(())
         })
@@ -77,36 +76,63 @@ impl Store {
 
     /// The values of all secrets, by name.
     pub async fn secret_values(&self) -> Result<BTreeMap<String, String>, StoreError> {
-        let sealed: Vec<(String, Vec<u8>, Vec<u8>)> = self
+        let sealed: Vec<(String, Sealed)> = self
             .with("read secrets", |connection| {
                 connection
                     .prepare_cached("SELECT name, nonce, value FROM secrets")?
-                    .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+                    .query_map([], |row| {
+                        let sealed = Sealed {
+                            nonce: row.get(1)?,
+                            value: row.get(2)?,
+                        };
+                        Ok((row.get(0)?, sealed))
+                    })?
                     .collect()
             })
             .await?;
-        let cipher = self.cipher();
-        sealed
-            .into_iter()
-            .map(|(name, nonce, value)| {
-                let opened = <[u8; 24]>::try_from(nonce).ok().and_then(|nonce| {
-                    let payload = Payload {
-                        msg: &value,
-                        aad: name.as_bytes(),
-                    };
-                    let plain = cipher.decrypt(&XNonce::from(nonce), payload).ok()?;
-                    String::from_utf8(plain).ok()
-                });
-                match opened {
-                    Some(plain) => Ok((name, plain)),
-                    None => Err(StoreError::Undecryptable { name }),
-                }
-            })
-            .collect()
+        let opened = sealed.into_iter().map(|(name, sealed)| {
+            let plain = self.unseal(&name, &sealed)?;
+            Ok((name, plain))
+        });
+        opened.collect()
+    }
+
+    /// Encrypts a value for a name.
+    pub(super) fn seal(&self, name: &str, plain: &str) -> Result<Sealed, StoreError> {
+        // Random and 192 bits long, so that no two values ever share one.
+        let nonce: [u8; 24] = rand::random();
+        let payload = Payload {
+            msg: plain.as_bytes(),
+            aad: name.as_bytes(),
+        };
+        let value = self.cipher().encrypt(&XNonce::from(nonce), payload);
+        let value = value.map_err(|_| undecryptable(name))?;
+        Ok(Sealed {
+            nonce: nonce.to_vec(),
+            value,
+        })
+    }
+
+    /// Decrypts what was encrypted for a name.
+    pub(super) fn unseal(&self, name: &str, sealed: &Sealed) -> Result<String, StoreError> {
+        let nonce = <[u8; 24]>::try_from(&*sealed.nonce).map_err(|_| undecryptable(name))?;
+        let payload = Payload {
+            msg: &sealed.value,
+            aad: name.as_bytes(),
+        };
+        let plain = self.cipher().decrypt(&XNonce::from(nonce), payload);
+        let plain = plain.map_err(|_| undecryptable(name))?;
+        String::from_utf8(plain).map_err(|_| undecryptable(name))
     }
 
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new(&self.derive_key("towpath 2026-11-21 secrets at rest").into())
+    }
+}
+
+fn undecryptable(name: &str) -> StoreError {
+    StoreError::Undecryptable {
+        name: name.to_owned(),
     }
 }
 

@@ -110,6 +110,7 @@ impl Bench {
             inquiry: towpath::inquiry::Inquiry::default(),
             metrics: Metrics::new(),
             runs_changed: Arc::new(Notify::new()),
+            registrations_changed: Arc::new(Notify::new()),
             flows: tokio::sync::watch::channel(Arc::default()).1,
             waiters: towpath::ingress::Waiters::default(),
             rates: towpath::rates::Rates::default(),
