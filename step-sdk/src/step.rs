@@ -114,6 +114,10 @@ where
     ///         .run()
     /// }
     /// ```
+    #[expect(
+        clippy::type_complexity,
+        reason = "the handler, and the two functions beside it"
+    )]
     pub fn registration<A, D, K>(
         self,
         activate: A,

@@ -6,7 +6,8 @@ use towpath_tests::{BrokerVersion, Instance, Postgres, eventually, holds, http};
 
 use crate::{LONG, SOON};
 
-const ROWS: u64 = 30_000;
+/// So many that the first thousand are there long before the last.
+const ROWS: u64 = 120_000;
 
 /// Rows of few times, as bulk loads make them, with what JSON and databases write in different ways.
 const SOURCE: &str = r#"

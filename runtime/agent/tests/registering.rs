@@ -10,7 +10,9 @@ use towpath_protocol::manifest::Kind;
 use towpath_protocol::office::REGISTRATION_MS;
 
 /// More turns of 20 ms than a call may take.
-const TOO_LONG: usize = REGISTRATION_MS as usize / 20 + 10;
+fn too_long() -> usize {
+    usize::try_from(REGISTRATION_MS / 20 + 10).unwrap()
+}
 
 fn id(number: u8) -> String {
     MessageId::from_bytes([number; 16]).to_string()
@@ -105,7 +107,7 @@ fn why_a_step_cannot_register_is_told() {
 #[test]
 fn a_call_to_register_is_told_however_it_ends() {
     let mut world = called("activate");
-    world.run_for(TOO_LONG);
+    world.run_for(too_long());
     failed(&world, "did not answer within");
 
     let mut world = called("activate");

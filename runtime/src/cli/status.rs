@@ -94,18 +94,7 @@ fn one(status: &FlowStatus, printer: Printer, now: u64) -> String {
     }
     lines.push(format!("  fires    {}", fires(status, now)));
     lines.extend(status.hands.iter().map(|it| hands(it, printer)));
-    if let Some(url) = &status.webhook_url {
-        lines.push(format!("  webhook  {url}"));
-        for until in &status.webhook_former_until {
-            lines.push(format!("           {}", webhook::former(*until, now)));
-        }
-    }
-    lines.extend(
-        status
-            .registration
-            .iter()
-            .map(|it| registration(it, printer, now)),
-    );
+    lines.extend(intake(status, printer, now));
     lines.push(String::new());
     let rows = status.steps.iter().map(|step| row(step, printer)).collect();
     let heads = [
@@ -239,6 +228,19 @@ fn dead_letters(count: u64) -> String {
     } else {
         format!("{count} dead letters are")
     }
+}
+
+/// Where it takes requests, and whether its source knows.
+fn intake(status: &FlowStatus, printer: Printer, now: u64) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(url) = &status.webhook_url {
+        lines.push(format!("  webhook  {url}"));
+        let former = status.webhook_former_until.iter();
+        lines.extend(former.map(|until| format!("           {}", webhook::former(*until, now))));
+    }
+    let registered = status.registration.iter();
+    lines.extend(registered.map(|it| registration(it, printer, now)));
+    lines
 }
 
 /// How the URL is registered at the source.
