@@ -17,6 +17,7 @@ pub(crate) struct Description {
     pub(crate) version: String,
     pub(crate) text: String,
     pub(crate) concurrency: Option<u32>,
+    pub(crate) needs_batch: bool,
     pub(crate) ports: BTreeMap<String, Value>,
 }
 
@@ -79,5 +80,6 @@ pub(crate) fn manifest<H: Handler>(handler: &H, description: &Description) -> Ma
         ports,
         concurrency: description.concurrency.or(two_batches),
         batch: batch.and_then(|max| u32::try_from(max).ok()),
+        needs_batch: description.needs_batch,
     }
 }

@@ -16,6 +16,7 @@
 //! | `pace` | keeping to the step's rate |
 //! | `look` | bodies held against what the step takes |
 //! | `step_frames` | what the step says |
+//! | `joint` | outputs that were made from several messages |
 //! | `outcome` | settling: done, again, dead |
 //! | `tick` | triggers: checkpoints and ends of runs |
 //! | `stream` | triggers that run for ever: when they come to an end |
@@ -36,6 +37,7 @@ mod broker_events;
 mod claim;
 mod hand;
 mod inquiry;
+mod joint;
 mod look;
 mod notes;
 mod order;
@@ -163,6 +165,8 @@ pub struct Core {
     /// Those of the messages in hand that took too long, and since when the step has been told.
     cancelled: IdMap<Instant>,
     held_bytes: usize,
+    /// Messages that share outputs.
+    bonds: joint::Bonds,
 
     step: Step,
     life: step_life::Life,
@@ -259,6 +263,7 @@ impl Core {
             finishing: None,
             cancelled: IdMap::default(),
             held_bytes: 0,
+            bonds: joint::Bonds::default(),
             step: Step::Absent,
             life: step_life::Life::default(),
             to_step: Vec::new(),
@@ -526,6 +531,7 @@ impl Core {
         // when the connection closes.
         self.deferred.clear();
         self.abandon_all(State::Parked, now);
+        self.abandon_bound(now);
         self.abandon_all(State::Asking, now);
         self.abandon_all(State::Claiming, now);
         self.abandon_all(State::Held, now);
