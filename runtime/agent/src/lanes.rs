@@ -336,10 +336,65 @@ struct BranchLane {
     lane: Lane,
 }
 
+impl Lane {
+    fn new(exchange: &str, key: &str, content: Content, batch_max: u32, open_max: u32) -> Self {
+        Self {
+            exchange: exchange.into(),
+            key: key.into(),
+            content,
+            frame: None,
+            batch_max,
+            open_max,
+            growing: Batch::default(),
+            since: None,
+            sealed: VecDeque::new(),
+            open: 0,
+            refusals: 0,
+            not_before: None,
+        }
+    }
+}
+
+/// The lanes of a step's outputs: of each port to those that take everything, and of each branch.
+fn ways_out(routes: &Routes, limits: &Limits) -> (Ports, Vec<BranchLane>) {
+    let lane = |output: &Output, key: &str, batch_max: u32, in_order: bool| {
+        Lane::new(
+            output.exchange.as_ref().unwrap_or(&routes.outputs_exchange),
+            key,
+            Content::Batch,
+            batch_max.max(1),
+            // Of two the first may be refused, and the second not.
+            if in_order { 1 } else { limits.open_batches },
+        )
+    };
+    let mut ports = Vec::new();
+    let mut branches = Vec::new();
+    let mut handovers = 0;
+    for (number, (port, output)) in (0..).zip(&routes.outputs) {
+        let all = output.key.as_deref();
+        let all = all.map(|key| lane(output, key, output.batch_max, output.in_order));
+        ports.push((port.as_str().into(), all));
+        for branch in &output.branches {
+            branches.push(BranchLane {
+                port: number,
+                step: branch.step.as_str().into(),
+                handover: (!branch.handed_to.is_empty()).then(|| {
+                    handovers += 1;
+                    handovers - 1
+                }),
+                lane: lane(output, &branch.key, branch.batch_max, branch.in_order),
+            });
+        }
+    }
+    (ports, branches)
+}
+
+/// The ports of a step: the lane of each is to the steps that take everything, if there are such.
+type Ports = Vec<(Box<str>, Option<Lane>)>;
+
 /// All lanes of an agent.
 pub struct Lanes {
-    /// The lane of each port is to the steps that take everything, if there are such.
-    ports: Vec<(Box<str>, Option<Lane>)>,
+    ports: Ports,
     /// Those of one port are together.
     branches: Vec<BranchLane>,
     /// Into the partitions of this step, if it keeps an order.
@@ -365,49 +420,8 @@ pub struct Lanes {
 impl Lanes {
     /// Makes the lanes of a step.
     pub fn new(routes: &Routes, limits: &Limits, identity: &Identity, incarnation: &str) -> Self {
-        let lane = |exchange: &str, key: &str, content, batch_max, open_max| Lane {
-            exchange: exchange.into(),
-            key: key.into(),
-            content,
-            frame: None,
-            batch_max,
-            open_max,
-            growing: Batch::default(),
-            since: None,
-            sealed: VecDeque::new(),
-            open: 0,
-            refusals: 0,
-            not_before: None,
-        };
-        let outputs = |output: &Output, key: &str, batch_max: u32, in_order: bool| {
-            lane(
-                output.exchange.as_ref().unwrap_or(&routes.outputs_exchange),
-                key,
-                Content::Batch,
-                batch_max.max(1),
-                // Of two the first may be refused, and the second not.
-                if in_order { 1 } else { limits.open_batches },
-            )
-        };
-        let mut ports = Vec::new();
-        let mut branches = Vec::new();
-        let mut handovers = 0;
-        for (number, (port, output)) in (0..).zip(&routes.outputs) {
-            let all = output.key.as_deref();
-            let all = all.map(|key| outputs(output, key, output.batch_max, output.in_order));
-            ports.push((port.as_str().into(), all));
-            for branch in &output.branches {
-                branches.push(BranchLane {
-                    port: number,
-                    step: branch.step.as_str().into(),
-                    handover: (!branch.handed_to.is_empty()).then(|| {
-                        handovers += 1;
-                        handovers - 1
-                    }),
-                    lane: outputs(output, &branch.key, branch.batch_max, branch.in_order),
-                });
-            }
-        }
+        let (ports, branches) = ways_out(routes, limits);
+        let lane = Lane::new;
         let order = routes.order.as_ref();
         let batch_max = order.map_or(1, |order| order.batch_max.max(1));
         let partitions = order.map_or(&[][..], |order| &order.partitions);

@@ -3,26 +3,11 @@
 mod support;
 
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
-use support::{Agent, Bench, report};
+use support::{Agent, Bench, derived, ids, report};
 use towpath_protocol::MessageId;
 
 fn echo(count: usize) -> Vec<Value> {
     (0..count).map(|number| json!({"number": number})).collect()
-}
-
-fn ids(lines: &[Value]) -> BTreeSet<String> {
-    lines
-        .iter()
-        .map(|line| line["id"].as_str().expect("an id").to_owned())
-        .collect()
-}
-
-fn derived(parents: &[MessageId]) -> BTreeSet<String> {
-    parents
-        .iter()
-        .map(|parent| MessageId::derive(*parent, "step", "out", 0).to_string())
-        .collect()
 }
 
 #[tokio::test]

@@ -2,28 +2,13 @@
 
 mod support;
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Agent, Bench, DEADLINE};
+use support::{Agent, Bench, DEADLINE, derived, ids};
 use towpath_protocol::MessageId;
 use towpath_protocol::manifest::Kind;
-
-fn ids(lines: &[Value]) -> BTreeSet<String> {
-    lines
-        .iter()
-        .map(|line| line["id"].as_str().expect("an id").to_owned())
-        .collect()
-}
-
-fn derived(parents: &[MessageId]) -> BTreeSet<String> {
-    parents
-        .iter()
-        .map(|parent| MessageId::derive(*parent, "step", "out", 0).to_string())
-        .collect()
-}
 
 fn echo(count: usize) -> Vec<Value> {
     (0..count).map(|number| json!({"number": number})).collect()
@@ -225,8 +210,7 @@ async fn what_the_step_has_in_hand_is_not_handed_over_twice_when_the_connection_
 async fn an_agent_killed_in_the_middle_loses_nothing() {
     let bench = Bench::new("killed", |_| {}).await;
     let mut out = bench.read(&bench.out()).await;
-    let parents = bench.publish(&echo(20_000), 50).await;
-    let expect = derived(&parents);
+    let mut parents = bench.publish(&echo(20_000), 50).await;
     for round in 1..=3 {
         let mut agent = Agent::start(&bench.start);
         out.until("some outputs", |lines| lines.len() >= round * 3_000)
@@ -234,6 +218,9 @@ async fn an_agent_killed_in_the_middle_loses_nothing() {
         agent.signal(Signal::KILL);
         assert_eq!(agent.exit_code().await, None);
     }
+    // It comes after all that came back.
+    parents.extend(bench.publish(&echo(1), 1).await);
+    let expect = derived(&parents);
     let agent = Agent::start(&bench.start);
     let lines = out
         .until("all outputs", |lines| ids(lines).len() >= expect.len())

@@ -17,6 +17,7 @@ use towpath_protocol::MessageId;
 use towpath_protocol::answer::REPLY_PORT;
 use towpath_protocol::message::PastAttempt;
 use towpath_protocol::office::{Found, Happened, Holding, What};
+use towpath_protocol::start::Identity;
 use utoipa::ToSchema;
 
 use crate::ingress::Entered;
@@ -348,25 +349,8 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
         signs.entry(key).or_default().push(sign);
     };
     for answer in &facts.answers {
-        let who = &answer.identity;
         if let Some(holding) = &answer.now {
-            let mut at_step = AtStep::new(&who.flow, &who.step, Place::Taken);
-            at_step.replica = Some(who.replica);
-            match holding {
-                Holding::Waiting => {}
-                Holding::InHand { since, attempt } => {
-                    at_step.place = Place::InHand;
-                    at_step.since = Some(*since);
-                    at_step.attempt = Some(*attempt);
-                }
-                Holding::Held { due, attempt } => {
-                    at_step.place = Place::Waiting;
-                    at_step.until = Some(*due);
-                    at_step.attempt = Some(*attempt);
-                }
-                Holding::Settling => at_step.place = Place::Settling,
-            }
-            insert(facts.now, true, at_step);
+            insert(facts.now, true, taken(&answer.identity, holding));
         }
         for event in answer.events.iter().filter(|event| event.id == id) {
             for at_step in happened(event, answer, facts) {
@@ -390,19 +374,7 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
         insert(letter.at, false, died(letter));
     }
     for note in &facts.notes {
-        let is_back = note.due <= facts.now;
-        let place = if is_back {
-            Place::Queued
-        } else {
-            Place::Waiting
-        };
-        let mut at_step = AtStep::new(&note.flow, &note.step, place);
-        at_step.since = Some(if is_back { note.due } else { note.since });
-        at_step.until = (!is_back).then_some(note.due);
-        at_step.attempt = Some(note.attempt);
-        at_step.attempts = Some(note.attempts);
-        at_step.reason = Some(note.reason.clone());
-        insert(note.due, !is_back, at_step);
+        insert(note.due, note.due > facts.now, waits(note, facts.now));
     }
     for entry in &facts.ledger {
         let mut at_step = AtStep::new(&entry.flow, &entry.step, Place::Settled);
@@ -442,6 +414,44 @@ fn signs(id: MessageId, facts: &Facts) -> BTreeMap<StepKey, Vec<Sign>> {
         insert(at, false, at_step);
     }
     signs
+}
+
+/// What an agent says that has the message.
+fn taken(who: &Identity, holding: &Holding) -> AtStep {
+    let mut at_step = AtStep::new(&who.flow, &who.step, Place::Taken);
+    at_step.replica = Some(who.replica);
+    match holding {
+        Holding::Waiting => {}
+        Holding::InHand { since, attempt } => {
+            at_step.place = Place::InHand;
+            at_step.since = Some(*since);
+            at_step.attempt = Some(*attempt);
+        }
+        Holding::Held { due, attempt } => {
+            at_step.place = Place::Waiting;
+            at_step.until = Some(*due);
+            at_step.attempt = Some(*attempt);
+        }
+        Holding::Settling => at_step.place = Place::Settling,
+    }
+    at_step
+}
+
+/// What a note about a message in the delay ladder says.
+fn waits(note: &Note, now: u64) -> AtStep {
+    let is_back = note.due <= now;
+    let place = if is_back {
+        Place::Queued
+    } else {
+        Place::Waiting
+    };
+    let mut at_step = AtStep::new(&note.flow, &note.step, place);
+    at_step.since = Some(if is_back { note.due } else { note.since });
+    at_step.until = (!is_back).then_some(note.due);
+    at_step.attempt = Some(note.attempt);
+    at_step.attempts = Some(note.attempts);
+    at_step.reason = Some(note.reason.clone());
+    at_step
 }
 
 /// What a dead letter says.

@@ -2,7 +2,7 @@
 #![expect(dead_code, reason = "each test file uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -469,6 +469,20 @@ impl Management {
     }
 }
 
+/// The ids of messages, each once.
+pub(crate) fn ids(lines: &[Value]) -> BTreeSet<String> {
+    let ids = lines.iter().filter_map(|line| line["id"].as_str());
+    ids.map(str::to_owned).collect()
+}
+
+/// The ids of the first outputs of messages.
+pub(crate) fn derived(parents: &[MessageId]) -> BTreeSet<String> {
+    let ids = parents
+        .iter()
+        .map(|parent| MessageId::derive(*parent, "step", "out", 0));
+    ids.map(|id| id.to_string()).collect()
+}
+
 /// Reads lines from a queue.
 pub(crate) struct Reader {
     consumer: Consumer,
@@ -495,8 +509,9 @@ impl Reader {
                 .await
                 .unwrap_or_else(|_| {
                     panic!(
-                        "waited too long for {what}; there are {} lines",
-                        self.lines.len()
+                        "waited too long for {what}; there are {} lines of {} messages",
+                        self.lines.len(),
+                        ids(&self.lines).len()
                     )
                 })
                 .expect("the queue is there")
