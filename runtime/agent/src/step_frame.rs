@@ -165,7 +165,7 @@ mod tests {
     fn the_beginning_of_an_output_says_which_messages_it_was_made_from() {
         let (a, b, c) = (ID, ID.replace('1', "2"), ID.replace('1', "3"));
         let line = format!(r#"{{"emit":{{"id":"{a}","with":["{b}","{c}"],"body":1}}}}"#);
-        let ids = [&a[..], &b, &c].map(|id| id.parse().unwrap());
+        let ids = [a, &b, &c].map(|id| id.parse().unwrap());
         let begin = &line.as_bytes()[..line.len() - 10];
         assert_eq!(emit_begins(begin), Some(ids.to_vec()));
         let Ok(Frame::Emit(output)) = read(line.as_bytes()) else {

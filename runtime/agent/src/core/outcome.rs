@@ -151,15 +151,15 @@ impl Core {
             self.issue(number, now);
             return;
         }
-        if !self.waits_for_lost() {
-            self.abandon(number, now);
-            self.release_deferred(now);
-        } else {
+        if self.waits_for_lost() {
             self.records.get(number).state = State::Parked;
             if self.order.is_some() {
                 // The next of its partition may wait for it: then it does not come again.
                 self.release_deferred(now);
             }
+        } else {
+            self.abandon(number, now);
+            self.release_deferred(now);
         }
     }
 

@@ -1021,10 +1021,10 @@ impl Step {
         for group in groups.into_values() {
             let ids: Vec<Value> = group.iter().map(|it| it["id"].clone()).collect();
             let is_chain = group[0]["body"]["chain"] == true;
-            let parts = ids.chunks(if is_chain { 1 } else { ids.len() });
-            let parts: Vec<Vec<Value>> = match is_chain && ids.len() > 1 {
-                true => ids.windows(2).map(<[Value]>::to_vec).collect(),
-                false => parts.map(<[Value]>::to_vec).collect(),
+            let parts: Vec<&[Value]> = if is_chain && ids.len() > 1 {
+                ids.windows(2).collect()
+            } else {
+                ids.chunks(ids.len()).collect()
             };
             for part in parts {
                 let mut with = part[1..].to_vec();
