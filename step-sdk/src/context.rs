@@ -10,6 +10,7 @@ use towpath_protocol::MessageId;
 use towpath_protocol::message::Lineage;
 
 use crate::error::{Result, StepError};
+use crate::input::Item;
 use crate::link::Link;
 use crate::write::Envelope;
 
@@ -112,7 +113,8 @@ impl<C, S> Context<C, S> {
         Output {
             link: &self.link,
             about: &self.about,
-            of_batch: self.of_batch,
+            lead: (!self.of_batch).then_some(self.about.id),
+            with: Vec::new(),
             envelope: Envelope::default(),
             headers: Vec::new(),
             value,
@@ -208,6 +210,11 @@ impl<C, S> Context<C, S> {
         self.link.hello.replica
     }
 
+    /// Returns how many bytes an output may have as JSON.
+    pub fn body_bytes_max(&self) -> usize {
+        self.link.hello.body_bytes_max
+    }
+
     /// Returns how long the step has for one message; none is without limit.
     pub fn timeout(&self) -> Option<Duration> {
         let timeout_ms = self.link.hello.timeout_ms;
@@ -273,13 +280,35 @@ impl<C, S> Context<C, S> {
 pub struct Output<'a, T> {
     link: &'a Link,
     about: &'a About,
-    of_batch: bool,
+    /// The message it was made from; none if that is still to be said, in a batch.
+    lead: Option<MessageId>,
+    /// Further messages that it was made from.
+    with: Vec<MessageId>,
     envelope: Envelope<'a>,
     headers: Vec<(String, String)>,
     value: T,
 }
 
 impl<'a, T: Serialize> Output<'a, T> {
+    /// Says which messages of a batch it was made from: it leaves when all of them are done, and none
+    /// of them is settled before it is safe. If one of them fails, it is void, and the others are
+    /// handed over once more. Its lineage, and its key unless it has its own, are those of the first.
+    ///
+    /// ```
+    /// # use towpath_step::{Context, Item, Result};
+    /// async fn total(orders: Vec<Item<u64>>, ctx: &Context<()>) -> Result<Vec<Result<()>>> {
+    ///     let cents: u64 = orders.iter().map(|order| order.body).sum();
+    ///     ctx.output(cents).of(&orders).send().await?;
+    ///     Ok(orders.iter().map(|_| Ok(())).collect())
+    /// }
+    /// ```
+    pub fn of<'i, B: 'i>(mut self, items: impl IntoIterator<Item = &'i Item<B>>) -> Self {
+        let mut ids = items.into_iter().map(Item::message_id);
+        self.lead = ids.next();
+        self.with = ids.collect();
+        self
+    }
+
     /// Names the port it leaves by; `out` if not named.
     pub fn port(mut self, port: &'a str) -> Self {
         self.envelope.port = Some(port);
@@ -307,15 +336,18 @@ impl<'a, T: Serialize> Output<'a, T> {
 
     /// Emits it. Waits while the agent is held back.
     pub async fn send(self) -> Result<()> {
-        if self.of_batch {
+        let Some(lead) = self.lead else {
             return Err(StepError::permanent(
-                "a batch has many messages: return the outputs of each one",
+                "a batch has many messages: return the outputs of each one, or say which an output was made from with `.of(…)`",
             ));
-        }
+        };
         let envelope = Envelope {
+            with: &self.with,
             headers: &self.headers,
             ..self.envelope
         };
-        self.link.emit(self.about, &envelope, &self.value).await
+        self.link
+            .emit(lead, &self.about.emitted, &envelope, &self.value)
+            .await
     }
 }

@@ -74,7 +74,8 @@
 //! | [`Outputs`] | outputs that name their ports |
 //!
 //! What is too much to return is emitted on the way, with back-pressure: [`Context::emit`],
-//! [`Context::output`].
+//! [`Context::output`]. What a batch handler makes of several of its messages says which those were:
+//! [`Output::of`].
 //!
 //! In a flow whose webhook waits (`reply`), what leaves by the port [`REPLY_PORT`] is answered to whoever
 //! sent the request: an [`Answer`].
@@ -106,7 +107,7 @@
 //! # More
 //!
 //! The `examples/` have one idea each: `action`, `poll`, `stream`, `errors`, `ports`, `state`, `batch`,
-//! `testing`. What goes over the pipes is in `docs/step-protocol.md`.
+//! `join`, `testing`. What goes over the pipes is in `docs/step-protocol.md`.
 //!
 //! # What does not compile
 //!

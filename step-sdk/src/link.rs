@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -10,7 +10,6 @@ use tokio::sync::{oneshot, watch};
 use towpath_protocol::frame::Saved;
 use towpath_protocol::{DEFAULT_PORT, MessageId};
 
-use crate::context::About;
 use crate::error::{Result, StepError};
 use crate::outbox::Outbox;
 use crate::registration::{Act, Kept};
@@ -69,10 +68,12 @@ impl Link {
         }
     }
 
-    /// Emits an output of a message when there is room for it.
+    /// Emits an output of a message when there is room for it. `emitted` counts the outputs, so that
+    /// who emits many lets others have a turn.
     pub(crate) async fn emit<T: Serialize + ?Sized>(
         &self,
-        about: &About,
+        id: MessageId,
+        emitted: &AtomicU64,
         envelope: &Envelope<'_>,
         value: &T,
     ) -> Result<()> {
@@ -86,18 +87,12 @@ impl Link {
         }
         let mut frame = SCRATCH.take();
         frame.clear();
-        let written = write::emit(
-            &mut frame,
-            about.id,
-            envelope,
-            value,
-            self.hello.body_bytes_max,
-        );
+        let written = write::emit(&mut frame, id, envelope, value, self.hello.body_bytes_max);
         if matches!(written, Ok(true)) {
             self.outbox.push_when_room(&frame).await;
         }
         give_back(frame);
-        if about.emitted.fetch_add(1, Ordering::Relaxed) % EMITS_PER_TURN == EMITS_PER_TURN - 1 {
+        if emitted.fetch_add(1, Ordering::Relaxed) % EMITS_PER_TURN == EMITS_PER_TURN - 1 {
             tokio::task::yield_now().await;
         }
         written.map(|_| ())

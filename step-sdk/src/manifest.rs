@@ -17,6 +17,7 @@ pub(crate) struct Description {
     pub(crate) version: String,
     pub(crate) text: String,
     pub(crate) concurrency: Option<u32>,
+    pub(crate) needs_batch: bool,
     pub(crate) ports: BTreeMap<String, Value>,
 }
 
@@ -80,5 +81,6 @@ pub(crate) fn manifest<H: Handler>(handler: &H, description: &Description) -> Ma
         concurrency: description.concurrency.or(two_batches),
         batch: batch.and_then(|max| u32::try_from(max).ok()),
         registers: handler.registers(),
+        needs_batch: description.needs_batch,
     }
 }

@@ -40,7 +40,9 @@ impl<T: Serialize + JsonSchema + 'static> Reply for T {
     }
 
     async fn send(self, to: Recipient<'_>) -> Result<()> {
-        to.link.emit(to.about, &Envelope::default(), &self).await
+        to.link
+            .emit(to.about.id, &to.about.emitted, &Envelope::default(), &self)
+            .await
     }
 }
 
@@ -69,7 +71,9 @@ impl<T: Serialize + JsonSchema + 'static> Reply for Many<T> {
 
     async fn send(self, to: Recipient<'_>) -> Result<()> {
         for value in &self.0 {
-            to.link.emit(to.about, &Envelope::default(), value).await?;
+            to.link
+                .emit(to.about.id, &to.about.emitted, &Envelope::default(), value)
+                .await?;
         }
         Ok(())
     }
@@ -143,7 +147,9 @@ impl Reply for Outputs {
                 port: port.as_deref(),
                 ..Envelope::default()
             };
-            to.link.emit(to.about, &envelope, value).await?;
+            to.link
+                .emit(to.about.id, &to.about.emitted, &envelope, value)
+                .await?;
         }
         Ok(())
     }

@@ -182,6 +182,7 @@ impl<H: Handler> Step<H> {
             version: String::new(),
             text: String::new(),
             concurrency: None,
+            needs_batch: false,
             ports: BTreeMap::new(),
         };
         Self {
@@ -228,6 +229,12 @@ impl<H: Handler, P> Step<H, P> {
     /// Sets how many messages a flow hands over at a time when it says nothing itself.
     pub fn concurrency(mut self, concurrency: u32) -> Self {
         self.description.concurrency = Some(concurrency);
+        self
+    }
+
+    /// Says that it makes something of several messages: a flow that uses it has to say `batch`.
+    pub fn needs_batch(mut self) -> Self {
+        self.description.needs_batch = true;
         self
     }
 

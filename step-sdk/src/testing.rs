@@ -175,7 +175,8 @@ impl<H: Handler, P> TestRun<H, P> {
 }
 
 impl<H: Handler, P: Setup<H::Config, H::State>> TestRun<H, P> {
-    /// Gives it many messages, and returns what became of each.
+    /// Gives it many messages, and returns what became of each. A batch handler is handed as many
+    /// together as it takes and may have in its hands.
     pub async fn inputs(self, bodies: impl IntoIterator<Item = Value>) -> Vec<Outcome> {
         Box::pin(self.play(bodies.into_iter().map(Given::message).collect()))
             .await
@@ -191,9 +192,16 @@ impl<H: Handler, P: Setup<H::Config, H::State>> TestRun<H, P> {
         let mut outcomes: Vec<_> = given.iter().map(|_| Outcome::default()).collect();
         let mut refused = None;
         let (sender, lines) = mpsc::channel(given.len().max(1));
+        let together = self.step.handler.batch_max().unwrap_or(1);
+        let together = together.min(self.part.concurrency as usize);
+        let count = given.len();
         for (index, given) in given.into_iter().enumerate() {
             let id = id_of(index);
-            let text = given.frame(id);
+            let mut text = given.frame(id);
+            let left = together.min(count - index);
+            if index % together == 0 && left > 1 {
+                text = format!("{}\n{text}", json!({"batch": {"count": left}}));
+            }
             sender
                 .try_send(Line { id, text })
                 .expect("there is room for all of them");
@@ -374,6 +382,9 @@ pub struct Emitted {
     pub source_id: Option<String>,
     /// What travels beside the body.
     pub headers: BTreeMap<String, String>,
+    /// Which of the inputs it was made from, by their numbers from 0: the one it is an outcome of
+    /// first.
+    pub of: Vec<usize>,
 }
 
 impl From<&Emit<'_>> for Emitted {
@@ -385,6 +396,10 @@ impl From<&Emit<'_>> for Emitted {
             key: emit.key.as_deref().map(str::to_owned),
             source_id: emit.source_id.as_deref().map(str::to_owned),
             headers: serde_json::from_str(headers).expect("headers are strings"),
+            of: std::iter::once(emit.id)
+                .chain(emit.with.iter().copied())
+                .map(index_of)
+                .collect(),
         }
     }
 }
@@ -491,6 +506,10 @@ fn id_of(index: usize) -> MessageId {
 }
 
 fn outcome(outcomes: &mut [Outcome], id: MessageId) -> &mut Outcome {
+    &mut outcomes[index_of(id)]
+}
+
+fn index_of(id: MessageId) -> usize {
     let index = usize::try_from(u128::from_be_bytes(*id.as_bytes()) - 1);
-    &mut outcomes[index.expect("ids are small numbers here")]
+    index.expect("ids are small numbers here")
 }

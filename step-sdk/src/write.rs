@@ -22,6 +22,8 @@ const CHAIN_MAX: usize = 16;
 /// What an output says beside its body.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Envelope<'a> {
+    /// Further messages that it was made from.
+    pub(crate) with: &'a [MessageId],
     pub(crate) port: Option<&'a str>,
     pub(crate) key: Option<&'a str>,
     pub(crate) source_id: Option<&'a str>,
@@ -37,6 +39,10 @@ pub(crate) fn emit<T: Serialize + ?Sized>(
     body_bytes_max: usize,
 ) -> Result<bool> {
     begin(frame, "{\"emit\":{\"id\":\"", id);
+    if !envelope.with.is_empty() {
+        frame.extend_from_slice(b",\"with\":");
+        json(frame, envelope.with);
+    }
     for (name, text) in [
         ("port", envelope.port),
         ("key", envelope.key),
@@ -237,7 +243,9 @@ mod tests {
             format!("{{\"emit\":{{\"id\":\"{ID_TEXT}\",\"body\":{{\"a\":1}}}}}}\n")
         );
         let headers = [("h".to_owned(), "\"v\"".to_owned())];
+        let with = [MessageId::from_bytes([0x22; 16])];
         let envelope = Envelope {
+            with: &with,
             port: Some("p"),
             key: Some("k"),
             source_id: Some("s"),
@@ -247,7 +255,7 @@ mod tests {
         assert_eq!(
             frame,
             format!(
-                "{{\"emit\":{{\"id\":\"{ID_TEXT}\",\"port\":\"p\",\"key\":\"k\",\"source_id\":\"s\",\
+                "{{\"emit\":{{\"id\":\"{ID_TEXT}\",\"with\":[\"22222222222222222222222222222222\"],\"port\":\"p\",\"key\":\"k\",\"source_id\":\"s\",\
                  \"headers\":{{\"h\":\"\\\"v\\\"\"}},\"body\":1}}}}\n"
             )
         );

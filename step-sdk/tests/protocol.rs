@@ -588,6 +588,26 @@ fn an_announced_batch_is_handled_together_however_slowly_it_arrives() {
 }
 
 #[test]
+fn an_output_of_several_messages_names_them() {
+    let mut step = Played::ready("join", &json!({}));
+    step.send(&json!({"batch": {"count": 3}}));
+    for (number, customer, cents) in [(1, "ada", 5), (2, "bob", 7), (3, "ada", 8)] {
+        step.message(number, &json!({"customer": customer, "cents": cents}));
+    }
+    assert_eq!(
+        step.frame(),
+        json!({"emit": {"id": id(1), "with": [id(3)], "body": {"customer": "ada", "cents": 13}}})
+    );
+    assert_eq!(
+        step.frame(),
+        json!({"emit": {"id": id(2), "body": {"customer": "bob", "cents": 7}}})
+    );
+    for number in 1..=3 {
+        assert_eq!(step.settled(), json!({"done": {"id": id(number)}}));
+    }
+}
+
+#[test]
 fn a_batch_is_stopped_when_all_of_it_is_cancelled() {
     let mut step = Played::ready("misbehaving_batch", &json!({}));
     step.send(&json!({"batch": {"count": 2}}));

@@ -26,6 +26,7 @@ mod routing;
 mod runs;
 mod scaling;
 mod schedules;
+mod steps_aggregate;
 mod steps_file;
 mod steps_http_poll;
 mod steps_split;

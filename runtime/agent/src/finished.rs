@@ -1,5 +1,6 @@
-//! Messages that were settled after the connection they came by was lost: when the broker delivers
-//! them again, they are acknowledged instead of handled twice.
+//! Messages that were settled after the connection they came by was lost, or that an output was made from
+//! together with others: when the broker delivers them again, they are acknowledged instead of handled
+//! twice.
 
 use std::collections::{HashSet, VecDeque};
 

@@ -34,6 +34,13 @@ pub enum Event {
         /// The number of the port.
         port: u16,
     },
+    /// An output was made from it, among others.
+    Joined {
+        /// The output.
+        output: MessageId,
+        /// The number of the port.
+        port: u16,
+    },
     /// Settled as done.
     Done {
         /// The attempt.
@@ -139,6 +146,10 @@ impl Journal {
                     }
                     Event::Unmatched { parent, port } => What::Unmatched {
                         parent,
+                        port: way_name(port).0,
+                    },
+                    Event::Joined { output, port } => What::Joined {
+                        output,
                         port: way_name(port).0,
                     },
                     Event::Done { attempt } => What::Done { attempt },

@@ -12,6 +12,10 @@ pub struct Limits {
     /// Bytes of outputs of all messages that are held: a step with many in hand must not take
     /// [`Self::held_bytes`] for each.
     pub held_bytes_all: usize,
+    /// Bytes of outputs that were made from several messages and are held until all of those are
+    /// done: they are never streamed, because a message that fails later would be in a second one.
+    /// Twice [`Self::together_bytes`], so that whatever was handed over together can be put together.
+    pub joint_bytes: usize,
     /// Bytes of log lines of all attempts that are kept, in case they fail: a step with hundreds of
     /// messages in hand must not take [`towpath_protocol::message::ATTEMPT_LINES_MAX`] lines for each.
     pub attempt_log_bytes_all: usize,
@@ -112,6 +116,7 @@ impl Default for Limits {
             held_outputs: 256,
             held_bytes: 1 << 20,
             held_bytes_all: 16 << 20,
+            joint_bytes: 16 << 20,
             attempt_log_bytes_all: 1 << 20,
             outstanding_bytes: 4 << 20,
             questions: 256,

@@ -27,6 +27,8 @@ pub enum State {
     Ready,
     /// In the step's hands.
     InHand,
+    /// The step is done with it, and it waits for those that it shares an output with.
+    Bound,
     /// Its fate is decided; waits for confirms.
     Settling,
     /// Its fate is decided, but the delivery it came by was lost: waits for the next.
@@ -198,6 +200,11 @@ pub struct Record {
     pub outputs: Vec<(u16, u64)>,
     /// Outputs are published as they come.
     pub is_streaming: bool,
+    /// The number of what binds it to those that it shares an output with.
+    pub bond: Option<u32>,
+    /// It was settled with those. Delivered again, because its neighbours in the delivery were not
+    /// settled, it would be in another output.
+    pub is_joined: bool,
     /// Outputs, settlements and news that await their confirm.
     pub unconfirmed: u64,
     /// Why its outputs cannot be sent on.
@@ -369,6 +376,8 @@ impl Records {
             held_lines,
             outputs,
             is_streaming: false,
+            bond: None,
+            is_joined: false,
             unconfirmed: 0,
             bad_output: None,
             is_reported: false,

@@ -20,6 +20,8 @@ use towpath_protocol::frame::{Done, Emit, FromStep};
 pub struct Output<'a> {
     /// The message it was made from.
     pub id: MessageId,
+    /// Further messages that it was made from.
+    pub with: Vec<MessageId>,
     /// Its port.
     pub port: Option<Cow<'a, str>>,
     /// Its ordering key.
@@ -44,6 +46,7 @@ pub enum Frame<'a> {
 }
 
 const EMIT: &[u8] = b"{\"emit\":{\"id\":\"";
+const WITH: &[u8] = b"\",\"with\":";
 const BODY: &[u8] = b"\",\"body\":";
 const DONE: &[u8] = b"{\"done\":{\"id\":\"";
 
@@ -59,8 +62,19 @@ pub fn read(line: &[u8]) -> Result<Frame<'_>, String> {
     read_slowly(text)
 }
 
-/// Returns the message that the beginning of an `emit` is about, however the rest looks.
-pub fn emit_begins(line: &[u8]) -> Option<MessageId> {
+/// Returns the messages that the beginning of an `emit` is about, however the rest looks.
+pub fn emit_begins(line: &[u8]) -> Option<Vec<MessageId>> {
+    let id = emit_id(line)?;
+    let mut ids = vec![id];
+    let rest = &line[EMIT.len() + MessageId::TEXT_LEN..];
+    if let Some(rest) = rest.strip_prefix(WITH) {
+        let end = memchr::memchr(b']', rest)?;
+        ids.extend(serde_json::from_slice::<Vec<MessageId>>(&rest[..=end]).ok()?);
+    }
+    Some(ids)
+}
+
+fn emit_id(line: &[u8]) -> Option<MessageId> {
     MessageId::decode(line.strip_prefix(EMIT)?.get(..MessageId::TEXT_LEN)?)
 }
 
@@ -74,7 +88,7 @@ fn read_done(line: &[u8]) -> Option<MessageId> {
 
 fn read_emit(text: &str) -> Option<Output<'_>> {
     let line = text.as_bytes();
-    let id = emit_begins(line)?;
+    let id = emit_id(line)?;
     let start = EMIT.len() + MessageId::TEXT_LEN;
     line[start..].strip_prefix(BODY)?;
     let body = text.get(start + BODY.len()..)?.strip_suffix("}}")?;
@@ -82,6 +96,7 @@ fn read_emit(text: &str) -> Option<Output<'_>> {
     serde_json::from_str::<IgnoredAny>(body).ok()?;
     Some(Output {
         id,
+        with: Vec::new(),
         port: None,
         key: None,
         source_id: None,
@@ -92,8 +107,12 @@ fn read_emit(text: &str) -> Option<Output<'_>> {
 
 fn read_slowly(text: &str) -> Result<Frame<'_>, String> {
     match serde_json::from_str(text).map_err(|error| error.to_string())? {
+        FromStep::Emit(Emit { with, .. }) if !with.is_empty() && hides_with(text, &with) => {
+            Err("`with` must come right after `id`: an output that is too long is known by its beginning alone".to_owned())
+        }
         FromStep::Emit(Emit {
             id,
+            with,
             port,
             key,
             source_id,
@@ -101,6 +120,7 @@ fn read_slowly(text: &str) -> Result<Frame<'_>, String> {
             body,
         }) => Ok(Frame::Emit(Output {
             id,
+            with,
             port,
             key,
             source_id,
@@ -110,6 +130,12 @@ fn read_slowly(text: &str) -> Result<Frame<'_>, String> {
         FromStep::Done(Done { id }) => Ok(Frame::Done(id)),
         other => Ok(Frame::Other(other)),
     }
+}
+
+/// Whether the beginning of an output says which message it was made from, but not the others.
+fn hides_with(text: &str, with: &[MessageId]) -> bool {
+    let line = text.as_bytes();
+    emit_id(line).is_some() && emit_begins(line).is_none_or(|ids| ids[1..] != *with)
 }
 
 #[cfg(test)]
@@ -133,6 +159,25 @@ mod tests {
     fn the_usual_frames_need_no_serde() {
         assert!(read_emit(&format!(r#"{{"emit":{{"id":"{ID}","body":{{"a":[1]}}}}}}"#)).is_some());
         assert!(read_done(format!(r#"{{"done":{{"id":"{ID}"}}}}"#).as_bytes()).is_some());
+    }
+
+    #[test]
+    fn the_beginning_of_an_output_says_which_messages_it_was_made_from() {
+        let (a, b, c) = (ID, ID.replace('1', "2"), ID.replace('1', "3"));
+        let line = format!(r#"{{"emit":{{"id":"{a}","with":["{b}","{c}"],"body":1}}}}"#);
+        let ids = [a, &b, &c].map(|id| id.parse().unwrap());
+        let begin = &line.as_bytes()[..line.len() - 10];
+        assert_eq!(emit_begins(begin), Some(ids.to_vec()));
+        let Ok(Frame::Emit(output)) = read(line.as_bytes()) else {
+            panic!("it is an output");
+        };
+        assert_eq!((output.id, &output.with[..]), (ids[0], &ids[1..]));
+        let hidden = format!(r#"{{"emit":{{"id":"{a}","body":1,"with":["{b}"]}}}}"#);
+        let why = read(hidden.as_bytes()).unwrap_err();
+        assert!(
+            why.starts_with("`with` must come right after `id`"),
+            "{why}"
+        );
     }
 
     #[test]

@@ -186,6 +186,8 @@ codes! {
     BatchTooLarge = "F110", Error;
     /// `batch` does not go with another key.
     BatchClash = "F111", Error;
+    /// A step makes something of several messages, and nothing says of which.
+    BatchMissing = "F112", Error;
     /// A folder does not exist.
     UnknownFolder = "F130", Error;
 }

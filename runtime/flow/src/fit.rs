@@ -45,6 +45,7 @@ pub(crate) fn check(
         }
         bodies::check_validate(draft, facts, found);
         found.extend(batch(draft, facts));
+        found.extend(no_batch(draft, facts));
         match facts.image(&draft.step.image) {
             ImageFact::Unknown => unknown.push(draft.step.id.as_str()),
             ImageFact::Missing => found.push(missing(facts, draft)),
@@ -299,6 +300,26 @@ fn batch(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
             "the manifest of the image {image} says `batch: {most}`"
         ))
         .help(format!("write `max: {most}`, or less"))
+    })
+}
+
+/// A step that makes something of several messages must be handed some together.
+fn no_batch(draft: &Draft<'_>, facts: &Facts) -> Option<Diagnostic> {
+    let ImageFact::Known(Some(manifest)) = facts.image(&draft.step.image) else {
+        return None;
+    };
+    let is_its_own = draft.step.mode == Mode::Frames && draft.step.command.is_empty();
+    (manifest.needs_batch && is_its_own && draft.batch.is_none()).then(|| {
+        Diagnostic::new(
+            Code::BatchMissing,
+            format!(
+                "{} puts messages together, and nothing says which",
+                describe(&draft.step)
+            ),
+        )
+        .at(draft.image_span.clone())
+        .label("it needs `batch`")
+        .help("say how many messages it gets together, and how long the first of them waits for others: `batch: { max: 500, wait: 10s }`")
     })
 }
 

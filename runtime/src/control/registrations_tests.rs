@@ -28,6 +28,7 @@ fn registering(name: &str) -> Image {
         ports: BTreeMap::from([("out".to_owned(), serde_json::Value::Null)]),
         concurrency: None,
         batch: None,
+        needs_batch: false,
         registers: true,
     };
     Image {

@@ -543,6 +543,8 @@ fn happened(event: &Happened, answer: &Found, facts: &Facts) -> Vec<AtStep> {
                 })
                 .collect()
         }
+        // What became of it is said when it is settled.
+        What::Joined { .. } => Vec::new(),
         What::Done { attempt } => vec![here(Place::Settled, Some(*attempt))],
         What::Repeated => vec![here(Place::Settled, None)],
         // The store knows what became of it.
@@ -786,7 +788,10 @@ fn attempts(id: MessageId, facts: &Facts) -> Vec<Attempt> {
                         note.map_or_else(|| "put off".to_owned(), |note| note.reason.clone());
                     (*attempt, outcome)
                 }
-                What::Emitted { .. } | What::Unmatched { .. } | What::Repeated => continue,
+                What::Emitted { .. }
+                | What::Unmatched { .. }
+                | What::Joined { .. }
+                | What::Repeated => continue,
             };
             let is_known = attempts.iter().any(|known| {
                 (&known.flow, &known.step, known.attempt, known.replica)
@@ -848,19 +853,22 @@ fn children(id: MessageId, facts: &Facts) -> Vec<Child> {
     let mut children: BTreeMap<(u64, MessageId), Child> = BTreeMap::new();
     for answer in &facts.answers {
         for event in &answer.events {
-            if let What::Emitted { parent, port, .. } | What::Unmatched { parent, port } =
-                &event.what
-                && *parent == id
-                && event.id != id
-            {
-                let child = Child {
-                    id: event.id.to_string(),
-                    step: answer.identity.step.clone(),
-                    port: port.clone(),
-                    at: event.at,
-                };
-                children.insert((event.at, event.id), child);
-            }
+            let (of, port) = match &event.what {
+                What::Emitted { parent, port, .. } | What::Unmatched { parent, port }
+                    if *parent == id && event.id != id =>
+                {
+                    (event.id, port)
+                }
+                What::Joined { output, port } if event.id == id => (*output, port),
+                _ => continue,
+            };
+            let child = Child {
+                id: of.to_string(),
+                step: answer.identity.step.clone(),
+                port: port.clone(),
+                at: event.at,
+            };
+            children.insert((event.at, of), child);
         }
     }
     // Emitted twice, it is one message all the same.

@@ -230,6 +230,10 @@ pub struct Drain {}
 pub struct Emit<'a> {
     /// The message, or the tick, it was made from.
     pub id: MessageId,
+    /// Further messages that it was made from. It leaves when all of them are done, and none of them
+    /// is settled before the broker has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub with: Vec<MessageId>,
     /// The port it leaves by; [`crate::DEFAULT_PORT`] when left out.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub port: Option<Cow<'a, str>>,
@@ -345,6 +349,9 @@ mod tests {
     fn frames_from_a_step_keep_their_shape() {
         round_trip(r#"{"ready":{"contract":1}}"#);
         round_trip(r#"{"emit":{"id":"00000000000000000000000000000001","body":{"a":[1, 2]}}}"#);
+        round_trip(
+            r#"{"emit":{"id":"00000000000000000000000000000001","with":["00000000000000000000000000000002"],"body":1}}"#,
+        );
         round_trip(r#"{"done":{"id":"00000000000000000000000000000001"}}"#);
         round_trip(
             r#"{"failed":{"id":"00000000000000000000000000000001","fate":"rebound","delay_ms":5,"reason":"not yet"}}"#,

@@ -43,6 +43,23 @@ impl MessageId {
         Self::truncate(&hasher)
     }
 
+    /// Returns what stands for several messages where an output was made from all of them: the same
+    /// for the same messages, in whatever order. For one it is its own id.
+    pub fn of_several(parents: &[Self]) -> Self {
+        let mut parents = parents.to_vec();
+        parents.sort_unstable();
+        parents.dedup();
+        if let [one] = parents.as_slice() {
+            return *one;
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"towpath joint 1\0");
+        for parent in parents {
+            hasher.update(&parent.0);
+        }
+        Self::truncate(&hasher)
+    }
+
     /// Derives the id of a root message from what its source calls it.
     ///
     /// The same `source_id` seen again, by a trigger of the same flow, is the same message.
@@ -173,6 +190,17 @@ mod tests {
                     assert!(seen.insert(MessageId::derive(PARENT, step, port, index)));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_same_messages_stand_for_the_same_whatever_their_order() {
+        let [a, b, c] = [1, 2, 3].map(|byte| MessageId::from_bytes([byte; 16]));
+        let both = MessageId::of_several(&[a, b]);
+        assert_eq!(both, MessageId::of_several(&[b, a, b]));
+        assert_eq!(MessageId::of_several(&[c, c]), c);
+        for other in [a, b, c, MessageId::of_several(&[a, b, c])] {
+            assert_ne!(both, other);
         }
     }
 

@@ -42,6 +42,9 @@ pub struct Manifest {
     /// The most messages that it handles together; it handles each by itself when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<u32>,
+    /// It makes something of several messages, so a flow has to say with `batch` of which.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_batch: bool,
 }
 
 fn default_ports() -> BTreeMap<String, Value> {

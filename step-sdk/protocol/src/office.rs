@@ -387,6 +387,14 @@ pub enum What {
         /// The port it left by.
         port: String,
     },
+    /// The step made an output from it together with other messages.
+    Joined {
+        /// The output.
+        #[schemars(with = "String")]
+        output: MessageId,
+        /// The port it left by.
+        port: String,
+    },
     /// Settled as done.
     Done {
         /// The attempt that did it, from 1.

@@ -239,6 +239,7 @@ impl Core {
             self.reconnected_at = None;
             self.finished.clear();
             self.abandon_all(State::Parked, now);
+            self.abandon_bound(now);
             self.release_deferred(now);
         }
     }

@@ -414,7 +414,12 @@ impl Core {
             };
             let is_kept = matches!(
                 record.state,
-                State::Ready | State::Held | State::InHand | State::Settling | State::Parked
+                State::Ready
+                    | State::Held
+                    | State::InHand
+                    | State::Bound
+                    | State::Settling
+                    | State::Parked
             );
             if record.claim.is_told || !is_kept {
                 continue;

@@ -151,8 +151,10 @@ impl Core {
         if !matches!(record.state, State::Claiming | State::Ready) {
             self.deliveries.begin(delivery);
         }
-        if record.state == State::Parked {
-            self.issue(number, now);
+        match (record.state, record.bond) {
+            (State::Parked, _) => self.issue(number, now),
+            (State::Bound, Some(bond)) => self.decide_bond(bond, now),
+            _ => {}
         }
     }
 

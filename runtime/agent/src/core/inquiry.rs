@@ -69,7 +69,7 @@ impl Core {
                     attempt: record.tries(),
                 }
             }
-            State::Settling | State::Parked | State::Abandoned => Holding::Settling,
+            State::Bound | State::Settling | State::Parked | State::Abandoned => Holding::Settling,
         })
     }
 

@@ -16,6 +16,7 @@
 //! | `pace` | keeping to the step's rate |
 //! | `look` | bodies held against what the step takes |
 //! | `step_frames` | what the step says |
+//! | `joint` | outputs that were made from several messages |
 //! | `outcome` | settling: done, again, dead |
 //! | `tick` | triggers: checkpoints and ends of runs |
 //! | `stream` | triggers that run for ever: when they come to an end |
@@ -37,6 +38,7 @@ mod broker_events;
 mod claim;
 mod hand;
 mod inquiry;
+mod joint;
 mod look;
 mod notes;
 mod order;
@@ -167,6 +169,8 @@ pub struct Core {
     /// Those of the messages in hand that took too long, and since when the step has been told.
     cancelled: IdMap<Instant>,
     held_bytes: usize,
+    /// Messages that share outputs.
+    bonds: joint::Bonds,
 
     step: Step,
     life: step_life::Life,
@@ -264,6 +268,7 @@ impl Core {
             registering: registration::Registering::default(),
             cancelled: IdMap::default(),
             held_bytes: 0,
+            bonds: joint::Bonds::default(),
             step: Step::Absent,
             life: step_life::Life::default(),
             to_step: Vec::new(),
@@ -533,6 +538,7 @@ impl Core {
         // when the connection closes.
         self.deferred.clear();
         self.abandon_all(State::Parked, now);
+        self.abandon_bound(now);
         self.abandon_all(State::Asking, now);
         self.abandon_all(State::Claiming, now);
         self.abandon_all(State::Held, now);

@@ -306,19 +306,22 @@ impl Core {
             }
         }
         // Another of this partition did, and it does not come again: somebody else has settled it.
-        let others: Vec<(u32, State)> = self
-            .records
-            .iter()
-            .filter(|(_, it)| it.partition.map(usize::from) == Some(partition))
-            .map(|(number, it)| (number, it.state))
-            .collect();
-        for (number, _) in others.iter().filter(|(_, state)| *state == State::Parked) {
-            self.abandon(*number, now);
+        let mut lost = Vec::new();
+        let mut is_blocked = self.records.find(envelope.id).is_some();
+        for (number, other) in self.records.iter() {
+            if other.partition.map(usize::from) != Some(partition) {
+                continue;
+            }
+            match other.state {
+                State::Parked => lost.push(number),
+                State::Bound if other.deliveries.is_empty() => lost.push(number),
+                State::Abandoned | State::Sorting => {}
+                _ => is_blocked = true,
+            }
         }
-        let is_here =
-            |state: &State| !matches!(state, State::Parked | State::Abandoned | State::Sorting);
-        let is_blocked = others.iter().any(|(_, state)| is_here(state))
-            || self.records.find(envelope.id).is_some();
+        for number in lost {
+            self.abandon(number, now);
+        }
         if is_blocked {
             self.deferred.push(Deferred {
                 delivery,
@@ -474,7 +477,7 @@ impl Core {
             self.lanes.is_refused() || self.order.as_ref().is_some_and(|order| order.has_trouble);
         let is_under_way = self.records.iter().any(|(_, record)| match record.state {
             _ if record.deliveries.is_empty() => false,
-            State::InHand => true,
+            State::InHand | State::Bound => true,
             State::Sorting => !is_stuck,
             State::Settling => !is_stuck || !matches!(record.resolution, Some(Resolution::Sorted)),
             // The step may come to it yet.
@@ -529,13 +532,18 @@ impl Core {
         self.suspects.clear();
         self.claims.forget();
         let all: Vec<u32> = self.records.iter().map(|(number, _)| number).collect();
+        for number in &all {
+            self.records.get(*number).deliveries.clear();
+        }
         for number in all {
-            let record = self.records.get(number);
-            record.deliveries.clear();
-            if !matches!(
-                record.state,
-                State::InHand | State::Settling | State::Abandoned
-            ) {
+            // Whoever shared an output with another one may have gone with it.
+            let is_left = self.records.peek(number).is_some_and(|record| {
+                !matches!(
+                    record.state,
+                    State::InHand | State::Settling | State::Abandoned
+                )
+            });
+            if is_left {
                 self.abandon(number, now);
             }
         }

@@ -56,7 +56,10 @@ impl Core {
     /// The step handled a message.
     pub(super) fn succeed(&mut self, number: u32, now: Now) {
         self.life.has_worked();
-        self.resolve(number, Resolution::Done, now);
+        match self.records.get(number).bond {
+            Some(bond) => self.wait_for_bond(number, bond, now),
+            None => self.resolve(number, Resolution::Done, now),
+        }
     }
 
     /// An attempt at a message failed, or the message cannot even be tried.
@@ -69,6 +72,7 @@ impl Core {
         now: Now,
     ) {
         self.spoil_held(number);
+        self.leave_bond(number, now);
         if self.is_run_cancelled(number) {
             self.resolve(number, Resolution::Cancelled, now);
             return;
@@ -147,17 +151,22 @@ impl Core {
             self.issue(number, now);
             return;
         }
-        let is_late = self.is_up && self.reconnected_at.is_none();
-        if self.drain.is_some() || is_late {
-            self.abandon(number, now);
-            self.release_deferred(now);
-        } else {
+        if self.waits_for_lost() {
             self.records.get(number).state = State::Parked;
             if self.order.is_some() {
                 // The next of its partition may wait for it: then it does not come again.
                 self.release_deferred(now);
             }
+        } else {
+            self.abandon(number, now);
+            self.release_deferred(now);
         }
+    }
+
+    /// Returns whether what was lost with its connection may be delivered to this agent again.
+    pub(super) fn waits_for_lost(&self) -> bool {
+        let is_late = self.is_up && self.reconnected_at.is_none();
+        self.drain.is_none() && !is_late
     }
 
     /// Publishes what a decision needs.
@@ -307,6 +316,10 @@ impl Core {
                 self.release_deferred(now);
             }
             State::Settling => {
+                if let Some(bond) = record.bond {
+                    self.complete_bond(bond, now);
+                    return;
+                }
                 let is_done = matches!(record.resolution, Some(Resolution::Done));
                 let is_end_told = is_done && self.tell_run_ended(number, now);
                 if self.report_done(number, now) || is_end_told {
@@ -326,7 +339,7 @@ impl Core {
                     self.deliveries.settle_line(*delivery, record.id);
                 }
                 if let Some(id) = record.id
-                    && record.deliveries.is_empty()
+                    && (record.deliveries.is_empty() || record.is_joined)
                 {
                     self.finished
                         .insert((id, record.attempt, record.rebounds, record.replays));
@@ -339,6 +352,7 @@ impl Core {
             | State::Held
             | State::Ready
             | State::InHand
+            | State::Bound
             | State::Parked => {}
         }
     }
@@ -365,6 +379,7 @@ impl Core {
     /// Leaves a message to whoever gets it next.
     pub(super) fn abandon(&mut self, number: u32, now: Now) {
         self.spoil_held(number);
+        self.leave_bond(number, now);
         self.forget_cancelled(number);
         let record = self.records.get(number);
         if record.state == State::InHand {

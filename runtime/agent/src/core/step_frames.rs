@@ -43,14 +43,14 @@ impl Core {
     /// is skipped. An output that is too large ends its message, not the step. If it does not begin
     /// with its message's id, it is known only if there is but one.
     pub fn on_step_overlong(&mut self, begin: &[u8]) {
-        let id = step_frame::emit_begins(begin).or_else(|| {
-            self.only_in_hand()
-                .and_then(|number| self.records.get(number).id)
-                .filter(|_| begin.starts_with(b"{\"emit\":"))
-        });
-        let record = id.and_then(|id| self.records.find(id));
-        let Some(number) = record.filter(|number| self.records.get(*number).state == State::InHand)
-        else {
+        let mut ids = step_frame::emit_begins(begin).unwrap_or_default();
+        if ids.is_empty() && begin.starts_with(b"{\"emit\":") {
+            let only = self.only_in_hand();
+            ids.extend(only.and_then(|number| self.records.get(number).id));
+        }
+        let numbers: Result<Vec<u32>, String> =
+            ids.iter().map(|id| self.held_by_step(*id)).collect();
+        let Some(numbers) = numbers.ok().filter(|numbers| !numbers.is_empty()) else {
             let begin = &begin[..begin.len().min(1024)];
             let quote = cut(&String::from_utf8_lossy(begin), QUOTE_BYTES_MAX);
             self.kill(Kill::Garbage(format!(
@@ -62,7 +62,7 @@ impl Core {
         let size = begin.len();
         let reason =
             format!("the step emitted a body of more than {size} bytes; the limit is {limit}");
-        self.spoil(number, reason);
+        self.spoil_all(&numbers, &reason);
     }
 
     fn on_other(&mut self, frame: FromStep<'_>, now: Now) -> Result<(), String> {
@@ -137,7 +137,7 @@ impl Core {
         self.held_by_step(id).map(Some)
     }
 
-    fn held_by_step(&mut self, id: MessageId) -> Result<u32, String> {
+    pub(super) fn held_by_step(&mut self, id: MessageId) -> Result<u32, String> {
         if let Some(number) = self.records.find(id)
             && self.records.get(number).state == State::InHand
         {
@@ -146,30 +146,36 @@ impl Core {
         Err("the step wrote of a message that is not in its hands".to_owned())
     }
 
+    /// Returns why an output cannot be sent on, if it cannot.
+    pub(super) fn cannot_be_sent(&self, output: &Output<'_>) -> Option<String> {
+        let port = output.port.as_deref().unwrap_or(DEFAULT_PORT);
+        let (size, limit) = (output.body.len(), self.setup.settings.body_bytes_max);
+        if size > limit {
+            return Some(format!(
+                "the step emitted a body of {size} bytes by port `{port}`; the limit is {limit}"
+            ));
+        }
+        let headers = output.headers?;
+        serde_json::from_str::<BTreeMap<Cow<'_, str>, Cow<'_, str>>>(headers)
+            .is_err()
+            .then(|| {
+                format!("the step emitted headers by port `{port}` that are no object of strings")
+            })
+    }
+
     fn on_emit(&mut self, output: &Output<'_>, now: Now) -> Result<(), String> {
+        if output.with.iter().any(|id| *id != output.id) {
+            return self.on_joint_output(output, now);
+        }
         let Some(number) = self.in_hands(output.id)? else {
             return Ok(());
         };
         let port = output.port.as_deref().unwrap_or(DEFAULT_PORT);
-        let limit = self.setup.settings.body_bytes_max;
         if self.records.get(number).bad_output.is_some() {
             return Ok(());
         }
-        if output.body.len() > limit {
-            let size = output.body.len();
-            let reason = format!(
-                "the step emitted a body of {size} bytes by port `{port}`; the limit is {limit}"
-            );
+        if let Some(reason) = self.cannot_be_sent(output) {
             self.spoil(number, reason);
-            return Ok(());
-        }
-        if let Some(headers) = output.headers
-            && serde_json::from_str::<BTreeMap<Cow<'_, str>, Cow<'_, str>>>(headers).is_err()
-        {
-            self.spoil(
-                number,
-                format!("the step emitted headers by port `{port}` that are no object of strings"),
-            );
             return Ok(());
         }
         let Some(port_number) = self.lanes.port(port) else {
@@ -189,9 +195,11 @@ impl Core {
         };
         let limits = &self.setup.limits;
         let record = self.records.get(number);
-        let before = record.held.len();
-        encode(record, id, output);
-        let added = record.held.len() - before;
+        let mut held = std::mem::take(&mut record.held);
+        let before = held.len();
+        encode(&mut held, record, id, output);
+        let added = held.len() - before;
+        record.held = held;
         record.held_lines.push(HeldLine {
             port: port_number,
             len: u32::try_from(added).expect("a frame is below 4 GiB"),
@@ -308,9 +316,8 @@ impl Core {
     }
 }
 
-/// Appends the line of an output to what its message holds.
-fn encode(record: &mut Record, id: MessageId, output: &Output<'_>) {
-    let line = &mut record.held;
+/// Appends the line of an output of a message.
+pub(super) fn encode(line: &mut Vec<u8>, record: &Record, id: MessageId, output: &Output<'_>) {
     let mut text = [0; MessageId::TEXT_LEN];
     line.extend_from_slice(b"{\"id\":\"");
     line.extend_from_slice(id.encode(&mut text).as_bytes());

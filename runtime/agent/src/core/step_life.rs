@@ -279,6 +279,7 @@ impl Core {
         self.in_hand = 0;
         for number in &live {
             self.spoil_held(*number);
+            self.leave_bond(*number, now);
             let record = self.records.get(*number);
             record.state = State::Ready;
             record.is_uncertain = true;

@@ -152,6 +152,7 @@ impl Core {
             | State::Sorting
             | State::Claiming
             | State::Held
+            | State::Bound
             | State::Settling
             | State::Parked
             | State::Abandoned => {}

@@ -662,7 +662,10 @@ impl World {
             match self.replicas[replica].step.next(target) {
                 Some(Said::Line(line)) => {
                     let core = &mut self.replicas[replica].core;
-                    core.on_step_line(line.to_string().as_bytes(), now);
+                    let line = line
+                        .as_str()
+                        .map_or_else(|| line.to_string(), str::to_owned);
+                    core.on_step_line(line.as_bytes(), now);
                 }
                 Some(Said::Dies) => self.kill_step(replica),
                 Some(Said::KillsContainer) => self.kill_agent(replica),
@@ -1033,6 +1036,69 @@ impl Step {
         self.says.pop_front()
     }
 
+    /// Makes one message of those that have the same `key` and were handed over together: its body
+    /// says which. Of those with a `chain`, one of each two neighbours.
+    fn join(&mut self, target: &mut BTreeMap<String, u32>) -> bool {
+        if self.announced > 0 {
+            return false;
+        }
+        let all = std::mem::take(&mut self.in_hand);
+        let (joined, rest): (Vec<Value>, Vec<Value>) =
+            all.into_iter().partition(|it| it["body"]["key"].is_u64());
+        self.in_hand = rest;
+        let mut groups: BTreeMap<u64, Vec<Value>> = BTreeMap::new();
+        for message in joined {
+            let key = message["body"]["key"].as_u64().expect("a number");
+            groups.entry(key).or_default().push(message);
+        }
+        let mut answers = Vec::new();
+        let has_any = !groups.is_empty();
+        for group in groups.into_values() {
+            let ids: Vec<Value> = group.iter().map(|it| it["id"].clone()).collect();
+            let is_chain = group[0]["body"]["chain"] == true;
+            let parts: Vec<&[Value]> = if is_chain && ids.len() > 1 {
+                ids.windows(2).collect()
+            } else {
+                ids.chunks(ids.len()).collect()
+            };
+            for part in parts {
+                let mut with = part[1..].to_vec();
+                if group.iter().any(|it| it["body"]["do"] == "stranger") {
+                    with.push(json!(MessageId::from_bytes([0xff; 16])));
+                }
+                // As a line, because the order of its keys matters.
+                let padding = group.iter().any(|it| it["body"]["do"] == "large");
+                let padding = "x".repeat(if padding && part.len() > 1 { 2_000 } else { 0 });
+                let (with, body) = (json!(with), json!([part, padding]));
+                let emit = format!(
+                    r#"{{"emit":{{"id":{},"with":{with},"body":{body}}}}}"#,
+                    part[0]
+                );
+                self.says.push_back(Value::String(emit));
+            }
+            for message in group {
+                let id = message["id"].clone();
+                let name = id.as_str().expect("an id").to_owned();
+                *target.entry(name).or_default() += 1;
+                answers.push(match message["body"]["do"].as_str() {
+                    Some("fail_once") if message["attempt"].as_u64().unwrap_or(1) == 1 => {
+                        json!({"failed": {"id": id, "fate": "retry", "reason": "once"}})
+                    }
+                    Some("permanent") => {
+                        json!({"failed": {"id": id, "fate": "permanent", "reason": "never"}})
+                    }
+                    _ => json!({"done": {"id": id}}),
+                });
+            }
+            // Some say first all that they made, others answer as they go.
+            if self.turns.is_multiple_of(2) {
+                self.says.extend(answers.drain(..));
+            }
+        }
+        self.says.extend(answers);
+        has_any
+    }
+
     /// Handles a message: what it writes outside is in `target`, which it asks first if the message
     /// may have been handled before.
     fn next(&mut self, target: &mut BTreeMap<String, u32>) -> Option<Said> {
@@ -1052,6 +1118,9 @@ impl Step {
             .any(|message| message["body"]["do"] == "kill_container")
         {
             return Some(Said::KillsContainer);
+        }
+        if self.join(target) {
+            return self.says.pop_front().map(Said::Line);
         }
         // The target refuses all of a batch for the sake of one.
         if self.in_hand.len() > 1 && self.in_hand.iter().any(|it| it["body"]["do"] == "spoils") {

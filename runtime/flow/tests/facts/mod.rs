@@ -62,6 +62,7 @@ pub(crate) fn facts() -> Facts {
         ("towpath/orders:1", known(orders())),
         ("towpath/crm:1", known(takes("crm", &crm()))),
         ("towpath/bulk:1", known(bulk())),
+        ("towpath/aggregate:1", known(aggregate())),
         ("towpath/post:1", known(takes("post", &post()))),
         (
             "towpath/odd:1",
@@ -132,6 +133,7 @@ fn manifest(name: &str, kind: Kind, config: Option<Value>, ports: &[&str]) -> Ma
         concurrency: None,
         batch: None,
         registers: false,
+        needs_batch: false,
     }
 }
 
@@ -144,6 +146,13 @@ fn takes(name: &str, input: &Value) -> Manifest {
 fn bulk() -> Manifest {
     let mut manifest = manifest("bulk", Kind::Action, None, &["out"]);
     manifest.batch = Some(500);
+    manifest
+}
+
+fn aggregate() -> Manifest {
+    let mut manifest = manifest("aggregate", Kind::Action, None, &["out"]);
+    manifest.batch = Some(1_000);
+    manifest.needs_batch = true;
     manifest
 }
 

@@ -417,6 +417,14 @@ fn attempts_and_children_are_told_once() {
             },
         });
     }
+    crm.events.push(Happened {
+        id: id(),
+        at: NOW - 20,
+        what: What::Joined {
+            output: other(6),
+            port: "sums".into(),
+        },
+    });
     facts.answers = vec![crm];
     let found = whereabouts(id(), &facts);
     let attempts: Vec<_> = found
@@ -425,8 +433,18 @@ fn attempts_and_children_are_told_once() {
         .map(|it| (it.attempt, it.outcome.as_str(), it.log.len()))
         .collect();
     assert_eq!(attempts, [(7, "503", 0), (1, "404", 1)]);
-    assert_eq!(found.children.len(), 1);
-    assert_eq!(found.children[0].id, other(5).to_string());
+    let children: Vec<_> = found
+        .children
+        .iter()
+        .map(|child| (child.id.clone(), child.port.as_str()))
+        .collect();
+    assert_eq!(
+        children,
+        [
+            (other(5).to_string(), "out"),
+            (other(6).to_string(), "sums")
+        ]
+    );
     assert_eq!(found.run, Some(other(7).to_string()));
 }
 
