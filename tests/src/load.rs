@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::StreamExt as _;
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
 use serde::Deserialize;
@@ -22,6 +22,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// The most requests under way: as many as the control plane lets wait, and some that it refuses.
 const UNDER_WAY_MAX: usize = 2_048;
+
+/// How many messages are taken out of the queue before they are acknowledged.
+const UNACKNOWLEDGED_MAX: u16 = 2_000;
 
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -152,7 +155,7 @@ pub async fn run(load: &Load) -> Result<Figures> {
     }
     figures.took_ms.sort_by(f64::total_cmp);
     figures.acknowledged = acknowledged.len() as u64;
-    let queue = in_queue(&load.broker, &load.queue).await?;
+    let queue = take_queue(&load.broker, &load.queue).await?;
     figures.in_queue = queue.values().sum();
     figures.repeated = queue.values().filter(|count| **count > 1).count() as u64;
     let is_missing = |id: &&String| !queue.contains_key(*id);
@@ -193,8 +196,8 @@ async fn send(client: reqwest::Client, load: Load, number: u64, due: Instant) ->
     }
 }
 
-/// The messages in a queue, and how often each is there.
-async fn in_queue(broker: &str, queue: &str) -> Result<HashMap<String, u64>> {
+/// Takes the messages out of a queue: how often each was there.
+async fn take_queue(broker: &str, queue: &str) -> Result<HashMap<String, u64>> {
     let connection = Connection::connect(broker, ConnectionProperties::default())
         .await
         .context("the broker cannot be reached")?;
@@ -208,6 +211,9 @@ async fn in_queue(broker: &str, queue: &str) -> Result<HashMap<String, u64>> {
         .await
         .context("there is no such queue")?
         .message_count();
+    channel
+        .basic_qos(UNACKNOWLEDGED_MAX, BasicQosOptions::default())
+        .await?;
     let consume = channel.basic_consume(
         queue.into(),
         "load".into(),
@@ -216,17 +222,19 @@ async fn in_queue(broker: &str, queue: &str) -> Result<HashMap<String, u64>> {
     );
     let mut deliveries = consume.await?;
     let mut found = HashMap::new();
-    for _ in 0..count {
+    for number in 1..=count {
         let delivery = timeout(PATIENCE, deliveries.next())
             .await
-            .context("the broker does not answer")?
+            .with_context(|| format!("message {number} of {count} does not come"))?
             .context("the broker ends what it delivers")??;
         for line in delivery.data.split(|byte| *byte == b'\n') {
             let message: WithId = serde_json::from_slice(line).context("a line is no message")?;
             *found.entry(message.id).or_default() += 1;
         }
+        if number % u32::from(UNACKNOWLEDGED_MAX / 2) == 0 || number == count {
+            delivery.ack(BasicAckOptions { multiple: true }).await?;
+        }
     }
-    // Nothing was acknowledged: it is all there again.
     connection.close(200, "done".into()).await?;
     ensure!(!found.is_empty(), "the queue `{queue}` is empty");
     Ok(found)
