@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use towpath_step_rows::Format;
 use towpath_step_span::Span;
 
 /// `with:` of the step.
@@ -35,16 +36,6 @@ pub struct Config {
     /// For `then: move`: the folder that finished files go to.
     #[serde(default)]
     pub move_to: Option<PathBuf>,
-}
-
-/// What is in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// A line of names, then a row of values each.
-    Csv,
-    /// A JSON value a line.
-    Jsonl,
 }
 
 /// What becomes of a file that is finished.

@@ -7,6 +7,6 @@ mod progress;
 mod rows;
 mod step;
 
-pub use config::{Config, Format, Then};
+pub use config::{Config, Then};
 pub use rows::Unreadable;
 pub use step::{Setup, UNREADABLE, poll, setup};

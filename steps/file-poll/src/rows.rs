@@ -18,8 +18,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncSeekExt as _, BufReader, Take};
 use towpath_step::{Result, ResultExt as _};
 use towpath_step_json::compact;
-
-use crate::config::Format;
+use towpath_step_rows::Format;
 
 /// The longest row, in bytes: a message has no more room.
 pub(crate) const ROW_BYTES_MAX: usize = 1 << 20;

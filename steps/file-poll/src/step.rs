@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use towpath_step::{Context, Result, ResultExt as _, StepError, Tick, tracing};
+use towpath_step_rows::{Format, read_delimiter};
 
-use crate::config::{Config, Format, Then};
+use crate::config::{Config, Then};
 use crate::find::{Files, Found, Look, ending, look};
 use crate::finish;
 use crate::progress::{FILES_MAX, Known, NAME_BYTES_MAX, Progress};
@@ -38,16 +39,8 @@ pub async fn setup(config: &Config) -> Result<Setup> {
     if config.columns.as_ref().is_some_and(Vec::is_empty) {
         return Err(StepError::permanent("`columns` has no names"));
     }
-    let delimiter = match config.delimiter {
-        Some(delimiter) if delimiter.is_ascii() && !"\"\r\n".contains(delimiter) => {
-            u8::try_from(delimiter).ok()
-        }
-        Some(delimiter) => {
-            let why = format!("`delimiter` cannot be {delimiter:?}: it is one ASCII character");
-            return Err(StepError::permanent(why));
-        }
-        None => None,
-    };
+    let delimiter = config.delimiter.map(read_delimiter).transpose();
+    let delimiter = delimiter.map_err(StepError::permanent)?;
     Ok(Setup {
         files: Files::new(&config.files)?,
         move_to: config.move_to.clone(),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use towpath_step_rows::Format;
 
 /// `with:` of the step.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -27,16 +28,6 @@ pub struct Config {
     /// How a message gets into its file.
     #[serde(default)]
     pub mode: Mode,
-}
-
-/// What is in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// A line of names, then a row of values for each message.
-    Csv,
-    /// The body of a message a line.
-    Jsonl,
 }
 
 /// How a message gets into its file.

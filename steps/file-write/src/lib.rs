@@ -5,5 +5,5 @@ mod file;
 mod row;
 mod step;
 
-pub use config::{Config, Format, Mode};
+pub use config::{Config, Mode};
 pub use step::{BATCH_MAX, Setup, setup, write};

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use serde_json::value::RawValue;
 use towpath_step::{Context, Result, ResultExt as _, StepError};
 use towpath_step_json::compact;
+use towpath_step_rows::{Format, read_delimiter};
 use towpath_step_template::{Template, Templates, values};
 
-use crate::config::{Config, Format, Mode};
+use crate::config::{Config, Mode};
 use crate::file;
 use crate::row::Manner;
 
@@ -68,14 +69,9 @@ fn manner(config: &Config) -> std::result::Result<Manner, String> {
     let columns = config.columns.clone().filter(|columns| !columns.is_empty());
     let columns = columns.ok_or("CSV needs `columns`: the fields of the body, in their order")?;
     let usual = if ending == Some("tsv") { '\t' } else { ',' };
-    let delimiter = config.delimiter.unwrap_or(usual);
-    if !delimiter.is_ascii() || "\"\r\n".contains(delimiter) {
-        let why = format!("`delimiter` cannot be {delimiter:?}: it is one ASCII character");
-        return Err(why);
-    }
     Ok(Manner::Csv {
         columns,
-        delimiter: delimiter as u8,
+        delimiter: read_delimiter(config.delimiter.unwrap_or(usual))?,
     })
 }
 

@@ -47,7 +47,7 @@ impl Plan {
         }
         let url = templates.add("url", &config.url)?;
         if let Template::Fixed(text) = &url {
-            read_url(text)?;
+            read_target(text)?;
         }
         let headers = read_headers(&mut templates, "headers", &config.headers)?;
         let body = config.body.as_ref();
@@ -58,7 +58,7 @@ impl Plan {
         let check = check.map(|check| {
             let url = templates.add("check.url", &check.url)?;
             if let Template::Fixed(text) = &url {
-                read_url(text)?;
+                read_target(text)?;
             }
             let (place, headers) = match &check.headers {
                 Some(headers) => ("check.headers", headers),
@@ -85,7 +85,7 @@ impl Plan {
         let values = read_values(body, about)?;
         Ok(Some(Request {
             method: Method::GET,
-            url: read_url(&self.templates.text(url, &values)?)?,
+            url: read_target(&self.templates.text(url, &values)?)?,
             headers: self.fill_headers(headers, &values)?,
             body: None,
         }))
@@ -95,7 +95,7 @@ impl Plan {
     pub fn request(&self, body: &RawValue, about: About<'_>) -> Result<Request, String> {
         let values = read_values(body, about)?;
         let method = read_method(&self.templates.text(&self.method, &values)?)?;
-        let url = read_url(&self.templates.text(&self.url, &values)?)?;
+        let url = read_target(&self.templates.text(&self.url, &values)?)?;
         let mut headers = self.fill_headers(&self.headers, &values)?;
         if !headers.contains_key(IDEMPOTENCY_KEY) {
             headers.insert(IDEMPOTENCY_KEY, read_header("message.id", about.id)?);
@@ -184,8 +184,8 @@ fn read_header(place: &str, text: &str) -> Result<HeaderValue, String> {
         .map_err(|_| format!("`{place}` has a character that no header can have"))
 }
 
-/// Reads a URL. No error quotes it: a query may hold a secret.
-fn read_url(text: &str) -> Result<Url, String> {
+/// Reads a URL of which no segment climbs. No error quotes it: a query may hold a secret.
+fn read_target(text: &str) -> Result<Url, String> {
     let url = towpath_step_http::read_url(text)?;
     let path = text.split(['?', '#']).next().unwrap_or_default();
     let climbs = path.split('/').any(|segment| {
