@@ -62,8 +62,9 @@ impl Control {
 
     /// Looks at every flow once; returns when to look again at the latest.
     async fn look_at_registrations(&self, troubled: &mut Troubled) -> u64 {
-        let records = match self.catalog.store.flows().await {
-            Ok(records) => records,
+        let store = &self.catalog.store;
+        let (records, called) = match tokio::try_join!(store.flows(), store.registrations()) {
+            Ok(both) => both,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "cannot look at registrations; trying on");
                 return u64::MAX;
@@ -71,7 +72,8 @@ impl Control {
         };
         let mut next = u64::MAX;
         for record in &records {
-            match self.look_at_registration(record).await {
+            let was_called = called.contains_key(&record.name);
+            match self.look_at_registration(record, was_called).await {
                 Ok(until) => {
                     next = next.min(until);
                     troubled.remove(&record.name);
@@ -96,9 +98,17 @@ impl Control {
 
     /// Looks at one flow: calls its trigger if that is due, lets the flow go if it may. Returns when to
     /// look again.
-    async fn look_at_registration(&self, record: &FlowRecord) -> Result<u64, ControlError> {
+    async fn look_at_registration(
+        &self,
+        record: &FlowRecord,
+        was_called: bool,
+    ) -> Result<u64, ControlError> {
         let flow = self.catalog.flow(record)?;
-        let last = self.catalog.store.registration(&record.name).await?;
+        let last = if was_called {
+            self.catalog.store.registration(&record.name).await?
+        } else {
+            None
+        };
         if last.is_none() && record.deleting.is_some() {
             self.finish_delete(&record.name).await?;
             return Ok(u64::MAX);
@@ -263,17 +273,17 @@ impl Control {
         &self,
         record: &FlowRecord,
         flow: &Flow,
+        last: Option<&Registration>,
     ) -> Result<Option<RegistrationView>, ControlError> {
-        let last = self.catalog.store.registration(&record.name).await?;
         if last.is_none() && !self.registers(record, flow).await? {
             return Ok(None);
         }
-        Ok(Some(view(record, last.as_ref())))
+        Ok(Some(view(record, last)))
     }
 }
 
 /// How a registration is.
-pub(super) fn view(record: &FlowRecord, last: Option<&Registration>) -> RegistrationView {
+fn view(record: &FlowRecord, last: Option<&Registration>) -> RegistrationView {
     let waits = || format!("waits for a container of its trigger in `{}`", record.name);
     let Some(last) = last else {
         return RegistrationView {

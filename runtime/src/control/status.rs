@@ -117,7 +117,10 @@ impl Control {
                 Fires::Webhook => self.former_keys_until(&record.name).await?,
                 _ => Vec::new(),
             },
-            registration: self.registration_view(&record, &flow).await?,
+            registration: {
+                let last = facts.registrations.get(&record.name);
+                self.registration_view(&record, &flow, last).await?
+            },
             deleting: record.deleting.is_some(),
             next_run_at,
             timezone: match &flow.fires {
