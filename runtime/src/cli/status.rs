@@ -255,11 +255,11 @@ fn registration(it: &RegistrationView, printer: Printer, now: u64) -> String {
     if let Some(since) = it.since {
         text = format!("{text} {} ago", apart(now, since));
     }
-    if let Some(reason) = &it.reason {
-        text = format!("{text}: {reason}");
-    }
-    if it.attempts > 0 {
-        text = format!("{text}; tried {} times", it.attempts);
+    // Why a call failed is said above, as what is wrong with the flow.
+    match &it.reason {
+        _ if it.attempts > 0 => text = format!("{text}: tried {} times", it.attempts),
+        Some(reason) => text = format!("{text}: {reason}"),
+        None => {}
     }
     match it.next_at {
         Some(next) if next > now => text = format!("{text}, again in {}", apart(next, now)),

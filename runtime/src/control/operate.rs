@@ -99,14 +99,14 @@ impl Control {
         } = choices;
         let _alone = self.applying.lock().await;
         let (record, checked) = self.record(flow).await?;
-        let registration = self.catalog.store.registration(flow).await?;
-        let Some(registration) = registration.filter(|_| !leave_registered) else {
+        let called = self.catalog.store.registrations().await?;
+        if leave_registered || !called.contains_key(flow) {
             self.delete_now(&checked, drop_messages).await?;
             return Ok(Done {
                 changed: true,
                 message: format!("`{flow}` is deleted"),
             });
-        };
+        }
         self.refuse_delete(&checked, drop_messages).await?;
         let deletion = if drop_messages {
             Deletion::WithMessages
@@ -126,13 +126,11 @@ impl Control {
             );
             self.changed().await?;
         }
-        let reason = registration.reason.map(|reason| format!(": {reason}"));
         Ok(Done {
             changed,
             message: format!(
-                "`{flow}` is being deleted: `{}` takes back what it registered at its source first{}; `towpath status {flow}` shows it, and `--leave-registered` does not wait for it",
-                checked.trigger_id,
-                reason.unwrap_or_default()
+                "`{flow}` is being deleted: `{}` takes back what it registered at its source first; `towpath status {flow}` shows it, and `--leave-registered` does not wait for it",
+                checked.trigger_id
             ),
         })
     }
