@@ -867,20 +867,7 @@ impl Lanes {
                         }
                         None => (routes.steps_exchange.as_str(), routes.own_key.clone()),
                     };
-                    Lane {
-                        exchange: exchange.into(),
-                        key: key.into(),
-                        content,
-                        frame: None,
-                        batch_max,
-                        open_max: limits.open_batches,
-                        growing: Batch::default(),
-                        since: None,
-                        sealed: VecDeque::new(),
-                        open: 0,
-                        refusals: 0,
-                        not_before: None,
-                    }
+                    Lane::new(exchange, &key, content, batch_max, limits.open_batches)
                 })
             }
         }
